@@ -1,0 +1,21 @@
+# Needs Linux on x86-64, Python 3.11 to 3.13, make. To name a Python: make run PYTHON=python3.12
+PYTHON ?= python3
+.PHONY: run test lab check install lock
+
+run: install     ## set up, run every notebook on the stub backend, print a summary
+	.venv/bin/course run $(ARGS)
+
+test: install    ## set up, run every test
+	.venv/bin/python -m pytest $(ARGS)
+
+lab: install     ## set up, open JupyterLab at the first notebook
+	.venv/bin/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
+
+check: install   ## say what works on this machine and what to do about the rest
+	.venv/bin/course check
+
+install:         ## make .venv from requirements.lock; does nothing when that is done
+	@$(PYTHON) helpers/install.py
+
+lock:            ## developers: resolve pyproject.toml into requirements.lock
+	@$(PYTHON) helpers/install.py --lock

@@ -1,0 +1,335 @@
+"""Exact arithmetic on text: LaTeX and Unicode to plain arithmetic, and its value as a fraction.
+
+Graders compare numbers thousands of times, so this is quick, and it never runs away: numbers, exponents and nesting
+are bounded, and whatever is not arithmetic has no value (None) instead of a guess.
+"""
+
+import math
+import re
+import unicodedata
+from fractions import Fraction
+
+Number = Fraction | float
+
+MAX_DIGITS = 400
+MAX_BITS = 20_000
+MAX_DEPTH = 40
+MAX_LENGTH = 1000
+
+NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\w.]))?"
+CURRENCY = "$€£¥₹₩₽"
+
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
+_SIGNS = str.maketrans({
+    "−": "-", "‐": "-", "‑": "-", "–": "-", "×": "*", "✕": "*", "✖": "*", "⋅": "*", "·": "*", "∙": "*", "∗": "*", "÷": "/",
+    "⁄": "/", "∕": "/", "“": '"', "”": '"', "‘": "'", "’": "'", "：": ":", "，": ",", "（": "(", "）": ")", "\u200b": "",
+    "\ufeff": "", "\u2060": "",
+})
+
+
+def tidy_unicode(text: str) -> str:
+    """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one kind of minus."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda m: f"^({m[0].translate(_SUPERSCRIPT)})" if len(m[0]) > 1
+                  else f"^{m[0].translate(_SUPERSCRIPT)}", text)
+    text = re.sub("[¼-¾⅐-⅞↉]", lambda m: f" {unicodedata.normalize('NFKC', m[0])}", text)
+    return unicodedata.normalize("NFKC", text.translate(_SIGNS)).translate(_SIGNS)
+
+
+_LATEX = [
+    (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits|,|!|;|:|quad|qquad| )(?![a-zA-Z])"), " "),
+    (re.compile(r"\\\$"), "$"),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),
+    (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])"), "*"),
+    (re.compile(r"\\div(?![a-zA-Z])"), "/"),
+    (re.compile(r"\\pi(?![a-zA-Z])|π"), " pi "),
+    (re.compile(r"\\infty(?![a-zA-Z])|∞"), " oo "),
+    (re.compile(r"\\(?:leq?|leqslant)(?![a-zA-Z])|≤"), "<="),
+    (re.compile(r"\\(?:geq?|geqslant)(?![a-zA-Z])|≥"), ">="),
+    (re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z])"), "≈"),
+    (re.compile(r"\\(?:neq?)(?![a-zA-Z])"), "≠"),
+    (re.compile(r"\\pm(?![a-zA-Z])"), "±"),
+    (re.compile(r"\^\s*\{?\s*(?:\\circ|°)\s*\}?|°|\\degree(?![a-zA-Z])"), ""),
+    (re.compile(r"\\\{"), "⟦"),
+    (re.compile(r"\\\}"), "⟧"),
+    (re.compile(r"\\[()\[\]]"), " "),
+]
+_BRACED = [
+    (re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"(\d)\s*\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1 ((\2)/(\3))"),
+    (re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
+    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"((\1)/(\2))"),
+    (re.compile(r"\\frac\s*\{([^{}]*)\}\s*(\d)"), r"((\1)/(\2))"),
+    (re.compile(r"\\frac\s*(\d)\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
+    (re.compile(r"\\sqrt\s*\{([^{}]*)\}"), r"sqrt(\1)"),
+    (re.compile(r"\\sqrt\s*(\d)"), r"sqrt(\1)"),
+    (re.compile(r"√\s*(\d+(?:\.\d+)?)"), r"sqrt(\1)"),
+    (re.compile(r"√\s*\("), r"sqrt("),
+    (re.compile(r"\^\s*\{([^{}]*)\}"), r"^(\1)"),
+    (re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}"), lambda m: _repeating(m[1], m[2], m[3])),
+]
+
+
+def _repeating(whole: str, fixed: str, repeat: str) -> str:
+    if len(whole + fixed + repeat) > 50:
+        return "?"
+    value = Fraction(int(fixed + repeat) - int(fixed or 0), 10 ** len(fixed) * (10 ** len(repeat) - 1)) + int(whole or 0)
+    return f"({value})"
+
+
+def plain(text: str) -> str:
+    """LaTeX and Unicode mathematics as plain text: `\\frac{1}{2}` to `((1)/(2))`. Sets get `⟦ ⟧`; words stay."""
+    text = tidy_unicode(text[:MAX_LENGTH])
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    for _ in range(12):
+        before = text
+        for pattern, replacement in _BRACED:
+            text = pattern.sub(replacement, text)
+        if text == before or len(text) > 2 * MAX_LENGTH:
+            break
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class _NoValue(Exception):
+    """The text is not arithmetic, or too large to evaluate."""
+
+
+_TOKEN = re.compile(rf"\s*(?:(?P<num>{NUMBER})|(?P<op>\*\*|[-+*/^()%!])|(?P<name>sqrt|pi)(?![A-Za-z])|(?P<money>[{CURRENCY}]))")
+
+
+class _Parser:
+    """Recursive descent: sum, product, unary minus, power, atom. `seen` collects the value of every part."""
+
+    def __init__(self, text: str):
+        self.tokens: list[tuple[str, str, bool]] = []
+        self.position = self.depth = 0
+        self.seen: list[Number] = []
+        place = 0
+        text = text.strip()
+        while place < len(text):
+            match = _TOKEN.match(text, place)
+            if not match or len(self.tokens) > 300:
+                raise _NoValue
+            if match.lastgroup != "money":
+                self.tokens.append((match.lastgroup, match[match.lastgroup], match[0][:1].isspace()))
+            place = match.end()
+
+    def peek(self, ahead: int = 0) -> tuple[str, str, bool]:
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else ("end", "", False)
+
+    def take(self) -> str:
+        self.position += 1
+        return self.tokens[self.position - 1][1]
+
+    def whole(self) -> Number:
+        value = self.sum()
+        if self.peek()[0] != "end":
+            raise _NoValue
+        return value
+
+    def sum(self) -> Number:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _NoValue
+        value = self.product()
+        while self.peek()[1] in ("+", "-"):
+            value = self.keep(_add(value, self.product() if self.take() == "+" else _times(self.product(), Fraction(-1))))
+        self.depth -= 1
+        return value
+
+    def product(self) -> Number:
+        value = self.unary()
+        while True:
+            kind, text, _ = self.peek()
+            if text in ("*", "/"):
+                self.take()
+                other = self.unary()
+                value = self.keep(_times(value, other) if text == "*" else _over(value, other))
+            elif text == "(" or kind == "name":  # 2(3), 2 sqrt(3)
+                value = self.keep(_times(value, self.power()))
+            else:
+                return value
+
+    def unary(self) -> Number:
+        sign = 1
+        while self.peek()[1] in ("+", "-"):
+            sign = -sign if self.take() == "-" else sign
+        value = self.power()
+        return value if sign == 1 else self.keep(_times(value, Fraction(-1)))
+
+    def power(self) -> Number:
+        base = self.atom()
+        if self.peek()[1] in ("^", "**"):
+            self.take()
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise _NoValue
+            exponent = self.unary()
+            self.depth -= 1
+            return self.keep(_raise(base, exponent))
+        return base
+
+    def atom(self) -> Number:
+        kind, text, _ = self.peek()
+        if kind == "num":
+            self.take()
+            value = self.mixed(self.keep(parse_number(text)))
+        elif kind == "name":
+            self.take()
+            value = math.pi if text == "pi" else self.keep(_root(self.atom()))
+        elif text == "(":
+            self.take()
+            value = self.sum()
+            if self.peek()[1] != ")":
+                raise _NoValue
+            self.take()
+        else:
+            raise _NoValue
+        while self.peek()[1] in ("%", "!"):
+            value = self.keep(_over(value, Fraction(100)) if self.take() == "%" else _factorial(value))
+        return value
+
+    def mixed(self, value: Number) -> Number:
+        """`1 1/2` and `1 ((1)/(2))` are one and a half."""
+        one, two, three = self.peek(), self.peek(1), self.peek(2)
+        if one[0] == "num" and one[2] and two[1] == "/" and three[0] == "num" and isinstance(value, Fraction):
+            top, bottom = parse_number(one[1]), parse_number(three[1])
+            self.position += 3
+            return self.keep(_add(value, _over(top, bottom)))
+        shape = [self.peek(i)[1] for i in (0, 1, 3, 4, 5, 7, 8)]
+        if shape == ["(", "(", ")", "/", "(", ")", ")"] and one[2] and value.denominator == 1:
+            parts = self.peek(2), self.peek(6)
+            if all(kind == "num" for kind, _, _ in parts):
+                self.position += 9
+                return self.keep(_add(value, _over(*(parse_number(text) for _, text, _ in parts))))
+        return value
+
+    def keep(self, value: Number) -> Number:
+        self.seen.append(value)
+        return value
+
+
+def parse_number(text: str) -> Fraction:
+    """`1,234.5`, `.5` or `1e3` as an exact fraction.
+
+    Raises:
+        _NoValue: it has too many digits, or an exponent out of bounds.
+    """
+    text = text.replace(",", "")
+    mantissa, _, exponent = text.lower().partition("e")
+    if len(mantissa) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
+        raise _NoValue
+    return Fraction(text)
+
+
+def _bounded(value: Number) -> Number:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _NoValue
+        return value
+    if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
+        raise _NoValue
+    return value
+
+
+def _mix(a: Number, b: Number) -> tuple[Number, Number]:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a, b
+    try:
+        return float(a), float(b)
+    except OverflowError:
+        raise _NoValue from None
+
+
+def _add(a: Number, b: Number) -> Number:
+    a, b = _mix(a, b)
+    return _bounded(a + b)
+
+
+def _times(a: Number, b: Number) -> Number:
+    a, b = _mix(a, b)
+    return _bounded(a * b)
+
+
+def _over(a: Number, b: Number) -> Number:
+    a, b = _mix(a, b)
+    if b == 0:
+        raise _NoValue
+    return _bounded(a / b)
+
+
+def _raise(a: Number, b: Number) -> Number:
+    if isinstance(b, Fraction) and b.denominator == 1 and isinstance(a, Fraction):
+        size = max(a.numerator.bit_length(), a.denominator.bit_length())
+        if abs(b.numerator) * size > MAX_BITS or (a == 0 and b < 0):
+            raise _NoValue
+        return a ** b.numerator
+    a, b = _mix(a, b) if isinstance(a, float) or isinstance(b, float) else (float(a), float(b))
+    if a < 0 or (a == 0 and b < 0):
+        raise _NoValue
+    try:
+        return _bounded(a**b)
+    except OverflowError:
+        raise _NoValue from None
+
+
+def _root(a: Number) -> Number:
+    if a < 0:
+        raise _NoValue
+    if isinstance(a, Fraction):
+        top, bottom = math.isqrt(a.numerator), math.isqrt(a.denominator)
+        if top * top == a.numerator and bottom * bottom == a.denominator:
+            return Fraction(top, bottom)
+    return math.sqrt(_mix(a, 0.0)[0])
+
+
+def _factorial(a: Number) -> Fraction:
+    if not isinstance(a, Fraction) or a.denominator != 1 or not 0 <= a <= 200:
+        raise _NoValue
+    return Fraction(math.factorial(a.numerator))
+
+
+def evaluate(text: str) -> tuple[Number, list[Number]] | None:
+    """The value of a text that `plain` returned, and the values of its parts; None if it is not arithmetic.
+
+    Returns:
+        A `Fraction` where the value is rational, a float where a root or pi is in it.
+    """
+    if not text or len(text) > 2 * MAX_LENGTH:
+        return None
+    try:
+        parser = _Parser(text)
+        value = parser.whole()
+        return value, [*parser.seen, value]
+    except (_NoValue, OverflowError):
+        return None
+
+
+def value_of(text: str) -> Number | None:
+    """The value of a text that `plain` returned; None if it is not arithmetic."""
+    result = evaluate(text)
+    return result[0] if result else None
+
+
+def same_number(a: Number, b: Number) -> bool:
+    """Equal: exactly between fractions, to 9 digits where a float is involved."""
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    try:
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    except OverflowError:
+        return False
+
+
+def rounds_to(exact: Number, shown: Fraction, decimals: int) -> bool:
+    """Whether `shown`, written with that many decimals, is `exact` rounded (either way at a tie) or cut off."""
+    try:
+        difference = abs(Fraction(exact) - shown)
+    except (OverflowError, ValueError):
+        return False
+    return difference < Fraction(1, 10**decimals) and (
+        difference <= Fraction(1, 2 * 10**decimals) or abs(shown) < abs(Fraction(exact))
+    )

@@ -1,0 +1,33 @@
+"""Errors a user can mend. Each says what is wrong and what to do next, and shows no traceback in a notebook."""
+
+
+class CourseError(Exception):
+    """Base of every error that is the user's to mend.
+
+    Args:
+        what: what is wrong, naming the file, line, field or value.
+        fix: the next thing to do: a command, a notebook, or a value to change.
+    """
+
+    def __init__(self, what: str, fix: str = ""):
+        super().__init__(f"{what}\n→ {fix}" if fix else what)
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows these lines in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class DataError(CourseError):
+    """A data file, line, record or field is not usable."""
+
+
+class ModelError(CourseError):
+    """A base model, adapter or tokenizer is missing, damaged, or of the wrong kind."""
+
+
+class BackendError(CourseError):
+    """The Tinker backend can't be reached, started, or refused the request."""
+
+
+class RunError(CourseError):
+    """A run folder is missing, incomplete, or can't be written."""

@@ -1,0 +1,15 @@
+"""Judging an answer: does it say the same, is its final answer right, are its steps right, is it complete.
+
+    check_answer("12 ", "12")                                     # the same text, up to case, spaces, end punctuation
+    check_final_answer("... so the answer is $1,200.", "1200")    # the same value, found in free text
+    check_reasoning_steps("5 + 7 = 12\\n12 * 3 = 36", reference)   # every equation right, every reference step there
+    check_completeness("... Therefore, the sum is (3 +")          # cut off
+
+Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away: texts and
+numbers are bounded, and what is not plain arithmetic goes to math-verify in a process with a time limit.
+"""
+
+from helpers.answers import Verdict, check_answer, check_final_answer, final_answer, normalise
+from helpers.reasoning import check_completeness, check_reasoning_steps
+
+__all__ = ["Verdict", "check_answer", "check_completeness", "check_final_answer", "check_reasoning_steps", "final_answer", "normalise"]

@@ -1,0 +1,160 @@
+"""Figures of the course: one function a figure. Each returns a matplotlib `Figure`, which a notebook shows by itself."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from helpers.parity import Scores
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches.
+
+    It is made by pyplot, because a bare `Figure` shows no picture in a notebook, and closed there, because an open one is
+    shown twice.
+    """
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    pyplot.close(figure)
+    return figure
+
+
+def length_histogram(prompts: list[int], answers: list[int]) -> "Figure":
+    """How long prompts and answers are.
+
+    Args:
+        prompts: tokens of each prompt.
+        answers: tokens of each answer, its end included.
+    """
+    figure = new_figure(6, 3.2)
+    axes = figure.subplots()
+    longest = max(prompts + answers)
+    width = max(1, longest // 30)
+    bins = range(0, longest + 2 * width, width)
+    axes.hist(prompts, bins=bins, histtype="stepfilled", color="lightgrey", edgecolor="black", label="prompt")
+    axes.hist(answers, bins=bins, histtype="step", color="tab:blue", hatch="///", linewidth=1.5, label="answer")
+    axes.set(xlabel="length, tokens", ylabel="records", title="Lengths of prompts and answers")
+    axes.legend()
+    return figure
+
+
+def category_bars(parts: dict[str, list[dict]]) -> "Figure":
+    """Share of each category in each part of the split, with counts on the bars.
+
+    Args:
+        parts: name of a part to its records; records without a category count as `(none)`.
+    """
+    from collections import Counter
+
+    counts = {name: Counter(row.get("category") or "(none)" for row in rows) for name, rows in parts.items()}
+    kinds = sorted({kind for count in counts.values() for kind in count})
+    figure = new_figure(6, 3.2)
+    axes = figure.subplots()
+    width = 0.8 / len(parts)
+    for place, ((name, count), hatch) in enumerate(zip(counts.items(), ["", "///", "...", "xxx"])):
+        shares = [100 * count[kind] / max(1, count.total()) for kind in kinds]
+        across = [i + place * width for i in range(len(kinds))]
+        bars = axes.bar(across, shares, width, hatch=hatch, edgecolor="black", color=f"C{place}", alpha=0.6, label=name)
+        axes.bar_label(bars, [count[kind] for kind in kinds], fontsize=7)
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(kinds))], kinds)
+    axes.set(ylabel="share of the part, %", title="Categories in each part (numbers: records)")
+    axes.margins(y=0.25)
+    axes.legend(ncols=len(parts), loc="upper center")
+    return figure
+
+
+def weight_change_heatmap(description: dict) -> "Figure":
+    """Where an adapter changed the weights: one cell a matrix, layers across, modules down.
+
+    Args:
+        description: what `helpers.export.describe_adapter` returns; the colour is each module's `norm`.
+    """
+    import numpy as np
+
+    rows = [row for row in description["modules"] if row["layer"] is not None]
+    layers, modules = sorted({row["layer"] for row in rows}), sorted({row["module"] for row in rows})
+    grid = np.full((len(modules), len(layers)), np.nan)
+    for row in rows:
+        grid[modules.index(row["module"]), layers.index(row["layer"])] = row["norm"]
+    figure = new_figure(8, 2.6)
+    axes = figure.subplots()
+    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+    axes.set_yticks(range(len(modules)), modules)
+    step = max(1, len(layers) // 10)
+    axes.set_xticks(range(0, len(layers), step), layers[::step])
+    axes.set_xlabel("layer")
+    axes.set_title("Size of the change of each weight matrix")
+    figure.colorbar(image, label="norm of scale·B·A")
+    return figure
+
+
+def parity_scatter(reference: "Scores", others: list) -> "Figure":
+    """Log-probability of each token: the trained model across, the others up. Equal models lie on the diagonal.
+
+    Args:
+        reference: `helpers.parity.Scores` of the trained model.
+        others: `Scores` of the same tokens by other models.
+    """
+    across = [value for row in reference.logprobs for value in row]
+    figure = new_figure(8, 3.6)
+    left, right = figure.subplots(1, 2)
+    lowest = min(across)
+    left.plot([lowest, 0], [lowest, 0], color="grey", linewidth=1)
+    for scores in others:
+        up = [value for row in scores.logprobs for value in row]
+        left.scatter(across, up, s=8, alpha=0.5, label=scores.name)
+        right.scatter(across, [max(abs(a - b), 1e-9) for a, b in zip(across, up)], s=8, alpha=0.5, label=scores.name)
+    left.set(xlabel=f"log p, {reference.name}", ylabel="log p, other model", title="The same tokens, scored twice")
+    right.set(xlabel=f"log p, {reference.name}", ylabel="absolute difference, nats", yscale="log", title="How far apart")
+    left.legend()
+    return figure
+
+
+def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> "Figure":
+    """Tokens per second against prompts at once.
+
+    Args:
+        rows: from `helpers.inference.measure_throughput`.
+        lines: other measurements to draw as level lines, `{label: tokens per second}`.
+    """
+    figure = new_figure(6, 3.4)
+    axes = figure.subplots()
+    sizes, rates = [row["at_once"] for row in rows], [row["tokens_per_second"] for row in rows]
+    axes.plot(sizes, rates, marker="o", label="vLLM")
+    for size, rate in zip(sizes, rates):
+        axes.annotate(f"{rate:.0f}", (size, rate), textcoords="offset points", xytext=(0, 7), ha="center")
+    for label, rate in (lines or {}).items():
+        axes.axhline(rate, color="grey", linestyle="--", linewidth=1, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, sizes)
+    axes.set_ylim(0, max(rates) * 1.25)
+    axes.set(xlabel="prompts at once", ylabel="tokens per second", title="Throughput")
+    axes.legend()
+    return figure
+
+
+def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
+    """Accuracy of two models in each category and overall, with 95% intervals and counts.
+
+    Args:
+        base: result of `helpers.evaluation.evaluate_model` for the base model.
+        tuned: the same problems, answered by the tuned model.
+    """
+    names = ["all", *sorted(tuned["by_category"])]
+    figure = new_figure(6.5, 0.9 + 0.55 * len(names))
+    axes = figure.subplots()
+    for shift, colour, marker, label, result in ((0.15, "grey", "s", "base", base), (-0.15, "tab:blue", "o", "tuned", tuned)):
+        rows = [result if name == "all" else result["by_category"][name] for name in names]
+        across = [100 * row["accuracy"] for row in rows]
+        sides = [[100 * abs(row["accuracy"] - row["ci95"][end]) for row in rows] for end in (0, 1)]
+        up = [place + shift for place in range(len(names))]
+        axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=label)
+        for x, y, row in zip(across, up, rows):
+            axes.annotate(f"{row['correct']}/{row['total']}", (x, y), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=7)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)", title="The same test problems, before and after")
+    axes.legend()
+    return figure

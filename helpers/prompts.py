@@ -1,0 +1,119 @@
+"""From an example to tokens, the same way for training, evaluation, the merged model and vLLM.
+
+A prompt format decides three things together, because they only work together: the text before the answer, the text
+that ends the answer, and the stop rule for sampling.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from helpers.errors import DataError
+
+END_OF_ANSWER = "\n\n"
+
+
+def guide_prompt(example: dict[str, Any]) -> str:
+    """The prompt of the source guide: `Instruction`, an `Input` line if there is one, `Response`."""
+    lines = [f"Instruction: {example['instruction'].strip()}"]
+    if (example.get("input") or "").strip():
+        lines.append(f"Input: {example['input'].strip()}")
+    return "\n".join([*lines, "Response:"])
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How an example becomes tokens. Make one with `prompt_format(...)`.
+
+    Attributes:
+        name: `guide`, or the name of a `tinker_cookbook` renderer.
+        tokenizer: the base model's tokenizer.
+        stop: what ends an answer, in the form that Tinker's `SamplingParams.stop` takes (strings or token ids).
+        renderer: the cookbook's renderer; None for `guide`.
+    """
+
+    name: str
+    tokenizer: Any
+    stop: list
+    renderer: Any = field(default=None, repr=False)
+
+    def prompt_tokens(self, example: dict[str, Any]) -> list[int]:
+        """Token ids of the prompt, up to where the answer starts."""
+        if self.renderer is None:
+            return self.tokenizer.encode(guide_prompt(example), add_special_tokens=True)
+        return self.renderer.build_generation_prompt(_messages(example)[:-1]).to_ints()
+
+    def answer_tokens(self, example: dict[str, Any]) -> list[int]:
+        """Token ids of the reference answer and of what ends it: what the model learns to write.
+
+        Raises:
+            DataError: the answer holds text at which sampling would stop.
+        """
+        if self.renderer is None:
+            answer = example["output"].strip()
+            for text in self.stop:
+                if text in answer:
+                    raise DataError(f"the output of {example.get('instruction', '')[:60]!r} holds {text!r}, where the guide's stop rule ends an answer",
+                                    "use a chat renderer for such data (prompt_format='qwen3_instruct'), or take that text out")
+            return self.tokenizer.encode(f" {answer}{END_OF_ANSWER}", add_special_tokens=False)
+        model_input, weights = self.renderer.build_supervised_example(_messages(example))
+        tokens = model_input.to_ints()
+        return tokens[len(self.prompt_tokens(example)) :]
+
+    def answer_text(self, tokens: list[int]) -> str:
+        """The answer in a sampled token list, without the stop text, stripped."""
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        for stop in self.stop:
+            if isinstance(stop, str) and stop in text:
+                text = text[: text.index(stop)]
+        return text.strip()
+
+
+def _messages(example: dict[str, Any]) -> list[dict[str, str]]:
+    question = example["instruction"].strip()
+    if (example.get("input") or "").strip():
+        question += f"\n{example['input'].strip()}"
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": example["output"].strip()}]
+
+
+def prompt_format(name: str, tokenizer: Any) -> PromptFormat:
+    """The prompt format named `guide`, or the one of a `tinker_cookbook` renderer for chat models.
+
+    Raises:
+        DataError: there is no renderer of that name.
+    """
+    if name == "guide":
+        return PromptFormat("guide", tokenizer, [END_OF_ANSWER, "Instruction:"])
+    from tinker_cookbook import renderers
+
+    try:
+        renderer = renderers.get_renderer(name, tokenizer)
+    except ValueError as error:
+        raise DataError(f"no prompt format {name!r}: {error}", "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'") from error
+    return PromptFormat(name, tokenizer, renderer.get_stop_sequences(), renderer)
+
+
+def build_datum(example: dict[str, Any], fmt: PromptFormat, max_length: int = 2048) -> Any:
+    """One training example: tokens, targets shifted by one, weight 0 on the prompt and 1 on the answer.
+
+    Returns:
+        `tinker.types.Datum` of length `len(prompt) + len(answer) - 1`.
+
+    Raises:
+        DataError: the example is longer than `max_length` tokens.
+    """
+    import tinker
+    from tinker import types
+
+    prompt, answer = fmt.prompt_tokens(example), fmt.answer_tokens(example)
+    tokens = prompt + answer
+    if len(tokens) > max_length:
+        raise DataError(f"{example.get('instruction', '')[:60]!r} is {len(tokens)} tokens long, over max_length={max_length}",
+                        "raise max_length, or leave long examples out in the split")
+    weights = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData(data=tokens[1:], dtype="int64", shape=[len(tokens) - 1]),
+            "weights": tinker.TensorData(data=weights, dtype="float32", shape=[len(tokens) - 1]),
+        },
+    )

@@ -1,0 +1,295 @@
+"""Reasoning: is every stated equation right, is every step of the reference there, does the text come to its end."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from helpers.answers import MAX_TEXT, Verdict, _WIDE, _marked, _prepare, _tidy_answer, final_answer, read_quantity
+from helpers.arithmetic import CURRENCY, NUMBER, Number, evaluate, plain, rounds_to, same_number
+
+MAX_EQUATIONS = 300
+
+
+@dataclass(frozen=True)
+class Equation:
+    """A chain of sides that a text states to be equal, with the value of each.
+
+    Attributes:
+        text: as in the text, shortened.
+        values: one a side.
+        parts: the values of all numbers and partial results in it.
+        right: whether all sides are equal (a decimal may be a rounded value).
+    """
+
+    text: str
+    values: tuple[Number, ...]
+    parts: tuple[Number, ...]
+    right: bool
+
+
+# A word before a number or after it is a noun or a unit ("5 apples + 7 apples"); `x` between numbers multiplies.
+_NOUN = re.compile(r"[A-Za-z\u4e00-\u9fff][A-Za-z\u4e00-\u9fff'_-]*\.?")
+_SIDE_TEXT = r"[^=≈≠<>]"
+
+
+def _side(text: str, where: str) -> str | None:
+    """The arithmetic of one side of an equation: the text's end for a first side, its start for a last one."""
+    text = text.replace("\\", " ")
+    text = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d($])", " * ", text)
+    text = re.sub(r"(?<=\d)\s*[xX]\s+(?=[\d($])", " * ", text)
+    text = re.sub(r"(%|\d\s*/\s*\d+\)*)\s*of\s+(?=[\d($])", r"\1 * ", text)
+    if where == "first":
+        text = re.split(r":\s|[;?]|[,.]\s|[,.]$|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?)\s", text)[-1]
+        text = re.sub(r"^\s*\(?[a-z\d]{1,2}\)\s+(?=[\d(-])|^\s*\d+\.\s+(?=[\d(-])", "", text)
+    elif where == "last":
+        text = re.split(r"[;?。，；]|[,.](?:\s|$)|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b", text)[0]
+    allowed = [token for token in re.split(rf"({NUMBER}|sqrt|pi|\*\*|[-+*/^()%!{CURRENCY}])", text) if token.strip()]
+    kept: list[str] = []
+    nouns_before_number = False
+    for token in allowed:
+        if re.fullmatch(rf"{NUMBER}|sqrt|pi|\*\*|[-+*/^()%!{CURRENCY}]", token):
+            kept.append(token)
+            continue
+        words = token.split()
+        if any(not _NOUN.fullmatch(word) for word in words):
+            return None
+        if where == "first" and not any(re.match(r"[\d.]", piece) for piece in kept):
+            kept, nouns_before_number = [], True  # "Total cost 5 + 7": words before the arithmetic
+        elif len("".join(words)) == 1 and re.match(r"[a-zA-Z]$", "".join(words)) and words[0] not in ("m", "g", "l", "L", "h", "s"):
+            return None  # a variable: 5x
+        elif kept and kept[-1] in "+-*/^(" and where != "first":
+            return None
+        else:
+            kept.append(" ")
+    del nouns_before_number
+    side = " ".join(kept)
+    side = re.sub(r"\(\s*\)", " ", side)
+    return re.sub(r"\s+", " ", side).strip() or None
+
+
+def _nouns(text: str) -> set[str]:
+    return {word.lower().rstrip("s.") for word in re.findall(r"[A-Za-z]{2,}", text)} - {"sqrt", "pi", "step"}
+
+
+def equations(text: str) -> list[Equation]:
+    """The equations between numbers that a text states, in its order. Those with unknowns are left out."""
+    found: list[Equation] = []
+    text = re.sub(r"<<[^<>\n]{0,200}>>", "", text[-MAX_TEXT:])
+    for line in re.split(r"\n|(?<=[a-z\d)%][.;])\s+(?=[A-Z])|[。；]|\\\\|(?<=[\d)])\s*,\s+(?=[\d(a-zA-Z])|\\\]|\\\)(?=[\s,.;])", text):
+        if "=" not in line and "≈" not in line and "\\approx" not in line or len(line) > 800:
+            continue
+        line = re.sub(r"\*\*(?=\D|$)|(?<!\d)\*\*|`", " ", line)
+        line = re.sub(r"\$\$|\\[()\[\]]|(?<![\d(+*/=-])\s?\$(?=\s|\\|$)|\$(?![\d.])", " ", line.replace("\\$", "$"))
+        line = plain(line.replace("&", " ").replace("\\implies", ";").replace("\\Rightarrow", ";").replace("⇒", ";").replace("→", ";"))
+        line = re.sub(r"^\s*(?:[-*•]\s+)?(?:step|步骤|第)?\s*\d+\s*步?\s*[.:)、]\s*(?=\S)", "", line, flags=re.IGNORECASE)
+        for piece in line.split("; "):
+            found += _chain(piece)
+        if len(found) >= MAX_EQUATIONS:
+            break
+    return found[:MAX_EQUATIONS]
+
+
+def _chain(line: str) -> list[Equation]:
+    if re.search(r"[<>≠]|!=", line):
+        return []
+    pieces = re.split(r"(==?|≈)", line)
+    sides, signs = pieces[::2], pieces[1::2]
+    read: list[tuple[str, Number, list[Number], str] | None] = []
+    for place, side in enumerate(sides):
+        where = "first" if place == 0 else "last" if place == len(sides) - 1 else "middle"
+        arithmetic = _side(side, where)
+        result = evaluate(arithmetic) if arithmetic else None
+        read.append((arithmetic, *result, side) if result else None)
+    found, run = [], []
+    for place, item in enumerate([*read, None]):
+        if item is not None:
+            run.append((item, signs[place - 1] if place and run else ""))
+            continue
+        if len(run) >= 2 and _says_something(run):
+            found.append(_judge(run))
+        run = []
+    return found
+
+
+def _says_something(run: list) -> bool:
+    """`1 foot = 12 inches` converts units: it is no arithmetic. One side at least must compute, or the nouns agree."""
+    computes = any(re.search(r"[\d)%]\s*[-+*/^!]|sqrt|%", item[0]) for item, _ in run)
+    if computes:
+        return True
+    first, last = _nouns(run[0][0][3]), _nouns(run[-1][0][3])
+    return not (first or last)
+
+
+def _judge(run: list) -> Equation:
+    right = True
+    for (left, _), (item, sign) in zip(run, run[1:]):
+        right &= _equal_sides(left[1], item[1], left[0], item[0], sign == "≈")
+    parts = [value for item, _ in run for value in item[2]]
+    text = " = ".join(item[0] for item, _ in run)
+    return Equation(text[:200], tuple(item[1] for item, _ in run), tuple(parts), right)
+
+
+def _equal_sides(a: Number, b: Number, left: str, right: str, about: bool) -> bool:
+    if same_number(a, b):
+        return True
+    decimals = re.fullmatch(r"[-+$€£¥\s]*[\d,]+\.(\d+)\s*(%?)", right) or (re.fullmatch(r"[-+$€£¥\s]*[\d,]+()\s*(%?)", right) if about else None)
+    if decimals:
+        places = len(decimals[1]) + (2 if decimals[2] else 0)
+        if isinstance(b, Fraction) and rounds_to(a, b, places):
+            return True
+    percent = ("%" in right) != ("%" in left)  # "0.25 * 100 = 25%", "20 / 80 * 100 = 25%"
+    if percent and (same_number(a, b * 100) or same_number(a * 100, b)):
+        return True
+    return about and b != 0 and abs(float(Fraction(a) / Fraction(b)) - 1) < 0.01 if abs(b) > Fraction(1, 10**300) else False
+
+
+def _show(value: Number) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value) if len(str(value.numerator)) < 40 else "a very long number"
+
+
+def _has(value: Number, values: Any) -> bool:
+    return any(same_number(value, other) for other in values)
+
+
+def _stated_numbers(text: str) -> list[Number]:
+    tidy = plain(text[-2000:]) if len(text) > 2000 else plain(text)
+    return [Fraction(match[0].replace(",", "")) for match in list(re.finditer(r"\d{1,3}(?:,\d{3})+(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?", tidy))[:500]]
+
+
+def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
+    """Whether the reasoning holds: every equation stated is right, and every step of the reference is there.
+
+    A reference step counts as there when the model computes its result: in an equation of its own, in another order, or
+    inside a longer one (`(5 + 7) * 3 = 36` holds the step `5 + 7 = 12`). So a solution on another way than the
+    reference's fails, and its evidence says which steps were not found. A reference without equations (a bare answer)
+    asks only for equations that are right and lead to the final answer. Proofs in words need a judge, not this.
+
+    Returns:
+        A verdict whose evidence has `equations` (all found), `wrong` (equations that don't hold), `missing` (reference
+        steps that the text never reaches), `unsupported` (results that it states without computing them).
+    """
+    text = _prepare(model_output or "")
+    stated, steps = equations(text), equations(expected_output or "")
+    wrong = [equation.text for equation in stated if not equation.right]
+    computed = [value for equation in stated if equation.right for value in _results(equation)]
+    numbers = _stated_numbers(text)
+    missing, unsupported = [], []
+    for step in steps:
+        if not step.right or _has(step.values[-1], computed) or any(_same_work(step, other) for other in stated if not other.right):
+            continue
+        (unsupported if _has(step.values[-1], numbers) else missing).append(step.text)
+    final = final_answer(text)
+    quantity = read_quantity(_tidy_answer(final)) if final else None
+    if quantity and stated and not _has(quantity.value, [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))]) \
+            and not any(rounds_to(v, quantity.value, quantity.decimals or 0) for e in stated for v in e.values if isinstance(quantity.value, Fraction)):
+        unsupported.append(f"final answer {final[:60]}")
+    evidence = {"equations": [equation.text for equation in stated], "wrong": wrong, "missing": missing, "unsupported": unsupported}
+    faults = [f"{name}: {'; '.join(items[:5])}" for name, items in list(evidence.items())[1:] if items]
+    if not stated:
+        return Verdict(False, "the text states no equation" + (f"; {faults[0]}" if faults else ""), final, None, evidence)
+    if faults:
+        return Verdict(False, "; ".join(faults), final, None, evidence)
+    why = f"{len(stated)} equation{'s' * (len(stated) > 1)} right" + (f", {len(steps)} of {len(steps)} reference steps found" if steps else "")
+    return Verdict(True, why, final, None, evidence)
+
+
+def _results(equation: Equation) -> list[Number]:
+    """Values that an equation computes: its sides and the partial results, not the numbers it starts from."""
+    inputs = [Fraction(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", equation.text.split("=")[0])[:100] if len(n) < 60]
+    return [value for value in equation.parts if not _has(value, inputs)] + list(equation.values)
+
+
+def _same_work(step: Equation, other: Equation) -> bool:
+    """Whether a wrong equation is this step done wrong: the same left side. It is already named as wrong."""
+    return same_number(step.values[0], other.values[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Completeness
+
+_DANGLING = re.compile(
+    r"(?:\b(?:therefore|thus|hence|so|because|since|and|or|but|the|an?|is|are|was|of|to|that|we|which|with|for|by|if|then|let|in|from|as|have|has|"
+    r"implies|consequently|equals|gives|get)|因此|所以|因为|由于|故|则|即|得|为|是|设|从而|[-+*/=<>≤≥,:;(\[{、，：；∈^_&]|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies))\s*$",
+    re.IGNORECASE)
+_QED = re.compile(r"(?:q\.?\s?e\.?\s?d\.?|∎|□|■|\\(?:blacksquare|square|qed|Box)\b|as (?:required|desired|claimed|was to be (?:shown|proved|demonstrated))|"
+                  r"completes the proof|proof is complete|proves (?:the|that|our)|is (?:proved|proven)|have (?:shown|proved|proven)|contradiction|证毕|得证|矛盾|命题成立|结论成立)", re.IGNORECASE)
+_CONCLUDES = re.compile(r"\b(?:therefore|thus|hence|so|consequently|in conclusion|in total|finally|it follows|we conclude|altogether)\b|∴|\\therefore|因此|所以|故|综上|总之|一共|最后", re.IGNORECASE)
+_PROOF = re.compile(r"^\W*(?:proof|证明)|\b(?:we (?:will |shall |now )?prove|to prove|suppose for contradiction|assume for contradiction|by induction)\b|证明", re.IGNORECASE | re.MULTILINE)
+
+
+def check_completeness(model_output: str, stop_reason: str | None = None) -> Verdict:
+    """Whether a text comes to its end: a conclusion, nothing left open, not cut off.
+
+    Args:
+        model_output: what the model wrote.
+        stop_reason: `stop` or `length`, as Tinker and vLLM report it; `length` means that the token limit cut the text.
+    """
+    text = (model_output or "").strip()
+    if not text:
+        return Verdict(False, "the text is empty")
+    if str(stop_reason or "").lower().rsplit(".", 1)[-1] in ("length", "max_tokens"):
+        return Verdict(False, "cut off by the token limit", evidence={"stop_reason": str(stop_reason)})
+    if re.search(r"<think(?:ing)?>", text, re.IGNORECASE) and not re.search(r"</think(?:ing)?>\s*\S", text, re.IGNORECASE):
+        return Verdict(False, "the thinking never ends in an answer")
+    text = text[-MAX_TEXT:]
+    opened = _left_open(text)
+    if opened:
+        return Verdict(False, f"left open: {opened}", evidence={"open": opened})
+    end = re.sub(r"[\s*_`$]+$|\\[\])]\s*$", "", text).strip()
+    last_line = end.rsplit("\n", 1)[-1].strip()
+    if re.search(r"(?:\.\.\.|…)$", end):
+        return Verdict(False, "the text trails off", evidence={"end": end[-40:]})
+    dangling = _DANGLING.search(end)
+    if dangling and not re.search(r"[)\]]$", end) and not (len(end) <= 3 and end.isalpha()) and not re.search(r"(?:answer\W+(?:is\W+)?|\()\(?[aA]$", end):
+        return Verdict(False, f"ends in the middle: {end[-40:]!r}", evidence={"end": end[-40:]})
+    if re.fullmatch(r"[#*\s]*(?:step|步骤|第)\s*\d+\s*步?\W*", last_line, re.IGNORECASE):
+        return Verdict(False, "ends with the head of a step", evidence={"end": last_line})
+    return _concludes(text, end, last_line)
+
+
+def _concludes(text: str, end: str, last_line: str) -> Verdict:
+    finished = bool(re.search(r"[.!?。！？)\]}\"'”’∎□■%]$|\d$|\w$", end))
+    if _PROOF.search(text):
+        tail = end[-400:]
+        if _QED.search(tail) or (_CONCLUDES.search(last_line) and re.search(r"[.!。！]$", end)):
+            return Verdict(True, "the proof has its conclusion")
+        return Verdict(False, "the proof has no conclusion", evidence={"end": end[-80:]})
+    prepared = _prepare(text)
+    if _marked(prepared) and finished:
+        return Verdict(True, "it gives its final answer", final_answer(text))
+    if re.match(r"[#*\s]*(?:step|步骤|第)\s*\d", last_line, re.IGNORECASE) and not _CONCLUDES.search(last_line):
+        return Verdict(False, "ends on a step, without a conclusion", evidence={"end": last_line[-80:]})
+    if _QED.search(last_line) or ("\n" not in end and len(end) <= 60):
+        return Verdict(True, "it ends with its conclusion")
+    closed = re.search(r"[.!。！)\]}]$", end.translate(_WIDE))
+    if _CONCLUDES.search(last_line) and (closed or re.search(r"=\s*\S+$", last_line)):
+        return Verdict(True, "it ends with its conclusion")
+    if closed and final_answer(text):
+        return Verdict(True, "its last sentence gives an answer", final_answer(text))
+    return Verdict(False, "it has no conclusion", evidence={"end": end[-80:]})
+
+
+def _left_open(text: str) -> str:
+    """What is opened and never closed: a fence, a formula, an environment, a box, or a bracket in the last paragraph."""
+    if text.count("```") % 2:
+        return "```"
+    if len(re.findall(r"(?<!\\)\$\$", text)) % 2:
+        return "$$"
+    if text.count("\\[") > text.count("\\]"):
+        return "\\["
+    for name in set(re.findall(r"\\begin\{(\w+\*?)\}", text)):
+        if text.count(f"\\begin{{{name}}}") > text.count(f"\\end{{{name}}}"):
+            return f"\\begin{{{name}}}"
+    box = text.rfind("\\boxed{")
+    if box >= 0 and text[box:].count("{") > text[box:].count("}"):
+        return "\\boxed{"
+    stack: list[str] = []
+    for char in re.split(r"\n\s*\n", text)[-1].translate(_WIDE).replace("（", "(").replace("）", ")"):
+        if char in "([{":
+            stack.append(char)
+        elif char in ")]}" and stack:
+            stack.pop()
+    return stack[-1] if stack else ""

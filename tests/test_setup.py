@@ -1,0 +1,426 @@
+"""Set-up: refusals, the stamp, what is left of an interrupted installation, and lists of versions that agree."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from packaging.requirements import Requirement
+
+from helpers import check, install, models
+from helpers.check import Check
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    "version, system, machine, words",
+    [
+        ((3, 10, 9), "Linux", "x86_64", "3.10 is too old"),
+        ((2, 7, 18), "Linux", "x86_64", "2.7 is too old"),
+        ((3, 14, 0), "Linux", "x86_64", "3.14 is too new"),
+        ((3, 11, 0), "Windows", "AMD64", "WSL"),
+        ((3, 11, 0), "Darwin", "arm64", "needs Linux"),
+        ((3, 11, 0), "Linux", "aarch64", "needs Linux on x86-64"),
+    ],
+)
+def test_refusal_says_why_and_what_to_do(version, system, machine, words):
+    text = install.refusal(version, system, machine)
+    assert words in text and "->" in text
+
+
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_no_refusal(minor):
+    assert install.refusal((3, minor, 0), "Linux", "x86_64") is None
+
+
+def test_refusal_ends_with_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(install.sys, "version_info", (3, 9, 0))
+    monkeypatch.setattr(install, "with_lock", lambda prefix: pytest.fail("went on"))
+    assert install.main([]) == 1
+    assert "too old" in capsys.readouterr().err
+    assert install.main(["--hear"]) == 2
+
+
+def test_here_refuses_the_systems_python(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(install.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(install.sys, "base_prefix", str(tmp_path))
+    assert install.main(["--here"]) == 1
+    assert "conda activate" in capsys.readouterr().err
+    (tmp_path / "conda-meta").mkdir()
+    assert install.active_prefix() == str(tmp_path)
+
+
+def test_install_needs_nothing_but_the_standard_library():
+    """-I -S: no site-packages, no project folder on the path. A finished installation ends at once."""
+    script = str(ROOT / "helpers" / "install.py")
+    code = f"import runpy, sys; sys.argv = ['x', '--nothing']; runpy.run_path({script!r}, run_name='__main__')"
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2 and "Unknown: --nothing" in result.stdout, result.stderr
+
+
+# the stamp
+
+
+@pytest.fixture
+def environment(tmp_path) -> str:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    return str(tmp_path)
+
+
+def test_stamp_of_a_finished_installation(environment):
+    assert not install.is_installed(environment)
+    install.write_stamp(environment)
+    assert install.is_installed(environment)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda stamp: stamp.write_text("{"),
+        lambda stamp: stamp.write_text("[]"),
+        lambda stamp: stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "lock": "other"})),
+        lambda stamp: stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "project": "other"})),
+        lambda stamp: stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "folder": "/moved"})),
+        lambda stamp: (stamp.parent / "bin" / "python").unlink(),
+    ],
+)
+def test_stamp_that_no_longer_holds(environment, spoil):
+    install.write_stamp(environment)
+    spoil(Path(environment, install.STAMP))
+    assert not install.is_installed(environment)
+
+
+def test_second_run_does_nothing_and_is_quick(environment, monkeypatch):
+    install.write_stamp(environment)
+    monkeypatch.setattr(install, "VENV", environment)
+    monkeypatch.setattr(install, "with_lock", lambda prefix: pytest.fail("installed again"))
+    start = time.perf_counter()
+    assert install.main([]) == 0
+    assert time.perf_counter() - start < 0.1
+
+
+def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
+    """Torch first, then the lock, then the course; a stamp only when all is done."""
+    calls = []
+    states = [
+        {"wrong": {"torch": ["==1", None]}, "count": 9, "cuda_libraries_missing": []},
+        {"wrong": {}, "count": 9, "cuda_libraries_missing": ["nvidia-x"]},
+    ]
+    monkeypatch.setattr(install, "compare", lambda python: states.pop(0))
+    monkeypatch.setattr(install, "check_disk", lambda prefix: None)
+    monkeypatch.setattr(install, "reachable", lambda url: True)
+    monkeypatch.setattr(install, "pip", lambda python, arguments, what, count: calls.append(" ".join(arguments)))
+    install.install(environment)
+    torch = install.pinned("torch")
+    assert calls == [
+        f"--no-deps --extra-index-url {install.CPU_INDEX} torch=={torch}+cpu",
+        f"--no-deps -r {install.LOCK}",
+        f"-c {install.LOCK} torch=={torch}",
+        f"--no-deps --no-build-isolation -e {ROOT}",
+    ]
+    assert install.is_installed(environment) and "CUDA build came instead" in capsys.readouterr().out
+
+    states += [{"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []}]
+    monkeypatch.setattr(install, "pip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        install.install(environment)
+    assert not install.is_installed(environment)
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_what_pip_leaves_out_is_an_error(environment, monkeypatch):
+    monkeypatch.setattr(
+        install, "compare", lambda python: {"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []}
+    )
+    monkeypatch.setattr(install, "pip", lambda *arguments: None)
+    with pytest.raises(install.InstallError, match="x==1 .found: None"):
+        install.install(environment)
+    assert not install.is_installed(environment)
+
+
+def test_torch_without_the_cpu_index(monkeypatch):
+    calls = []
+    monkeypatch.setattr(install, "pip", lambda python, arguments, what, count: calls.append(arguments))
+    monkeypatch.setattr(install, "reachable", lambda url: False)
+    install.install_torch("python")
+    assert calls == [["--no-deps", f"torch=={install.pinned('torch')}"]]
+
+
+def test_unreachable_index_does_not_hold_up(monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: time.sleep(30))
+    monkeypatch.setattr(install, "PROBE_SECONDS", 0.2)
+    start = time.perf_counter()
+    assert install.reachable("http://127.0.0.1:9/") is False
+    assert time.perf_counter() - start < 2
+
+
+def test_compare_finds_missing_other_and_half_installed(tmp_path, monkeypatch):
+    have = Path(importlib.util.find_spec("packaging").origin).parent.parent
+    version = next(have.glob("packaging-*.dist-info")).name.split("-")[1].removesuffix(".dist")
+    lock = tmp_path / "lock"
+    lock.write_text(
+        f"# comment\npackaging=={version}\nfilelock==0.0.1\nno-such-thing==1\n"
+        "elsewhere==1 ; python_full_version < '3.0'\n"
+    )
+    monkeypatch.setattr(install, "LOCK", str(lock))
+    state = install.compare(sys.executable)
+    assert sorted(state["wrong"]) == ["filelock", "no-such-thing"] and state["count"] == 3
+
+
+def test_halves_of_packages_are_cleared(tmp_path):
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name in ("cut_off-1.0", "whole-1.0", "someone_elses-1.0"):
+        (site / f"{name}.dist-info").mkdir(parents=True)
+    (site / "whole-1.0.dist-info" / "RECORD").write_text("")
+    install.clear_halves(str(tmp_path), ["cut-off", "whole"])
+    assert sorted(path.name for path in site.iterdir()) == ["someone_elses-1.0.dist-info", "whole-1.0.dist-info"]
+
+
+def test_pip_failure_shows_pips_error_and_a_next_step(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    with pytest.raises(install.InstallError, match=r"(?s)could not install a thing.*ERROR: .*->"):
+        install.pip(
+            str(tmp_path / "bin" / "python"),
+            ["--no-index", "--find-links", str(tmp_path), "no-such-thing==1"],
+            "a thing",
+            1,
+        )
+    assert "no-such-thing" in (tmp_path / install.LOG).read_text()
+
+
+def test_full_disk_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
+    with pytest.raises(install.InstallError, match="1.0 GB are free"):
+        install.check_disk(str(tmp_path))
+
+
+# lists that must agree
+
+
+def test_every_direct_dependency_is_exact_and_locked():
+    locked = {plain(pin.name): str(pin.specifier) for pin in pins()}
+    for text in project()["project"]["dependencies"]:
+        wanted = Requirement(text)
+        assert re.fullmatch(r"==[\w.]+", str(wanted.specifier)), text
+        assert locked.get(plain(wanted.name)) == str(wanted.specifier), text
+
+
+def test_lock_is_exact_and_leaves_out_what_breaks():
+    for pin in pins():
+        assert re.fullmatch(r"==[\w.+!]+", str(pin.specifier)), pin
+        assert not re.match(r"nvidia|cuda|torchvision|torchaudio|torchcodec|triton|llama-cpp", plain(pin.name)), pin
+    for minor in (11, 12, 13):
+        names = [
+            plain(pin.name)
+            for pin in pins()
+            if not pin.marker or pin.marker.evaluate({"python_full_version": f"3.{minor}.9"})
+        ]
+        assert len(names) == len(set(names)), f"two versions of one package on Python 3.{minor}"
+
+
+def test_lock_is_in_the_form_that_make_lock_writes():
+    text = (ROOT / "requirements.lock").read_text()
+    assert install.tidy(text) == text
+    linux = "sys_platform == 'linux'"
+    raw = f"a==1 ; platform_machine == 'x86_64' and {linux}\nb==2 ; python_full_version < '3.12' and {linux}\n"
+    assert install.tidy(raw).splitlines()[3:] == ["a==1", "b==2 ; python_full_version < '3.12'"]
+
+
+def test_supported_pythons_agree():
+    assert project()["project"]["requires-python"] == ">=3.11,<3.14"
+    assert (install.OLDEST, install.NEWEST) == ((3, 11), (3, 13))
+    assert [check.check_python((3, minor, 0)).status for minor in (10, 11, 13, 14)] == ["FAIL", "OK", "OK", "FAIL"]
+
+
+@pytest.mark.parametrize("target", ["run", "test", "lab", "lock", "check"])
+def test_makefile_target(target):
+    result = subprocess.run(["make", "-n", target, "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "some-python helpers/install.py" in result.stdout
+
+
+def test_environment_yml_leads_to_the_lock():
+    import yaml
+
+    text = (ROOT / "environment.yml").read_text()
+    assert yaml.safe_load(text) == {
+        "name": "tinker-course",
+        "channels": ["conda-forge", "nodefaults"],
+        "dependencies": ["python=3.11", "pip"],
+    }
+    command = re.search(r"python (\S+) (--here)", text)
+    assert (ROOT / command[1]).is_file() and command[2] in install.__doc__
+
+
+def test_ci_runs_make_test():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+    assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT).returncode == 0
+
+
+def test_ignored_files():
+    for name in (".venv/x", "runs/latest/x", "helpers/__pycache__/x", "tinker_course.egg-info/x"):
+        assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode in (0, 128), (
+            name
+        )  # 128: no git here
+
+
+# the environment check
+
+
+def test_check_of_this_environment_is_right_and_quick():
+    code = (
+        "import sys, time; start = time.time(); from helpers.check import *; checks = check_environment('stub');"
+        "good = print_report(checks); took = time.time() - start;"
+        "assert good == all(check.status != 'FAIL' for check in checks);"
+        "assert not [check for check in checks if check.group == 'packages' and check.status == 'FAIL'];"
+        "print('torch' in sys.modules, took < 6)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1:] == ["False True"], result.stdout + result.stderr
+    assert (
+        "[OK]   packages" in result.stdout
+        and "[OK]   Python" in result.stdout
+        and "their requirements" not in result.stdout
+    )
+
+
+def test_wrong_packages_are_named(tmp_path):
+    (tmp_path / "lock").write_text("tinker==0.0.1\nno-such-thing==1\nfilelock==0.0.1\npackaging>=1\n")
+    (tmp_path / "project").write_text(
+        '[project]\ndependencies = ["tinker==0.0.1", "no-such-thing==1", "packaging>=1"]\n'
+    )
+    checks = {answer.name: answer for answer in check.check_packages(tmp_path / "lock", tmp_path / "project")}
+    assert [checks[name].status for name in ("tinker", "no-such-thing", "packaging", "their requirements")] == [
+        "FAIL",
+        "FAIL",
+        "OK",
+        "FAIL",
+    ]
+    assert "==0.0.1" in checks["tinker"].found and "make run" in checks["tinker"].fix
+    assert check.check_packages(tmp_path / "none", tmp_path / "project")[0].status == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "flags, status",
+    [
+        ("avx2 avx512f avx512_bf16", "OK"),
+        ("avx2 avx512f amx_bf16", "OK"),
+        ("avx2 avx512f", "NOTE"),
+        ("avx2", "NOTE"),
+        ("sse", "FAIL"),
+    ],
+)
+def test_processor(tmp_path, flags, status):
+    (tmp_path / "cpuinfo").write_text(f"model: x\nflags\t\t: fpu {flags}\n")
+    assert check.check_processor(tmp_path / "cpuinfo").status == status
+
+
+def test_processor_unknown(tmp_path):
+    assert check.check_processor(tmp_path / "none").status == "NOTE"
+
+
+@pytest.mark.parametrize("free, status", [(1e9, "FAIL"), (3e9, "NOTE"), (9e9, "OK")])
+def test_disk(tmp_path, free, status):
+    answers = check.check_disk((tmp_path, tmp_path / "not" / "there"), lambda path: SimpleNamespace(free=free))
+    assert [answer.status for answer in answers] == [status]
+
+
+def test_kernel(tmp_path):
+    assert check.check_kernel(str(tmp_path)).status == "FAIL"
+    install.write_stamp(str(tmp_path))
+    assert check.check_kernel(str(tmp_path)).status == "OK"
+
+
+def test_base_model_answers(tmp_path, monkeypatch, base_model):
+    assert check.check_base_model().status == "OK"
+    monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
+    assert check.check_base_model() == Check(
+        "NOTE", "base model", "not made yet", "made by itself on first use, in about 30 s"
+    )
+    (tmp_path / "models" / "SmolLM2-135M-Instruct").mkdir(parents=True)
+    assert "complete.json is missing" in check.check_base_model().found
+    monkeypatch.setattr("helpers.models.GGUF_PACKAGE", "no_such_package")
+    assert check.check_base_model().status == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "backend, variables, status, words",
+    [
+        ("hosted", {}, "FAIL", "TINKER_API_KEY is not set"),
+        ("hosted", {"TINKER_API_KEY": "sk-secret"}, "FAIL", "tml-"),
+        ("hosted", {"TINKER_API_KEY": "tml-secret"}, "OK", "hosted"),
+        (None, {"TINKER_API_KEY": "tml-secret"}, "OK", "hosted"),
+        ("stub", {"TINKER_API_KEY": "tml-secret"}, "OK", "stub"),
+        (None, {}, "OK", "stub"),
+        ("auto", {"TINKER_BASE_URL": "http://127.0.0.1:9"}, "FAIL", "does not answer"),
+        ("http://127.0.0.1:9", {}, "FAIL", "does not answer"),
+        ("cloud", {}, "FAIL", "no backend"),
+    ],
+)
+def test_backend_answers(monkeypatch, backend, variables, status, words):
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    answer = check.check_backend(backend)
+    assert answer.status == status and words in answer.found
+    assert "secret" not in str(answer)
+
+
+def test_hub_switched_off(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("helpers.models._ask", lambda url, seconds: pytest.fail("asked all the same"))
+    assert check.check_hub().status == "NOTE" and "HF_HUB_OFFLINE" in check.check_hub().found
+
+
+def test_hub_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert "refused" in check.check_hub().found
+    monkeypatch.setattr("helpers.models._ask", lambda url, seconds: time.sleep(30))
+    start = time.perf_counter()
+    assert "no answer in 0 s" in models.hub_problem(0.1)
+    assert time.perf_counter() - start < 2
+
+
+def test_report(capsys):
+    assert check.print_report(
+        [
+            Check("OK", "a", "1", group="packages"),
+            Check("OK", "b", "2", group="packages"),
+            Check("NOTE", "c", "3", "do x"),
+        ]
+    )
+    assert not check.print_report([Check("FAIL", "d", "4", "do y")])
+    out = capsys.readouterr().out
+    assert "a 1, b 2" in out and "→ do x" in out and "[FAIL] d  4" in out and "1 of 1 checks failed" in out

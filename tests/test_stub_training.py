@@ -1,0 +1,161 @@
+"""The stub's own forward, backward and optimizer against plain transformers + PEFT in float32."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.stub_tinker.lora import Layout, LoraState
+from helpers.stub_tinker.losses import Example
+from helpers.stub_tinker.model import Adapters, Model, Packed
+from helpers.stub_tinker.training import forward_backward, micro_batches
+
+ADAM = {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "grad_clip_norm": 0.5}
+
+
+def make_model(family: str, folder):
+    """A small random model of a family, saved as a Hugging Face folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, vocab_size=97, max_position_embeddings=64, tie_word_embeddings=family == "llama",
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():  # norms and biases that are not all one or zero, so that a missing one shows
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def make_examples(vocab: int, lengths=(9, 17, 4, 17)) -> list[Example]:
+    rng = np.random.default_rng(0)
+    examples = []
+    for length in lengths:
+        tokens = rng.integers(0, vocab, length + 1)
+        weights = (np.arange(length) >= length // 3).astype(np.float32) * rng.uniform(0.5, 2, length).astype(np.float32)
+        examples.append(Example(tokens[:-1].tolist(), tokens[1:], {"weights": weights}))
+    return examples
+
+
+class Reference:
+    """The same LoRA through PEFT, one example at a time, no padding."""
+
+    def __init__(self, base, state: LoraState):
+        from peft import LoraConfig, get_peft_model
+
+        names = [m.split(".")[-1] for m in state.layout.modules]
+        self.model = get_peft_model(base, LoraConfig(r=state.layout.rank, lora_alpha=32, target_modules=names))
+        self.parameters = {n.replace(".default", ""): p for n, p in self.model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, value in state.layout.named(state.flat.data).items():
+                self.parameters[name].copy_(value)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+
+    def loss(self, examples):
+        total, logprobs = 0.0, []
+        for example in examples:
+            logits = self.model(torch.tensor([example.tokens])).logits[0].float()
+            values = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(example.targets)[:, None])[:, 0]
+            logprobs.append(values.detach().numpy())
+            total = total - (values * torch.from_numpy(example.inputs["weights"])).sum()
+        return total, logprobs
+
+
+@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+def pair(request, tmp_path):
+    base = make_model(request.param, tmp_path)
+    model = Model(tmp_path, torch.device("cpu"), torch.float32)
+    state = LoraState(Layout(model.config, rank=8, train_attn=True, train_mlp=True), seed=0, device=torch.device("cpu"))
+    with torch.no_grad():
+        state.flat.add_(torch.randn(state.flat.shape, generator=torch.Generator().manual_seed(1)) * 0.05)  # B is not zero
+    return model, state, Reference(base, state)
+
+
+def test_logprobs_gradients_and_parameters_match_peft(pair):
+    model, state, reference = pair
+    examples = make_examples(model.config.vocab)
+    for step in range(5):
+        forward, _ = forward_backward(model, state, examples, "cross_entropy", {}, forward_only=True)
+        logprobs, metrics = forward_backward(model, state, examples, "cross_entropy", {}, forward_only=False)
+        loss, expected = reference.loss(examples)
+        assert metrics["loss:sum"] == pytest.approx(float(loss.detach()), rel=1e-5)
+        for own, plain, theirs in zip(logprobs, forward, expected):
+            np.testing.assert_allclose(own, theirs, atol=1e-4)
+            np.testing.assert_allclose(plain, theirs, atol=1e-4)
+        loss.backward()
+        for name, gradient in state.layout.named(state.grad).items():
+            wanted = reference.parameters[name].grad
+            assert (gradient - wanted).norm() <= 1e-3 * wanted.norm(), name
+        torch.nn.utils.clip_grad_norm_(reference.parameters.values(), 0.5)
+        reference.optimizer.step()
+        reference.optimizer.zero_grad()
+        state.step(ADAM)
+    for name, value in state.layout.named(state.flat.data).items():
+        wanted = reference.parameters[name].detach()
+        assert (value - wanted).norm() <= 1e-3 * wanted.norm(), name
+
+
+def test_gradients_accumulate_until_the_step(pair):
+    model, state, _ = pair
+    examples = make_examples(model.config.vocab)
+    forward_backward(model, state, examples, "cross_entropy", {}, False)
+    together = state.grad.clone()
+    state.grad.zero_()
+    for example in examples:
+        forward_backward(model, state, [example], "cross_entropy", {}, False)
+    torch.testing.assert_close(state.grad, together, rtol=1e-3, atol=1e-4)
+    state.step(ADAM)
+    assert not state.grad.any()
+
+
+def test_weight_zero_tokens_change_neither_loss_nor_gradient(pair):
+    model, state, _ = pair
+    examples = make_examples(model.config.vocab, lengths=(12,))
+    examples[0].inputs["weights"][:] = 0
+    examples[0].inputs["weights"][3:7] = 1
+    logprobs, metrics = forward_backward(model, state, examples, "cross_entropy", {}, False)
+    before = state.grad.clone()
+    state.grad.zero_()
+    examples[0].targets[8:] = (examples[0].targets[8:] + 1) % model.config.vocab
+    _, changed = forward_backward(model, state, examples, "cross_entropy", {}, False)
+    assert changed["loss:sum"] == pytest.approx(metrics["loss:sum"])
+    assert metrics["loss:sum"] == pytest.approx(-float(logprobs[0][3:7].sum()), rel=1e-5)
+    torch.testing.assert_close(state.grad, before)
+
+
+def test_training_state_survives_save_and_load(pair):
+    """Two steps in one go end where one step, a save, a load into a fresh client and another step end."""
+    model, state, _ = pair
+    examples = make_examples(model.config.vocab)
+    forward_backward(model, state, examples, "cross_entropy", {}, False)
+    state.step(ADAM)
+    other = LoraState(state.layout, seed=9, device=torch.device("cpu"))
+    other.load({k: v.clone() for k, v in state.layout.named(state.flat.data).items()}, state.optimizer_tensors())
+    for client in (state, other):
+        forward_backward(model, client, examples, "cross_entropy", {}, False)
+        client.step(ADAM)
+    torch.testing.assert_close(other.flat, state.flat, rtol=0, atol=0)
+
+
+def test_long_attention_path_agrees_with_the_short_one(pair, monkeypatch):
+    model, state, _ = pair
+    packed = Packed([example.tokens for example in make_examples(model.config.vocab)], model.device)
+    adapters = Adapters(torch.float32, segments=[(state.layout.views(state.flat.data), state.layout.scale, None)])
+    with torch.no_grad():
+        short = model.hidden(packed, adapters)
+        q = torch.randn(2, 4, 30, 16)
+        k, v = torch.randn(2, 2, 2, 30, 16)
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(model._attend(q, k, v), expected, rtol=1e-4, atol=1e-5)
+    assert short.shape == (packed.size, model.config.hidden)
+
+
+def test_micro_batches_hold_every_sequence_once_within_the_limit():
+    lengths = [5, 900, 40, 700, 1500, 3]
+    batches = micro_batches(lengths, 1024)
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert all(sum(lengths[i] for i in batch) <= 1024 or len(batch) == 1 for batch in batches)
