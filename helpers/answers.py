@@ -58,7 +58,12 @@ def check_answer(model_output: str, expected_output: str) -> Verdict:
     if not found:
         return Verdict(False, "the answer is empty", None, expected or None)
     passed = found == expected
-    return Verdict(passed, "the same text" if passed else "another text than the reference", found[:MAX_ANSWER], expected[:MAX_ANSWER])
+    return Verdict(
+        passed,
+        "the same text" if passed else "another text than the reference",
+        found[:MAX_ANSWER],
+        expected[:MAX_ANSWER],
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -68,20 +73,29 @@ _MARKER = re.compile(
     r"(?:^|(?<=[\s*_#\"(>.,;:!?]))(?:final[ \t]+|correct[ \t]+)?(?:answer|ans)\b[ \t]*(?:\*\*|__)?[ \t]*"
     r"(?:(?:to|of|for)[ \t][^\n.:：?]{1,100}?[ \t])?"
     r"(?P<verb>(?:is|are|was|would be|will be|should be|must be|equals)\b|[:=])"
+    r"|\b(?:correct|right)[ \t]+(?:option|choice)[ \t]+is\b[ \t]*:?"
     r"|(?:最终|最后)?(?:答案|结果|答)(?:应该|应|就)?(?P<zh>[是为:])"
     r"|故选[:]?|(?<=[,。;\s])选(?=\s*[A-H]\b)"
-    r"|^[ \t#*_]*(?:final[ \t]+answer|最终答案|答案)[ \t#*_]*$",
+    r"|^[ \t#*_]*(?:final[ \t]+|the[ \t]+)*(?:answer|最终答案|答案)[ \t#*_]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<payload>[^\n]*)|####[ \t]*(?P<inline>[^#\n]+)", re.MULTILINE)
-_NEXT_PROBLEM = re.compile(r"\n[ \t]*[#*]*[ \t]*(?:Instruction|Question|Problem|Human|User|问题|题目)\b[ \t]*\d*[ \t]*\**[ \t]*[:：]", re.IGNORECASE)
+_NEXT_PROBLEM = re.compile(
+    r"\n[ \t]*[#*]*[ \t]*(?:Instruction|Question|Problem|Human|User|问题|题目)\b[ \t]*\d*[ \t]*\**[ \t]*[:：]",
+    re.IGNORECASE,
+)
 _THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _FILLER = re.compile(
     r"(?:that |indeed |therefore |thus |so |now |also )*(?:correct|right|wrong|incorrect|reasonable|consistent|verified|valid|as follows|below|above|"
-    r"given|found|obtained|clear|let'?s|let me|we |i |to |in the|confirmed|accurate|sensible|plausible)(?:\b|(?<=\s))", re.IGNORECASE)
+    r"given|found|obtained|clear|let'?s|let me|we |i |to |in the|confirmed|accurate|sensible|plausible)(?:\b|(?<=\s))",
+    re.IGNORECASE,
+)
 _NOT = re.compile(r"(?:not|n't|neither|never|不是|并非)(?:\b|(?=[^a-z]))", re.IGNORECASE)
-_UNSURE = re.compile(r"\b(?:not sure|unsure|do(?:n't| not) know|can(?:not|'t| not) (?:be )?(?:determine|say|tell|answer|solve)\w*|no idea|unable|not enough)"
-                     r"|不知道|不确定|无法", re.IGNORECASE)
+_UNSURE = re.compile(
+    r"\b(?:not sure|unsure|do(?:n't| not) know|can(?:not|'t| not) (?:be )?(?:determine|say|tell|answer|solve)\w*|no idea|unable|not enough)"
+    r"|不知道|不确定|无法",
+    re.IGNORECASE,
+)
 
 
 def _group(text: str, start: int) -> str | None:
@@ -107,7 +121,11 @@ def _boxed(text: str) -> list[tuple[int, str]]:
         if content is None or not content.strip():
             continue
         between = text[last_end : match.start()] if last_end >= 0 else None
-        if between is not None and len(between) <= 30 and re.fullmatch(r"[\s$]*(?:,|and|or|和|或)[\s$]*(?:and\s+|or\s+)?(?:\$?[a-z]\s*=\s*)?[\s$]*", between):
+        if (
+            between is not None
+            and len(between) <= 30
+            and re.fullmatch(r"[\s$]*(?:,|and|or|和|或)[\s$]*(?:and\s+|or\s+)?(?:\$?[a-z]\s*=\s*)?[\s$]*", between)
+        ):
             found[-1] = (found[-1][0], f"{found[-1][1]}, {content}")
         else:
             found.append((match.start(), content))
@@ -154,7 +172,6 @@ def _marked(text: str) -> list[str]:
 _WIDE = str.maketrans({"：": ":", "，": ",", "；": ";", "！": "!", "？": "?", "\u00a0": " ", "\u3000": " ", "＝": "="})
 
 
-
 def _sentences(line: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", line) if part.strip()]
 
@@ -165,25 +182,44 @@ def _conclusion(text: str) -> str | None:
     if not lines:
         return None
     last = _sentences(lines[-1].strip()[-2000:])[-1].strip()
-    if _UNSURE.search(last) or re.search(r"(?:[-+*/=^(,:]|\\times|\\cdot|×|÷|\b(?:is|are|the|of|and|or|to|has|have|a|get|equals))\s*$", last):
+    last = re.sub(r"\*\*\s*$", "", last) if last.count("**") == 1 else last
+    if _UNSURE.search(last) or re.search(
+        r"(?:(?<!\*)[-+*/=^(,:]|\\times|\\cdot|×|÷|\b(?:is|are|the|of|and|or|to|has|have|a|get|equals))\s*$", last
+    ):
         return None
-    bare = last.strip(" *_$")
-    if len(lines) == 1 and len(bare) <= 60 and not re.search(r"[A-Za-z]{3,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?", "", bare)):
+    if re.search(r"[?？]\s*$", last) or last.count("{") > last.count("}"):
+        return None
+    bare = last.strip(" *_")
+    words = re.search(
+        r"[A-Za-z]{3,}|[\u4e00-\u9fff]{2,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?|\b(?:and|or)\b", "", bare)
+    )
+    if len(lines) == 1 and len(bare) <= 60 and (not words or _reads_whole(bare)):
         return bare
-    if re.search(r"\?\s*$", last):
-        return None
+    formulas = [one or two for one, two in re.findall(r"(?<!\\)\$([^$\n]{1,200})\$|\\\((.{1,200}?)\\\)", last)]
+    if formulas and re.search(r"\\[a-z]|\^", formulas[-1]) and "**" not in last:
+        return re.split(r"(?<![<>!])=", formulas[-1])[-1].strip()
     bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", last)
     if bold and re.search(r"\d", bold[-1]) and not bold[-1].strip().endswith(":"):
         return bold[-1]
     if "=" in last:
         side = re.split(r"(?<![<>!])=", last)[-1]
         return side.strip() if re.search(r"\d|\\", side) else None
-    numbers = re.findall(rf"[-−]?\s?[{CURRENCY}]?[-−]?(?:\\frac\{{\d+\}}\{{\d+\}}|{NUMBER}(?:\s*/\s*\d+)?)(?:\s*\\?%)?", last)
+    numbers = re.findall(
+        rf"[-−]?\s?[{CURRENCY}]?[-−]?(?:\\frac\{{\d+\}}\{{\d+\}}|{NUMBER}(?:\s*/\s*\d+)?)(?:\s*\\?%)?", last
+    )
     signed = [re.sub(r"^[-−]\s", "", n) for n in numbers]
+    money = [number for number in signed if number.strip(" -−")[:1] in tuple(CURRENCY)]
+    if len(money) == 1:  # "she pays $64 for 16 glasses"
+        return money[0].strip()
     if signed and not re.search(r"\d\s*[-+*/×÷]\s*\d+\s*\.?$", last.replace("/", "|")):
         return signed[-1].strip()
     words = re.search(r"\b(?:" + "|".join(_NUMBER_WORDS) + r")\b", last, re.IGNORECASE)
     return words[0] if words and len(lines) == 1 and len(last) < 200 else None
+
+
+def _reads_whole(text: str) -> bool:
+    """Whether a short text starts with its value: `2 hours`, `negative 5`, `two hundred and five`, but no sentence."""
+    return "=" not in text and len(text.split()) <= 6 and read_quantity(_tidy_answer(text)) is not None
 
 
 def final_answer(text: str | None) -> str | None:
@@ -196,26 +232,69 @@ def final_answer(text: str | None) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading a value
 
-_NUMBER_WORDS = {word: value for value, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen".split())}
-_NUMBER_WORDS |= {word: 10 * value for value, word in enumerate(
-    "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}
+_NUMBER_WORDS = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "eighteen nineteen".split()
+    )
+}
+_NUMBER_WORDS |= {
+    word: 10 * value
+    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
+}
 _NUMBER_WORDS |= {"hundred": 100, "thousand": 1000, "million": 10**6}
-_HAN = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8, "九": 9, "十": 10, "百": 100, "千": 1000, "万": 10000}
+_HAN = {
+    "零": 0,
+    "〇": 0,
+    "一": 1,
+    "二": 2,
+    "两": 2,
+    "三": 3,
+    "四": 4,
+    "五": 5,
+    "六": 6,
+    "七": 7,
+    "八": 8,
+    "九": 9,
+    "十": 10,
+    "百": 100,
+    "千": 1000,
+    "万": 10000,
+}
 
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "万": 10**4, "亿": 10**8}
+_SCALES = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "万": 10**4,
+    "亿": 10**8,
+}
 
 # unit: (what it measures, how many base units). Only units where a conversion is beyond doubt.
 _UNITS: dict[str, tuple[str, Fraction]] = {}
 for _kind, _table in {
-    "length": {"mm millimeter millimeters millimetre millimetres 毫米": "1/1000", "cm centimeter centimeters centimetre centimetres 厘米": "1/100",
-               "m meter meters metre metres 米": "1", "km kilometer kilometers kilometre kilometres 千米 公里": "1000"},
+    "length": {
+        "mm millimeter millimeters millimetre millimetres 毫米": "1/1000",
+        "cm centimeter centimeters centimetre centimetres 厘米": "1/100",
+        "m meter meters metre metres 米": "1",
+        "km kilometer kilometers kilometre kilometres 千米 公里": "1000",
+    },
     "imperial length": {"inch inches": "1", "ft foot feet": "12", "yard yards yd": "36", "mile miles": "63360"},
     "mass": {"mg milligram milligrams": "1/1000", "g gram grams 克": "1", "kg kilogram kilograms 千克 公斤": "1000"},
-    "time": {"second seconds sec secs 秒": "1", "minute minutes min mins 分钟": "60", "hour hours hr hrs 小时": "3600",
-             "day days 天": "86400", "week weeks": "604800"},
-    "volume": {"ml milliliter milliliters millilitre millilitres 毫升": "1/1000", "l liter liters litre litres 升": "1"},
+    "time": {
+        "second seconds sec secs 秒": "1",
+        "minute minutes min mins 分钟": "60",
+        "hour hours hr hrs 小时": "3600",
+        "day days 天": "86400",
+        "week weeks": "604800",
+    },
+    "volume": {
+        "ml milliliter milliliters millilitre millilitres 毫升": "1/1000",
+        "l liter liters litre litres 升": "1",
+    },
     "dollars": {"cent cents": "1/100", "dollar dollars usd $": "1"},
     "yuan": {"¥ 元 yuan rmb": "1", "角": "1/10"},
     "euros": {"€ euro euros eur": "1"},
@@ -225,8 +304,11 @@ for _kind, _table in {
         _UNITS |= {name: (_kind, Fraction(_factor)) for name in _names.split()}
 _BASE_OF_KIND = {"dollars", "yuan", "euros", "pounds"}
 
-_HEDGE = re.compile(r"^(?:(?:about|approximately|approx\.?|roughly|around|exactly|only|just|simply|equal to|equals|a total of|a|an|the|at least|at most|"
-                    r"there (?:are|is|were)|she has|he has|they have|it is|it's)\s+|[≈~=]\s*|大约|约|共|一共|总共|为|是|有)+", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"^(?:(?:about|approximately|approx\.?|roughly|around|exactly|only|just|simply|equal to|equals|a total of|a|an|the|at least|at most|"
+    r"there (?:are|is|were)|she has|he has|they have|it is|it's)\s+|[≈~=]\s*|大约|约|共|一共|总共|为|是|有)+",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -270,7 +352,11 @@ def _tidy_answer(text: str) -> str:
     """An answer without the wrapping: bold, `$...$`, quotes, end punctuation, negative in words."""
     text = plain(text[:MAX_ANSWER])
     text = re.sub(r"\*\*|__|`", "", text).strip()
-    if text.count("$") >= 2 and text.startswith("$") and not re.match(r"\$\s*\d[\d,.]*\s*\$?$", text[:-1] if text.endswith(".") else text):
+    if (
+        text.count("$") >= 2
+        and text.startswith("$")
+        and not re.match(r"\$\s*\d[\d,.]*\s*\$?$", text[:-1] if text.endswith(".") else text)
+    ):
         inner = re.match(r"^\$+([^$]+)\$+(.*)$", text)
         text = inner[1] + " " + inner[2] if inner and not re.match(r"\s*[\d.]", inner[2]) else text
     if re.match(r"^\$[^$]*\d[^$]*\$[.\s]*$", text) or (text.endswith("$") and not text.startswith("$")):
@@ -323,7 +409,11 @@ def _worded_quantity(text: str) -> Quantity | None:
         value = _number_words(" ".join(words[:count]))
         if value is not None:
             rest = text[len(" ".join(words[:count])) :]
-            return None if _ALTERNATIVE.match(rest.strip()) or re.match(r"\s*(?:or|and|of)\b", rest) else _with_rest(Quantity(Fraction(value)), rest, False)
+            return (
+                None
+                if _ALTERNATIVE.match(rest.strip()) or re.match(r"\s*(?:or|and|of)\b", rest)
+                else _with_rest(Quantity(Fraction(value)), rest, False)
+            )
     return None
 
 
@@ -350,12 +440,29 @@ def _with_rest(quantity: Quantity, rest: str, attached: bool) -> Quantity | None
         return Quantity(quantity.value, quantity.percent, quantity.unit or f"{name}^{square[1]}", quantity.decimals)
     if name in _UNITS and not re.match(r"\s*(?:/|per\b)", after):
         compound = re.match(r"\s*(?:,|and)?\s*\d", after)
-        return None if compound else Quantity(quantity.value, quantity.percent, quantity.unit or name, quantity.decimals)
+        return (
+            _compound(quantity, name, after)
+            if compound
+            else Quantity(quantity.value, quantity.percent, quantity.unit or name, quantity.decimals)
+        )
     if len(name) == 1 and name.isascii() and name.isalpha() and not (name == "a" and after.startswith(" ")):
         return None  # 5x, 5 x: a variable
     if name in ("sin", "cos", "tan", "log", "ln", "exp", "mod") or re.match(r"\s*[=^*]", after):
         return None
     return Quantity(quantity.value, quantity.percent, quantity.unit, quantity.decimals)
+
+
+def _compound(first: Quantity, unit: str, rest: str) -> Quantity | None:
+    """`3 hours and 20 minutes` in the first unit; None where the units don't go together."""
+    second = read_quantity(re.sub(r"^\s*(?:,|and)*\s*", "", rest))
+    if (
+        not second
+        or second.unit not in _UNITS
+        or _UNITS[second.unit][0] != _UNITS[unit][0]
+        or isinstance(first.value, float)
+    ):
+        return None
+    return Quantity(first.value + second.value * _UNITS[second.unit][1] / _UNITS[unit][1], first.percent, unit)
 
 
 def _long_expansion(quantity: Quantity) -> bool:
@@ -390,9 +497,20 @@ def same_quantity(gold: Quantity, found: Quantity) -> bool:
     for a, b in values:
         if same_number(a, b):
             return True
-        if (gold.decimals or 0) >= 2 and _long_expansion(found) and isinstance(a, Fraction) and rounds_to(b, a, gold.decimals):
+        if (
+            (gold.decimals or 0) >= 2
+            and _long_expansion(found)
+            and isinstance(a, Fraction)
+            and rounds_to(b, a, gold.decimals)
+        ):
             return True
-        if gold.decimals is None and _long_expansion(gold) and (found.decimals or 0) >= 6 and isinstance(b, Fraction) and rounds_to(a, b, 6):
+        if (
+            gold.decimals is None
+            and _long_expansion(gold)
+            and (found.decimals or 0) >= 6
+            and isinstance(b, Fraction)
+            and rounds_to(a, b, 6)
+        ):
             return True
     return False
 
@@ -405,8 +523,11 @@ _OPEN, _CLOSE = "([⟦{", ")]⟧}"
 
 def _parts(text: str) -> list[str] | None:
     """Split at commas (and `and`, `or`) outside brackets; None if that gives one part. `1,234` stays whole."""
-    text = re.sub(rf"(?<![\d.])\d{{1,3}}(?:,\d{{3}})+(?![\d,])", lambda m: m[0].replace(",", ""), text) if " " not in text else \
-        re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])", lambda m: m[0].replace(",", ""), text)
+    text = (
+        re.sub(rf"(?<![\d.])\d{{1,3}}(?:,\d{{3}})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
+        if " " not in text
+        else re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])", lambda m: m[0].replace(",", ""), text)
+    )
     text = re.sub(r"\s*,?\s+(?:and|or)\s+|\s*[和或]\s*|、|;", ",", text)
     parts, depth, current = [], 0, ""
     for char in text:
@@ -451,7 +572,7 @@ def _closes_at_end(text: str) -> bool:
 
 
 def _squeeze(text: str) -> str:
-    text = re.sub(r"\s+", "", text)
+    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # but "1 1/2" is not "11/2"
     return re.sub(r"\^\((\w)\)", r"^\1", text)
 
 
@@ -463,15 +584,18 @@ def _same_parts(gold: tuple[str, list[str]], found: tuple[str, list[str]], depth
     if len(gold_parts) > 30 or len(found_parts) > 30:
         return False
     if gold_kind in free and found_kind in free:
-        return all(any(_same(a, b, depth) for b in found_parts) for a in gold_parts) and \
-            all(any(_same(a, b, depth) for a in gold_parts) for b in found_parts)
+        return all(any(_same(a, b, depth) for b in found_parts) for a in gold_parts) and all(
+            any(_same(a, b, depth) for a in gold_parts) for b in found_parts
+        )
     return len(gold_parts) == len(found_parts) and all(_same(a, b, depth) for a, b in zip(gold_parts, found_parts))
 
 
 def _looks_symbolic(text: str) -> bool:
     """Mathematics rather than words: what math-verify should be asked about."""
     without = re.sub(r"\\[a-zA-Z]+|\b(?:sqrt|pi|oo|sin|cos|tan|log|ln|exp|mod|begin|end|[pbv]?matrix)\b", "", text)
-    return bool(re.search(r"[\d\\=+*/^<>-]|^\W*\w\W*$", text)) and not re.search(r"[A-Za-z]{3,}|[\u4e00-\u9fff]", without)
+    return bool(re.search(r"[\d\\=+*/^<>-]|^\W*\w\W*$", text)) and not re.search(
+        r"[A-Za-z]{3,}|[\u4e00-\u9fff]", without
+    )
 
 
 def _same(gold: str, found: str, depth: int = 0) -> bool:
@@ -502,7 +626,11 @@ def _number_in(text: str) -> Quantity | None:
     if "=" in text:
         return read_quantity(re.split(r"(?<![<>!])=", text)[-1].strip())
     numbers = {match[0] for match in re.finditer(rf"(?<![\w.])-?[{CURRENCY}]?-?{NUMBER}(?:\s*/\s*\d+)?%?", text)}
-    if re.search(rf"{NUMBER}\s*[*^+/:-]\s*\d", re.sub(r"\d\s*/\s*\d", "", text)) or _structure(text) and len(numbers) > 1:
+    if (
+        re.search(rf"{NUMBER}\s*[*^+/:-]\s*\d", re.sub(r"\d\s*/\s*\d", "", text))
+        or _structure(text)
+        and len(numbers) > 1
+    ):
         return None
     if len(numbers) == 1:
         place = text.index(next(iter(numbers)))
@@ -513,11 +641,17 @@ def _number_in(text: str) -> Quantity | None:
 def _text_forms(text: str) -> set[str]:
     """The answer as text: whole, its first sentence, its first clause; articles dropped."""
     text = re.sub(r"\*\*|__|`", "", text).strip()
-    forms = [text, *_sentences(text)[:1], re.split(r"[,;:(—]|\s(?:because|since|as|so|which|where|for)\s|[，。；：（]", text)[0]]
+    forms = [
+        text,
+        *_sentences(text)[:1],
+        re.split(r"[,;:(—]|\s(?:because|since|as|so|which|where|for)\s|[，。；：（]", text)[0],
+    ]
     return {re.sub(r"^(?:the|an|a)\s+", "", normalise(form).strip("\"'$ ")) for form in forms if form.strip()}
 
 
-_CHOICE = re.compile(r"^[\s*_$]*(?:option|choice|选项)?[\s*_]*[(\[{]?\s*(?:\\text\w*\{\s*\(?)?([A-J])(?:\)?\})?\s*(?:[)\]}.:,*]|$)")
+_CHOICE = re.compile(
+    r"^[\s*_$]*(?:option|choice|选项)?[\s*_]*[(\[{]?\s*(?:\\text\w*\{\s*\(?)?([A-J])(?:\)?\})?\s*(?:[)\]}.:,*]|$)"
+)
 
 
 def _choice(text: str) -> str | None:
@@ -544,16 +678,31 @@ def _same_answer(gold: str, found: str) -> tuple[bool, str]:
     if normalise(gold_tidy) == normalise(found_tidy) and (not _looks_symbolic(gold_tidy) or len(gold_tidy) > 2):
         return True, "the same text"
     quantity, direct = read_quantity(gold_tidy), read_quantity(found_tidy)
+    if quantity and re.search(r"\d\s*[a-z](?![a-z])[^=]*=", found_tidy):
+        return False, "an equation that is not solved for its unknown"
+    if found.rstrip(" .*_$").endswith("!"):  # "12!" is joy as a rule, a factorial where that fits
+        value = value_of(plain(found.rstrip(" .*_$")))
+        if value is not None and quantity and same_number(value, quantity.value):
+            return True, "the same value"
     if quantity:
         other = direct or _number_in(found_tidy)
         if other:
             passed = same_quantity(quantity, other)
             return passed, "the same value" if passed else "another value than the reference"
     sides = [re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*=\s*", "", side) for side in (gold_tidy, found_tidy)]
-    if sides != [gold_tidy, found_tidy] and not (sides[0] != gold_tidy and sides[1] != found_tidy and gold_tidy[0] != found_tidy[0]):
+    if sides != [gold_tidy, found_tidy] and not (
+        sides[0] != gold_tidy and sides[1] != found_tidy and gold_tidy[0] != found_tidy[0]
+    ):
         if _same(*sides):
             return True, "the same value"
     if _looks_symbolic(gold_tidy) and _looks_symbolic(found_tidy):
+        if any(
+            re.fullmatch(r"[\d\s+*/^().,!-]+", side)
+            and side.count("^") + side.count("**") > 1
+            and value_of(side) is None
+            for side in (gold_tidy, found_tidy)
+        ):
+            return False, "the number is too large to evaluate"
         if _structure(gold_tidy) and _structure(found_tidy) and _all_numbers(gold_tidy) and _all_numbers(found_tidy):
             return False, "other elements than the reference"
         equal = symbolic_equal(_for_math_verify(gold), _for_math_verify(found))
@@ -588,10 +737,17 @@ def check_final_answer(model_output: str, expected_output: str) -> Verdict:
     reference = final_answer(expected_output) or (expected_output or "").strip()
     if not reference.strip(" .*_$"):
         return Verdict(False, "the reference holds no answer", final_answer(model_output), None)
-    found = final_answer(model_output)
+    prepared = _prepare(model_output or "")
+    marked = _marked(prepared)
+    found = marked[-1] if marked else _conclusion(prepared)
     same_text = normalise(model_output) == normalise(expected_output)
-    if found is None and not same_text and not _numeric(reference):
-        found = _text_without_marker(model_output or "", reference)
+    if (
+        not marked
+        and re.search(r"[A-Za-z]{2,}|[\u4e00-\u9fff]|^\W*[A-J]\W*$", reference)
+        and not _numeric(reference)
+        and "\\" not in reference
+    ):
+        found = _text_without_marker(prepared, reference)
     if found is None and not same_text:
         return Verdict(False, "the text gives no final answer", None, reference[:MAX_ANSWER])
     if same_text and normalise(model_output):
@@ -606,7 +762,7 @@ def _numeric(reference: str) -> bool:
 
 def _text_without_marker(text: str, reference: str) -> str | None:
     """Where the reference is words or a letter and no marker announces the answer: the last line, or a lone yes or no."""
-    lines = [line.strip() for line in _prepare(text).split("\n") if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         return None
     if normalise(reference) in ("yes", "no", "true", "false"):

@@ -20,17 +20,44 @@ NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]
 CURRENCY = "$€£¥₹₩₽"
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
-_SIGNS = str.maketrans({
-    "−": "-", "‐": "-", "‑": "-", "–": "-", "×": "*", "✕": "*", "✖": "*", "⋅": "*", "·": "*", "∙": "*", "∗": "*", "÷": "/",
-    "⁄": "/", "∕": "/", "“": '"', "”": '"', "‘": "'", "’": "'", "：": ":", "，": ",", "（": "(", "）": ")", "\u200b": "",
-    "\ufeff": "", "\u2060": "",
-})
+_SIGNS = str.maketrans(
+    {
+        "−": "-",
+        "‐": "-",
+        "‑": "-",
+        "–": "-",
+        "×": "*",
+        "✕": "*",
+        "✖": "*",
+        "⋅": "*",
+        "·": "*",
+        "∙": "*",
+        "∗": "*",
+        "÷": "/",
+        "⁄": "/",
+        "∕": "/",
+        "“": '"',
+        "”": '"',
+        "‘": "'",
+        "’": "'",
+        "：": ":",
+        "，": ",",
+        "（": "(",
+        "）": ")",
+        "\u200b": "",
+        "\ufeff": "",
+        "\u2060": "",
+    }
+)
 
 
 def tidy_unicode(text: str) -> str:
     """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one kind of minus."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda m: f"^({m[0].translate(_SUPERSCRIPT)})" if len(m[0]) > 1
-                  else f"^{m[0].translate(_SUPERSCRIPT)}", text)
+    text = re.sub(
+        "[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+",
+        lambda m: f"^({m[0].translate(_SUPERSCRIPT)})" if len(m[0]) > 1 else f"^{m[0].translate(_SUPERSCRIPT)}",
+        text,
+    )
     text = re.sub("[¼-¾⅐-⅞↉]", lambda m: f" {unicodedata.normalize('NFKC', m[0])}", text)
     return unicodedata.normalize("NFKC", text.translate(_SIGNS)).translate(_SIGNS)
 
@@ -56,7 +83,10 @@ _LATEX = [
     (re.compile(r"\\[()\[\]]"), " "),
 ]
 _BRACED = [
-    (re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}"), r" \1 "),
+    (
+        re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}"),
+        r" \1 ",
+    ),
     (re.compile(r"(\d)\s*\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1 ((\2)/(\3))"),
     (re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"((\1)/(\2))"),
@@ -74,7 +104,9 @@ _BRACED = [
 def _repeating(whole: str, fixed: str, repeat: str) -> str:
     if len(whole + fixed + repeat) > 50:
         return "?"
-    value = Fraction(int(fixed + repeat) - int(fixed or 0), 10 ** len(fixed) * (10 ** len(repeat) - 1)) + int(whole or 0)
+    value = Fraction(int(fixed + repeat) - int(fixed or 0), 10 ** len(fixed) * (10 ** len(repeat) - 1)) + int(
+        whole or 0
+    )
     return f"({value})"
 
 
@@ -96,7 +128,9 @@ class _NoValue(Exception):
     """The text is not arithmetic, or too large to evaluate."""
 
 
-_TOKEN = re.compile(rf"\s*(?:(?P<num>{NUMBER})|(?P<op>\*\*|[-+*/^()%!])|(?P<name>sqrt|pi)(?![A-Za-z])|(?P<money>[{CURRENCY}]))")
+_TOKEN = re.compile(
+    rf"\s*(?:(?P<num>{NUMBER})|(?P<op>\*\*|[-+*/^()%!])|(?P<name>sqrt|pi)(?![A-Za-z])|(?P<money>[{CURRENCY}]))"
+)
 
 
 class _Parser:
@@ -136,7 +170,9 @@ class _Parser:
             raise _NoValue
         value = self.product()
         while self.peek()[1] in ("+", "-"):
-            value = self.keep(_add(value, self.product() if self.take() == "+" else _times(self.product(), Fraction(-1))))
+            value = self.keep(
+                _add(value, self.product() if self.take() == "+" else _times(self.product(), Fraction(-1)))
+            )
         self.depth -= 1
         return value
 
@@ -266,7 +302,7 @@ def _raise(a: Number, b: Number) -> Number:
         size = max(a.numerator.bit_length(), a.denominator.bit_length())
         if abs(b.numerator) * size > MAX_BITS or (a == 0 and b < 0):
             raise _NoValue
-        return a ** b.numerator
+        return a**b.numerator
     a, b = _mix(a, b) if isinstance(a, float) or isinstance(b, float) else (float(a), float(b))
     if a < 0 or (a == 0 and b < 0):
         raise _NoValue

@@ -1,8 +1,8 @@
 """Scoring a model on a test set: how many are right, how sure that is, and which ones.
 
-    result = evaluate_model(sampling_client, test_data, tokenizer)
-    print(f"{result['correct']}/{result['total']}", result["ci95"])
-    print(mcnemar(base["samples"], tuned["samples"]))     # the same problems, two models
+result = evaluate_model(sampling_client, test_data, tokenizer)
+print(f"{result['correct']}/{result['total']}", result["ci95"])
+print(mcnemar(base["samples"], tuned["samples"]))     # the same problems, two models
 """
 
 import math
@@ -64,7 +64,9 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
     if not base or base.keys() != tuned.keys() or len(base) != len(base_samples) or len(tuned) != len(tuned_samples):
         raise DataError("the two results are not about the same problems", "score both models on the same test set")
     if any(base[i].get("problem") != tuned[i].get("problem") for i in base):
-        raise DataError("problems with the same index differ between the two results", "score both models on the same test set")
+        raise DataError(
+            "problems with the same index differ between the two results", "score both models on the same test set"
+        )
     pairs = [(base[index], tuned[index]) for index in sorted(base)]
     gained = [pair for pair in pairs if pair[1]["score"] and not pair[0]["score"]]
     lost = [pair for pair in pairs if pair[0]["score"] and not pair[1]["score"]]
@@ -72,8 +74,12 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
     flips, fewer = len(gained) + len(lost), min(len(gained), len(lost))
     tail = sum(math.comb(flips, k) for k in range(fewer + 1)) / 2**flips
     return {
-        "gained": gained, "lost": lost, "both_right": both, "both_wrong": len(pairs) - both - flips,
-        "p_value": min(1.0, 2 * tail), "difference": (len(gained) - len(lost)) / len(pairs),
+        "gained": gained,
+        "lost": lost,
+        "both_right": both,
+        "both_wrong": len(pairs) - both - flips,
+        "p_value": min(1.0, 2 * tail),
+        "difference": (len(gained) - len(lost)) / len(pairs),
     }
 
 
@@ -114,25 +120,48 @@ def _counts(samples: Iterable[dict], key: str) -> dict[str, dict[str, Any]]:
         if sample.get(key) is not None:
             groups.setdefault(sample[key], []).append(sample["score"])
     return {
-        name: {"correct": sum(scores), "total": len(scores), "accuracy": sum(scores) / len(scores),
-               "ci95": list(wilson_interval(sum(scores), len(scores)))}
+        name: {
+            "correct": sum(scores),
+            "total": len(scores),
+            "accuracy": sum(scores) / len(scores),
+            "ci95": list(wilson_interval(sum(scores), len(scores))),
+        }
         for name, scores in sorted(groups.items())
     }
 
 
-def _record(index: int, example: dict[str, Any], prompt: str, output: str, grader: Grader, **more: Any) -> dict[str, Any]:
+def _record(
+    index: int, example: dict[str, Any], prompt: str, output: str, grader: Grader, **more: Any
+) -> dict[str, Any]:
     score, why = _judge(grader, output, example)
     problem = " ".join(part for part in (example["instruction"], example.get("input") or "") if part)
-    return {"index": index, "problem": problem, "prompt": prompt, "output": output, "expected": _reference(example),
-            "score": score, "why": why, **more, "category": example.get("category"), "template": _template_kind(example)}
+    return {
+        "index": index,
+        "problem": problem,
+        "prompt": prompt,
+        "output": output,
+        "expected": _reference(example),
+        "score": score,
+        "why": why,
+        **more,
+        "category": example.get("category"),
+        "template": _template_kind(example),
+    }
 
 
 def _result(samples: list[dict], seconds: float) -> dict[str, Any]:
     correct, total = sum(sample["score"] for sample in samples), len(samples)
     return {
-        "accuracy": correct / total, "correct": correct, "total": total, "ci95": list(wilson_interval(correct, total)),
-        "by_category": _counts(samples, "category"), "by_template": _counts(samples, "template"), "failed": 0,
-        "tokens": sum(sample.get("tokens") or 0 for sample in samples), "seconds": round(seconds, 3), "samples": samples,
+        "accuracy": correct / total,
+        "correct": correct,
+        "total": total,
+        "ci95": list(wilson_interval(correct, total)),
+        "by_category": _counts(samples, "category"),
+        "by_template": _counts(samples, "template"),
+        "failed": 0,
+        "tokens": sum(sample.get("tokens") or 0 for sample in samples),
+        "seconds": round(seconds, 3),
+        "samples": samples,
     }
 
 
@@ -140,13 +169,21 @@ def _check_data(test_data: Sequence[dict]) -> list[dict]:
     if not test_data:
         raise DataError("the test set is empty", "make it with notebook 01_split, or check the file that you loaded")
     for index, example in enumerate(test_data):
-        if not isinstance(example, dict) or not all(str(example.get(key) or "").strip() for key in ("instruction", "output")):
-            raise DataError(f"test record {index} has no `instruction` or no `output`", "load the file with helpers.data.load_json_files")
+        if not isinstance(example, dict) or not all(
+            str(example.get(key) or "").strip() for key in ("instruction", "output")
+        ):
+            raise DataError(
+                f"test record {index} has no `instruction` or no `output`",
+                "load the file with helpers.data.load_json_files",
+            )
     return list(test_data)
 
 
 def score_outputs(
-    test_data: Sequence[dict], outputs: Sequence[str], grader: Grader = check_final_answer, stop_reasons: Sequence[str] | None = None,
+    test_data: Sequence[dict],
+    outputs: Sequence[str],
+    grader: Grader = check_final_answer,
+    stop_reasons: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Score answers that exist already: of the merged model, of vLLM, or of a person.
 
@@ -167,7 +204,9 @@ def score_outputs(
         raise DataError(f"{len(outputs)} answers for {len(test_data)} problems", "score exactly one answer a problem")
     start = time.monotonic()
     samples = [
-        _record(index, example, "", output, grader, stop_reason=stop_reasons[index] if stop_reasons is not None else None)
+        _record(
+            index, example, "", output, grader, stop_reason=stop_reasons[index] if stop_reasons is not None else None
+        )
         for index, (example, output) in enumerate(zip(test_data, outputs))
     ]
     return _result(samples, time.monotonic() - start)
@@ -215,7 +254,9 @@ def _collect(client: Any, requests: Sequence[_Request], max_in_flight: int) -> I
 def _next_done(flying: deque) -> _Request:
     """Take out the oldest request that is done; wait until one is."""
     while True:
-        futures = [request.future.future() if hasattr(request.future, "future") else request.future for request in flying]
+        futures = [
+            request.future.future() if hasattr(request.future, "future") else request.future for request in flying
+        ]
         done, _ = wait(futures, return_when=FIRST_COMPLETED)
         for place, future in enumerate(futures):
             if future in done:
@@ -225,8 +266,17 @@ def _next_done(flying: deque) -> _Request:
 
 
 def _sample_all(
-    client: Any, test_data: list[dict], fmt: PromptFormat, *, num_samples: int, max_tokens: int, temperature: float, seed: int | None,
-    max_in_flight: int, description: str, on_answer: Callable[[int, Any], int],
+    client: Any,
+    test_data: list[dict],
+    fmt: PromptFormat,
+    *,
+    num_samples: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    max_in_flight: int,
+    description: str,
+    on_answer: Callable[[int, Any], int],
 ) -> float:
     """Sample every prompt, hand each response to `on_answer` (which returns how many are right), return the seconds."""
     from tinker import types
@@ -236,7 +286,14 @@ def _sample_all(
         raise DataError(f"max_in_flight={max_in_flight} would send nothing", "use 1 or more; 64 is a good value")
     params = types.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=fmt.stop)
     requests = [
-        _Request(index, {"prompt": types.ModelInput.from_ints(fmt.prompt_tokens(example)), "num_samples": num_samples, "sampling_params": params})
+        _Request(
+            index,
+            {
+                "prompt": types.ModelInput.from_ints(fmt.prompt_tokens(example)),
+                "num_samples": num_samples,
+                "sampling_params": params,
+            },
+        )
         for index, example in enumerate(test_data)
     ]
     start, right, tokens, failures = time.monotonic(), 0, 0, []
@@ -249,11 +306,18 @@ def _sample_all(
                 tokens += sum(len(sequence.tokens) for sequence in response.sequences)
             scored = done - len(failures)
             speed = tokens / max(1e-6, time.monotonic() - start)
-            bar.set_postfix_str(f"{right}/{scored} right, {speed:.0f} tok/s" + (f", {len(failures)} FAILED" if failures else ""), refresh=False)
+            bar.set_postfix_str(
+                f"{right}/{scored} right, {speed:.0f} tok/s" + (f", {len(failures)} FAILED" if failures else ""),
+                refresh=False,
+            )
             bar.update()
     if failures:
         index, error = failures[0]
-        cause = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "the wrong number of answers came back"
+        cause = (
+            f"{type(error).__name__}: {error}"
+            if isinstance(error, Exception)
+            else "the wrong number of answers came back"
+        )
         failure = BackendError(
             f"{len(failures)} of {len(requests)} requests failed twice; the first is test record {index}: {cause}",
             "no score is reported, since they can't count as wrong; check the backend and run this cell again",
@@ -266,7 +330,11 @@ def _sample_all(
 def _sequence_fields(sequence: Any) -> dict[str, Any]:
     logprobs = sequence.logprobs
     mean = sum(logprobs) / len(logprobs) if logprobs is not None and len(logprobs) else None
-    return {"stop_reason": str(getattr(sequence.stop_reason, "value", sequence.stop_reason)), "tokens": len(sequence.tokens), "mean_logprob": mean}
+    return {
+        "stop_reason": str(getattr(sequence.stop_reason, "value", sequence.stop_reason)),
+        "tokens": len(sequence.tokens),
+        "mean_logprob": mean,
+    }
 
 
 def evaluate_model(
@@ -315,12 +383,22 @@ def evaluate_model(
     def on_answer(index: int, response: Any) -> int:
         sequence, example = response.sequences[0], test_data[index]
         prompt = fmt.tokenizer.decode(fmt.prompt_tokens(example))
-        samples[index] = _record(index, example, prompt, fmt.answer_text(sequence.tokens), grader, **_sequence_fields(sequence))
+        samples[index] = _record(
+            index, example, prompt, fmt.answer_text(sequence.tokens), grader, **_sequence_fields(sequence)
+        )
         return int(samples[index]["score"])
 
     seconds = _sample_all(
-        sampling_client, test_data, fmt, num_samples=1, max_tokens=max_tokens, temperature=temperature, seed=seed,
-        max_in_flight=max_in_flight, description=description, on_answer=on_answer,
+        sampling_client,
+        test_data,
+        fmt,
+        num_samples=1,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        max_in_flight=max_in_flight,
+        description=description,
+        on_answer=on_answer,
     )
     ordered = [samples[index] for index in sorted(samples)]
     if samples_path is not None:
@@ -390,9 +468,16 @@ def evaluate_math_reasoning(
         return int(by_problem[index][0]["score"])
 
     seconds = _sample_all(
-        sampling_client, test_data, fmt, num_samples=num_samples, max_tokens=max_tokens,
-        temperature=(0.0 if num_samples == 1 else 0.7) if temperature is None else temperature, seed=seed,
-        max_in_flight=max_in_flight, description=description, on_answer=on_answer,
+        sampling_client,
+        test_data,
+        fmt,
+        num_samples=num_samples,
+        max_tokens=max_tokens,
+        temperature=(0.0 if num_samples == 1 else 0.7) if temperature is None else temperature,
+        seed=seed,
+        max_in_flight=max_in_flight,
+        description=description,
+        on_answer=on_answer,
     )
     samples = [sample for index in sorted(by_problem) for sample in by_problem[index]]
     result: dict[str, Any] = {"counts": {}, "ci95": {}, "total": len(samples), "problems": len(test_data)}
@@ -403,25 +488,44 @@ def evaluate_math_reasoning(
         result["ci95"][name] = list(wilson_interval(correct, len(samples)))
     if num_samples > 1:
         result |= _several(test_data, by_problem, num_samples)
-    return result | {"failed": 0, "tokens": sum(s["tokens"] for s in samples), "seconds": round(seconds, 3), "samples": samples}
+    return result | {
+        "failed": 0,
+        "tokens": sum(s["tokens"] for s in samples),
+        "seconds": round(seconds, 3),
+        "samples": samples,
+    }
 
 
 def _reasoning_record(index: int, example: dict, fmt: PromptFormat, sequence: Any) -> dict[str, Any]:
     output, fields = fmt.answer_text(sequence.tokens), _sequence_fields(sequence)
-    steps, complete = check_reasoning_steps(output, example["output"]), check_completeness(output, fields["stop_reason"])
+    steps, complete = (
+        check_reasoning_steps(output, example["output"]),
+        check_completeness(output, fields["stop_reason"]),
+    )
     prompt = fmt.tokenizer.decode(fmt.prompt_tokens(example))
     return _record(index, example, prompt, output, check_final_answer, **fields) | {
-        "steps_right": steps.passed, "steps_why": steps.why, "complete": complete.passed, "complete_why": complete.why}
+        "steps_right": steps.passed,
+        "steps_why": steps.why,
+        "complete": complete.passed,
+        "complete_why": complete.why,
+    }
 
 
 def _several(test_data: list[dict], by_problem: dict[int, list[dict]], num_samples: int) -> dict[str, Any]:
     right = {index: sum(sample["score"] for sample in samples) for index, samples in by_problem.items()}
     ks = [k for k in (1, 2, 4, 5, 8, 10, 16, 32, 64, 100) if k < num_samples] + [num_samples]
-    votes = [bool(check_final_answer(majority_vote([s["output"] for s in by_problem[i]]), _reference(e))) for i, e in enumerate(test_data)]
+    votes = [
+        bool(check_final_answer(majority_vote([s["output"] for s in by_problem[i]]), _reference(e)))
+        for i, e in enumerate(test_data)
+    ]
     return {
         "pass_at_k": {k: sum(pass_at_k(num_samples, c, k) for c in right.values()) / len(right) for k in ks},
-        "majority_vote": {"accuracy": sum(votes) / len(votes), "correct": sum(votes), "total": len(votes),
-                          "ci95": list(wilson_interval(sum(votes), len(votes)))},
+        "majority_vote": {
+            "accuracy": sum(votes) / len(votes),
+            "correct": sum(votes),
+            "total": len(votes),
+            "ci95": list(wilson_interval(sum(votes), len(votes))),
+        },
     }
 
 
@@ -482,8 +586,11 @@ def evaluate_completions(
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise DataError(f"unknown metrics: {', '.join(unknown) or '(none given)'}", f"choose from {', '.join(METRICS)}")
-    fmt = renderer if isinstance(renderer, PromptFormat) else \
-        PromptFormat(type(renderer).__name__, renderer.tokenizer, renderer.get_stop_sequences(), renderer)
+    fmt = (
+        renderer
+        if isinstance(renderer, PromptFormat)
+        else PromptFormat(type(renderer).__name__, renderer.tokenizer, renderer.get_stop_sequences(), renderer)
+    )
 
     class Completions(SamplingClientEvaluator):
         def run(self) -> dict[str, float]:
@@ -493,7 +600,14 @@ def evaluate_completions(
 
         def score(self, client: Any) -> dict[str, float]:
             result = evaluate_model(
-                client, test_dataset, fmt.tokenizer, fmt=fmt, max_tokens=max_tokens, temperature=temperature, max_in_flight=max_in_flight)
+                client,
+                test_dataset,
+                fmt.tokenizer,
+                fmt=fmt,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                max_in_flight=max_in_flight,
+            )
             pairs = [(sample["output"], test_dataset[sample["index"]]) for sample in result["samples"]]
             return {name: sum(METRICS[name](*pair) for pair in pairs) / len(pairs) for name in metrics}
 

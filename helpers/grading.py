@@ -12,4 +12,12 @@ numbers are bounded, and what is not plain arithmetic goes to math-verify in a p
 from helpers.answers import Verdict, check_answer, check_final_answer, final_answer, normalise
 from helpers.reasoning import check_completeness, check_reasoning_steps
 
-__all__ = ["Verdict", "check_answer", "check_completeness", "check_final_answer", "check_reasoning_steps", "final_answer", "normalise"]
+__all__ = [
+    "Verdict",
+    "check_answer",
+    "check_completeness",
+    "check_final_answer",
+    "check_reasoning_steps",
+    "final_answer",
+    "normalise",
+]

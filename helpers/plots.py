@@ -158,3 +158,30 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
     axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)", title="The same test problems, before and after")
     axes.legend()
     return figure
+
+
+def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) -> "Figure":
+    """Loss and validation accuracy over training, the chosen checkpoint marked.
+
+    Args:
+        metrics: lines of metrics.jsonl (`step`, `train_nll`).
+        checkpoints: lines of checkpoints.jsonl (`step`, `loss`, `correct`, `total`).
+        best: the chosen line of checkpoints.jsonl.
+    """
+    from helpers.evaluation import wilson_interval
+
+    figure = new_figure(9, 3.4)
+    left, right = figure.subplots(1, 2)
+    looks = [row["step"] for row in checkpoints]
+    left.plot([row["step"] for row in metrics], [row["train_nll"] for row in metrics], color="grey", linewidth=1, label="training batch")
+    left.plot(looks, [row["loss"] for row in checkpoints], "o--", color="tab:blue", label="validation")
+    left.set(xlabel="optimizer step", ylabel="NLL, nats per answer token", yscale="log", title="Loss")
+    left.legend()
+    rates = [100 * row["correct"] / row["total"] for row in checkpoints]
+    limits = [[100 * limit for limit in wilson_interval(row["correct"], row["total"])] for row in checkpoints]
+    below, above = [r - low for r, (low, _) in zip(rates, limits)], [high - r for r, (_, high) in zip(rates, limits)]
+    right.errorbar(looks, rates, yerr=[below, above], fmt="o-", color="tab:blue", capsize=3, label="validation, 95% interval")
+    right.plot(best["step"], 100 * best["correct"] / best["total"], "*", markersize=16, color="black", label=f"chosen: step {best['step']}")
+    right.set(xlabel="optimizer step", ylabel="right answers, %", ylim=(-3, 103), title="Validation accuracy")
+    right.legend(loc="lower right")
+    return figure

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from helpers.answers import MAX_TEXT, Verdict, _WIDE, _marked, _prepare, _tidy_answer, final_answer, read_quantity
+from helpers.answers import (
+    MAX_TEXT,
+    Verdict,
+    _WIDE,
+    _marked,
+    _prepare,
+    _sentences,
+    _tidy_answer,
+    final_answer,
+    read_quantity,
+)
 from helpers.arithmetic import CURRENCY, NUMBER, Number, evaluate, plain, rounds_to, same_number
 
 MAX_EQUATIONS = 300
@@ -40,10 +50,14 @@ def _side(text: str, where: str) -> str | None:
     text = re.sub(r"(?<=\d)\s*[xX]\s+(?=[\d($])", " * ", text)
     text = re.sub(r"(%|\d\s*/\s*\d+\)*)\s*of\s+(?=[\d($])", r"\1 * ", text)
     if where == "first":
-        text = re.split(r":\s|[;?]|[,.]\s|[,.]$|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?)\s", text)[-1]
+        text = re.split(
+            r":\s|[;?]|[,.]\s|[,.]$|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?)\s", text
+        )[-1]
         text = re.sub(r"^\s*\(?[a-z\d]{1,2}\)\s+(?=[\d(-])|^\s*\d+\.\s+(?=[\d(-])", "", text)
     elif where == "last":
-        text = re.split(r"[;?。，；]|[,.](?:\s|$)|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b", text)[0]
+        text = re.split(
+            r"[;?。，；]|[,.](?:\s|$)|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b", text
+        )[0]
     allowed = [token for token in re.split(rf"({NUMBER}|sqrt|pi|\*\*|[-+*/^()%!{CURRENCY}])", text) if token.strip()]
     kept: list[str] = []
     nouns_before_number = False
@@ -56,7 +70,11 @@ def _side(text: str, where: str) -> str | None:
             return None
         if where == "first" and not any(re.match(r"[\d.]", piece) for piece in kept):
             kept, nouns_before_number = [], True  # "Total cost 5 + 7": words before the arithmetic
-        elif len("".join(words)) == 1 and re.match(r"[a-zA-Z]$", "".join(words)) and words[0] not in ("m", "g", "l", "L", "h", "s"):
+        elif (
+            len("".join(words)) == 1
+            and re.match(r"[a-zA-Z]$", "".join(words))
+            and words[0] not in ("m", "g", "l", "L", "h", "s")
+        ):
             return None  # a variable: 5x
         elif kept and kept[-1] in "+-*/^(" and where != "first":
             return None
@@ -76,13 +94,24 @@ def equations(text: str) -> list[Equation]:
     """The equations between numbers that a text states, in its order. Those with unknowns are left out."""
     found: list[Equation] = []
     text = re.sub(r"<<[^<>\n]{0,200}>>", "", text[-MAX_TEXT:])
-    for line in re.split(r"\n|(?<=[a-z\d)%][.;])\s+(?=[A-Z])|[。；]|\\\\|(?<=[\d)])\s*,\s+(?=[\d(a-zA-Z])|\\\]|\\\)(?=[\s,.;])", text):
+    for line in re.split(
+        r"\n|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])",
+        text,
+    ):
         if "=" not in line and "≈" not in line and "\\approx" not in line or len(line) > 800:
             continue
         line = re.sub(r"\*\*(?=\D|$)|(?<!\d)\*\*|`", " ", line)
         line = re.sub(r"\$\$|\\[()\[\]]|(?<![\d(+*/=-])\s?\$(?=\s|\\|$)|\$(?![\d.])", " ", line.replace("\\$", "$"))
-        line = plain(line.replace("&", " ").replace("\\implies", ";").replace("\\Rightarrow", ";").replace("⇒", ";").replace("→", ";"))
-        line = re.sub(r"^\s*(?:[-*•]\s+)?(?:step|步骤|第)?\s*\d+\s*步?\s*[.:)、]\s*(?=\S)", "", line, flags=re.IGNORECASE)
+        line = plain(
+            line.replace("&", " ")
+            .replace("\\implies", ";")
+            .replace("\\Rightarrow", ";")
+            .replace("⇒", ";")
+            .replace("→", ";")
+        )
+        line = re.sub(
+            r"^\s*(?:[-*•]\s+)?(?:step|步骤|第)?\s*\d+\s*步?\s*[.:)、]\s*(?=\S)", "", line, flags=re.IGNORECASE
+        )
         for piece in line.split("; "):
             found += _chain(piece)
         if len(found) >= MAX_EQUATIONS:
@@ -133,7 +162,9 @@ def _judge(run: list) -> Equation:
 def _equal_sides(a: Number, b: Number, left: str, right: str, about: bool) -> bool:
     if same_number(a, b):
         return True
-    decimals = re.fullmatch(r"[-+$€£¥\s]*[\d,]+\.(\d+)\s*(%?)", right) or (re.fullmatch(r"[-+$€£¥\s]*[\d,]+()\s*(%?)", right) if about else None)
+    decimals = re.fullmatch(r"[-+$€£¥\s]*[\d,]+\.(\d+)\s*(%?)", right) or (
+        re.fullmatch(r"[-+$€£¥\s]*[\d,]+()\s*(%?)", right) if about else None
+    )
     if decimals:
         places = len(decimals[1]) + (2 if decimals[2] else 0)
         if isinstance(b, Fraction) and rounds_to(a, b, places):
@@ -141,7 +172,11 @@ def _equal_sides(a: Number, b: Number, left: str, right: str, about: bool) -> bo
     percent = ("%" in right) != ("%" in left)  # "0.25 * 100 = 25%", "20 / 80 * 100 = 25%"
     if percent and (same_number(a, b * 100) or same_number(a * 100, b)):
         return True
-    return about and b != 0 and abs(float(Fraction(a) / Fraction(b)) - 1) < 0.01 if abs(b) > Fraction(1, 10**300) else False
+    return (
+        about and b != 0 and abs(float(Fraction(a) / Fraction(b)) - 1) < 0.01
+        if abs(b) > Fraction(1, 10**300)
+        else False
+    )
 
 
 def _show(value: Number) -> str:
@@ -156,7 +191,10 @@ def _has(value: Number, values: Any) -> bool:
 
 def _stated_numbers(text: str) -> list[Number]:
     tidy = plain(text[-2000:]) if len(text) > 2000 else plain(text)
-    return [Fraction(match[0].replace(",", "")) for match in list(re.finditer(r"\d{1,3}(?:,\d{3})+(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?", tidy))[:500]]
+    return [
+        Fraction(match[0].replace(",", ""))
+        for match in list(re.finditer(r"\d{1,3}(?:,\d{3})+(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?", tidy))[:500]
+    ]
 
 
 def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
@@ -178,27 +216,55 @@ def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
     numbers = _stated_numbers(text)
     missing, unsupported = [], []
     for step in steps:
-        if not step.right or _has(step.values[-1], computed) or any(_same_work(step, other) for other in stated if not other.right):
+        if (
+            not step.right
+            or _has(step.values[-1], computed)
+            or any(_same_work(step, other) for other in stated if not other.right)
+        ):
             continue
         (unsupported if _has(step.values[-1], numbers) else missing).append(step.text)
     final = final_answer(text)
     quantity = read_quantity(_tidy_answer(final)) if final else None
-    if quantity and stated and not _has(quantity.value, [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))]) \
-            and not any(rounds_to(v, quantity.value, quantity.decimals or 0) for e in stated for v in e.values if isinstance(quantity.value, Fraction)):
+    if (
+        quantity
+        and stated
+        and not _has(
+            quantity.value, [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))]
+        )
+        and not any(
+            rounds_to(v, quantity.value, quantity.decimals or 0)
+            for e in stated
+            for v in e.values
+            if isinstance(quantity.value, Fraction)
+        )
+    ):
         unsupported.append(f"final answer {final[:60]}")
-    evidence = {"equations": [equation.text for equation in stated], "wrong": wrong, "missing": missing, "unsupported": unsupported}
+    evidence = {
+        "equations": [equation.text for equation in stated],
+        "wrong": wrong,
+        "missing": missing,
+        "unsupported": unsupported,
+    }
     faults = [f"{name}: {'; '.join(items[:5])}" for name, items in list(evidence.items())[1:] if items]
     if not stated:
-        return Verdict(False, "the text states no equation" + (f"; {faults[0]}" if faults else ""), final, None, evidence)
+        return Verdict(
+            False, "the text states no equation" + (f"; {faults[0]}" if faults else ""), final, None, evidence
+        )
     if faults:
         return Verdict(False, "; ".join(faults), final, None, evidence)
-    why = f"{len(stated)} equation{'s' * (len(stated) > 1)} right" + (f", {len(steps)} of {len(steps)} reference steps found" if steps else "")
+    why = f"{len(stated)} equation{'s' * (len(stated) > 1)} right" + (
+        f", {len(steps)} of {len(steps)} reference steps found" if steps else ""
+    )
     return Verdict(True, why, final, None, evidence)
 
 
 def _results(equation: Equation) -> list[Number]:
     """Values that an equation computes: its sides and the partial results, not the numbers it starts from."""
-    inputs = [Fraction(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", equation.text.split("=")[0])[:100] if len(n) < 60]
+    inputs = [
+        Fraction(n.replace(",", ""))
+        for n in re.findall(r"\d[\d,]*(?:\.\d+)?", equation.text.split("=")[0])[:100]
+        if len(n) < 60
+    ]
     return [value for value in equation.parts if not _has(value, inputs)] + list(equation.values)
 
 
@@ -213,11 +279,21 @@ def _same_work(step: Equation, other: Equation) -> bool:
 _DANGLING = re.compile(
     r"(?:\b(?:therefore|thus|hence|so|because|since|and|or|but|the|an?|is|are|was|of|to|that|we|which|with|for|by|if|then|let|in|from|as|have|has|"
     r"implies|consequently|equals|gives|get)|因此|所以|因为|由于|故|则|即|得|为|是|设|从而|[-+*/=<>≤≥,:;(\[{、，：；∈^_&]|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies))\s*$",
-    re.IGNORECASE)
-_QED = re.compile(r"(?:q\.?\s?e\.?\s?d\.?|∎|□|■|\\(?:blacksquare|square|qed|Box)\b|as (?:required|desired|claimed|was to be (?:shown|proved|demonstrated))|"
-                  r"completes the proof|proof is complete|proves (?:the|that|our)|is (?:proved|proven)|have (?:shown|proved|proven)|contradiction|证毕|得证|矛盾|命题成立|结论成立)", re.IGNORECASE)
-_CONCLUDES = re.compile(r"\b(?:therefore|thus|hence|so|consequently|in conclusion|in total|finally|it follows|we conclude|altogether)\b|∴|\\therefore|因此|所以|故|综上|总之|一共|最后", re.IGNORECASE)
-_PROOF = re.compile(r"^\W*(?:proof|证明)|\b(?:we (?:will |shall |now )?prove|to prove|suppose for contradiction|assume for contradiction|by induction)\b|证明", re.IGNORECASE | re.MULTILINE)
+    re.IGNORECASE,
+)
+_QED = re.compile(
+    r"(?:q\.?\s?e\.?\s?d\.?|∎|□|■|\\(?:blacksquare|square|qed|Box)\b|as (?:required|desired|claimed|was to be (?:shown|proved|demonstrated))|"
+    r"completes the proof|proof is complete|proves (?:the|that|our)|is (?:proved|proven)|have (?:shown|proved|proven)|contradiction|证毕|得证|矛盾|命题成立|结论成立)",
+    re.IGNORECASE,
+)
+_CONCLUDES = re.compile(
+    r"\b(?:therefore|thus|hence|so|consequently|in conclusion|in total|finally|it follows|we conclude|altogether)\b|∴|\\therefore|因此|所以|故|综上|总之|一共|最后",
+    re.IGNORECASE,
+)
+_PROOF = re.compile(
+    r"^\W*(?:proof|证明)|\b(?:we (?:will |shall |now )?prove|to prove|suppose for contradiction|assume for contradiction|by induction)\b|证明",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def check_completeness(model_output: str, stop_reason: str | None = None) -> Verdict:
@@ -232,7 +308,9 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
         return Verdict(False, "the text is empty")
     if str(stop_reason or "").lower().rsplit(".", 1)[-1] in ("length", "max_tokens"):
         return Verdict(False, "cut off by the token limit", evidence={"stop_reason": str(stop_reason)})
-    if re.search(r"<think(?:ing)?>", text, re.IGNORECASE) and not re.search(r"</think(?:ing)?>\s*\S", text, re.IGNORECASE):
+    if re.search(r"<think(?:ing)?>", text, re.IGNORECASE) and not re.search(
+        r"</think(?:ing)?>\s*\S", text, re.IGNORECASE
+    ):
         return Verdict(False, "the thinking never ends in an answer")
     text = text[-MAX_TEXT:]
     opened = _left_open(text)
@@ -243,7 +321,12 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
     if re.search(r"(?:\.\.\.|…)$", end):
         return Verdict(False, "the text trails off", evidence={"end": end[-40:]})
     dangling = _DANGLING.search(end)
-    if dangling and not re.search(r"[)\]]$", end) and not (len(end) <= 3 and end.isalpha()) and not re.search(r"(?:answer\W+(?:is\W+)?|\()\(?[aA]$", end):
+    if (
+        dangling
+        and not re.search(r"[)\]]$", end)
+        and not (len(end) <= 3 and end.isalpha())
+        and not re.search(r"(?:answer\W+(?:is\W+)?|\()\(?[aA]$", end)
+    ):
         return Verdict(False, f"ends in the middle: {end[-40:]!r}", evidence={"end": end[-40:]})
     if re.fullmatch(r"[#*\s]*(?:step|步骤|第)\s*\d+\s*步?\W*", last_line, re.IGNORECASE):
         return Verdict(False, "ends with the head of a step", evidence={"end": last_line})
@@ -254,7 +337,7 @@ def _concludes(text: str, end: str, last_line: str) -> Verdict:
     finished = bool(re.search(r"[.!?。！？)\]}\"'”’∎□■%]$|\d$|\w$", end))
     if _PROOF.search(text):
         tail = end[-400:]
-        if _QED.search(tail) or (_CONCLUDES.search(last_line) and re.search(r"[.!。！]$", end)):
+        if _QED.search(tail) or (_CONCLUDES.search(_sentences(last_line)[-1]) and re.search(r"[.!。！]$", end)):
             return Verdict(True, "the proof has its conclusion")
         return Verdict(False, "the proof has no conclusion", evidence={"end": end[-80:]})
     prepared = _prepare(text)

@@ -30,13 +30,20 @@ class _Child:
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.symbolic"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}, text=True, encoding="utf-8",
+            [sys.executable, "-m", "helpers.symbolic"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            text=True,
+            encoding="utf-8",
         )
         if self.process.stdout.readline() != "ready\n":
             self.stop()
-            raise CourseError("the process that compares mathematical expressions did not start",
-                              "check that `python -c 'import math_verify'` works in this environment")
+            raise CourseError(
+                "the process that compares mathematical expressions did not start",
+                "check that `python -c 'import math_verify'` works in this environment",
+            )
 
     def stop(self) -> None:
         if self.process is not None:

@@ -1,0 +1,283 @@
+"""Scoring on answers whose score is known, through a client that answers with the SDK's own types."""
+
+import asyncio
+import json
+import random
+import threading
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from tinker import types
+
+from helpers.errors import BackendError, DataError
+from helpers.evaluation import (
+    evaluate_completions,
+    evaluate_math_reasoning,
+    evaluate_model,
+    majority_vote,
+    mcnemar,
+    pass_at_k,
+    score_outputs,
+    token_f1,
+    wilson_interval,
+)
+
+ROWS = [
+    {
+        "instruction": f"What is {n} + {n + 1}?",
+        "input": "",
+        "output": f"Step 1: {n} + {n + 1} = {2 * n + 1}\nFinal answer: {2 * n + 1}",
+        "answer": str(2 * n + 1),
+        "category": "odd" if n % 2 else "even",
+        "unseen": n % 3 == 0,
+    }
+    for n in range(1, 31)
+]
+
+
+class Characters:
+    """A tokenizer whose tokens are characters."""
+
+    def encode(self, text, add_special_tokens=False):
+        return [ord(char) for char in text]
+
+    def decode(self, tokens, skip_special_tokens=False):
+        return "".join(chr(token) for token in tokens)
+
+
+def sequence(text, stop_reason="stop"):
+    tokens = np.array([ord(char) for char in text], dtype=np.int32)
+    return types.SampledSequence(
+        stop_reason=stop_reason, sequence_id="s", tokens_np=tokens, logprobs_np=np.full(len(tokens), -0.5, np.float32)
+    )
+
+
+class Client:
+    """Answers `reply(prompt text, attempt)` after a moment, from other threads and out of order, as a server does."""
+
+    def __init__(self, reply):
+        self.reply, self.attempts, self.flying, self.most, self.lock = reply, {}, 0, 0, threading.Lock()
+
+    def sample(self, prompt, num_samples, sampling_params):
+        text, future = "".join(chr(token) for token in prompt.to_ints()), Future()
+        with self.lock:
+            self.attempts[text] = self.attempts.get(text, 0) + 1
+            self.flying += 1
+            self.most = max(self.most, self.flying)
+        threading.Timer(random.uniform(0, 0.02), self.finish, (future, text, self.attempts[text], num_samples)).start()
+        self.params = sampling_params
+        return future
+
+    def finish(self, future, text, attempt, num_samples):
+        with self.lock:
+            self.flying -= 1
+        try:
+            texts = self.reply(text, attempt)
+            texts = [texts] * num_samples if isinstance(texts, str) else texts
+            future.set_result(types.SampleResponse(sequences=[sequence(text) for text in texts]))
+        except Exception as error:
+            future.set_exception(error)
+
+
+BY_PROMPT = {f"Instruction: {row['instruction']}\nResponse:": row["output"] for row in ROWS}
+
+
+def right(prompt, attempt):
+    return f" {BY_PROMPT[prompt]}\n\n"
+
+
+def wrong_on_odd(prompt, attempt):
+    return right(prompt, attempt) if int(prompt.split("is ")[1].split()[0]) % 2 == 0 else " Final answer: 0\n\n"
+
+
+def test_floor_and_ceiling():
+    assert evaluate_model(Client(lambda *_: ""), ROWS, Characters())["accuracy"] == 0
+    result = evaluate_model(Client(right), ROWS, Characters())
+    assert (result["accuracy"], result["correct"], result["total"], result["failed"]) == (1, 30, 30, 0)
+    assert result["ci95"][1] == 1 and 0.85 < result["ci95"][0] < 0.9
+
+
+def test_result_counts_by_category_and_template(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    client = Client(wrong_on_odd)
+    result = evaluate_model(client, ROWS, Characters(), max_in_flight=5, samples_path=path)
+    assert client.most <= 5
+    assert result["by_category"]["even"]["correct"] == 15 and result["by_category"]["odd"]["correct"] == 0
+    assert {name: group["total"] for name, group in result["by_template"].items()} == {"seen": 20, "unseen": 10}
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert samples == result["samples"] and [sample["index"] for sample in samples] == list(range(30))
+    first = samples[0]
+    assert (
+        first["score"] is False
+        and first["why"]
+        and first["stop_reason"] == "stop"
+        and first["mean_logprob"] == pytest.approx(-0.5)
+    )
+    assert first["output"] == "Final answer: 0" and first["prompt"].endswith("Response:") and first["tokens"] == 18
+
+
+def test_the_order_of_the_test_set_changes_no_number():
+    shuffled = random.Random(0).sample(ROWS, len(ROWS))
+    results = [evaluate_model(Client(wrong_on_odd), rows, Characters()) for rows in (ROWS, shuffled)]
+    for key in ("accuracy", "correct", "ci95", "by_category", "by_template", "tokens"):
+        assert results[0][key] == results[1][key]
+
+
+def test_greedy_and_the_stop_rule_reach_the_client():
+    client = Client(right)
+    evaluate_model(client, ROWS[:1], Characters(), max_tokens=7, seed=3)
+    assert (client.params.temperature, client.params.max_tokens, client.params.seed, client.params.stop) == (
+        0.0,
+        7,
+        3,
+        ["\n\n", "Instruction:"],
+    )
+
+
+def test_a_request_that_fails_once_is_tried_again():
+    def flaky(prompt, attempt):
+        if attempt == 1:
+            raise RuntimeError("connection lost")
+        return right(prompt, attempt)
+
+    client = Client(flaky)
+    assert evaluate_model(client, ROWS, Characters())["accuracy"] == 1
+    assert set(client.attempts.values()) == {2}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("connection lost"), TimeoutError("too slow")])
+def test_a_request_that_fails_twice_is_reported_and_never_scored(error):
+    def broken(prompt, attempt):
+        if "What is 4 +" in prompt:
+            raise error
+        return right(prompt, attempt)
+
+    client = Client(broken)
+    with pytest.raises(BackendError, match="1 of 30 requests failed twice.*test record 3") as raised:
+        evaluate_model(client, ROWS, Characters())
+    assert raised.value.failed == [3] and raised.value.__cause__ is error and max(client.attempts.values()) == 2
+
+
+def test_bad_test_sets_are_errors():
+    for rows in ([], [{"instruction": "?"}], [{"instruction": "?", "output": " "}]):
+        with pytest.raises(DataError):
+            evaluate_model(Client(right), rows, Characters())
+        with pytest.raises(DataError):
+            score_outputs(rows, [""] * len(rows))
+    with pytest.raises(DataError):
+        score_outputs(ROWS, ["12"])
+    with pytest.raises(DataError):
+        evaluate_model(Client(right), ROWS, Characters(), max_in_flight=0)
+
+
+def test_score_outputs_agrees_with_evaluate_model():
+    sampled = evaluate_model(Client(wrong_on_odd), ROWS, Characters())
+    scored = score_outputs(ROWS, [sample["output"] for sample in sampled["samples"]], stop_reasons=["stop"] * 30)
+    for key in ("accuracy", "correct", "total", "ci95", "by_category", "by_template"):
+        assert scored[key] == sampled[key]
+
+
+@pytest.mark.parametrize(
+    "correct, total, low, high",
+    [  # statsmodels.stats.proportion.proportion_confint(method="wilson"), z = 1.96
+        (0, 10, 0.0, 0.27753),
+        (8, 10, 0.49016, 0.94332),
+        (10, 10, 0.72247, 1.0),
+        (50, 100, 0.40383, 0.59617),
+        (1, 60, 0.00295, 0.08862),
+    ],
+)
+def test_wilson_interval(correct, total, low, high):
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_wilson_interval_needs_a_proportion():
+    for counts in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(DataError):
+            wilson_interval(*counts)
+
+
+def outcomes(scores):
+    return [{"index": index, "problem": str(index), "score": bool(score)} for index, score in enumerate(scores)]
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    from scipy.stats import binomtest
+
+    base, tuned = [0] * 9 + [1] * 2 + [1] * 5 + [0] * 4, [1] * 9 + [0] * 2 + [1] * 5 + [0] * 4
+    result = mcnemar(outcomes(base), random.Random(1).sample(outcomes(tuned), 20))
+    assert (len(result["gained"]), len(result["lost"]), result["both_right"], result["both_wrong"]) == (9, 2, 5, 4)
+    assert result["p_value"] == pytest.approx(binomtest(2, 11).pvalue) and result["difference"] == pytest.approx(7 / 20)
+    assert mcnemar(outcomes(tuned), outcomes(base))["p_value"] == pytest.approx(result["p_value"])
+    assert mcnemar(outcomes(base), outcomes(base))["p_value"] == 1
+
+
+def test_mcnemar_refuses_other_problems():
+    with pytest.raises(DataError):
+        mcnemar(outcomes([1, 0]), outcomes([1, 0, 1]))
+    with pytest.raises(DataError):
+        mcnemar(outcomes([1, 0]), [{**row, "problem": "another"} for row in outcomes([1, 0])])
+
+
+def test_pass_at_k_is_the_mean_over_all_choices():
+    from itertools import combinations
+
+    for n, c, k in [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 6), (8, 1, 4)]:
+        draws = list(combinations([1] * c + [0] * (n - c), k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(any(draw) for draw in draws) / len(draws))
+    with pytest.raises(DataError):
+        pass_at_k(3, 1, 4)
+
+
+def test_majority_vote_counts_values_and_skips_silence():
+    assert (
+        majority_vote(["The answer is 0.5", "", "Final answer: 2", "#### 1/2", "I don't know"]) == "The answer is 0.5"
+    )
+    assert majority_vote(["", ""]) == ""
+
+
+def test_math_reasoning_tells_answer_steps_and_completeness_apart():
+    def reply(prompt, attempt):
+        n = int(prompt.split("is ")[1].split()[0])
+        bare, good = f"Final answer: {2 * n + 1}", right(prompt, attempt)
+        return [bare, good, good.split("\nFinal")[0] + "\nTherefore", good.replace("= ", "= 1")][n % 4]
+
+    result = evaluate_math_reasoning(Client(reply), ROWS[:28], Characters())
+    # bare: answer, complete. good: all three. cut: steps only. wrong sum: complete, right answer, wrong equation.
+    assert result["counts"] == {"answer_accuracy": 21, "step_accuracy": 14, "completeness": 21}
+    assert result["answer_accuracy"] == 0.75 and result["step_accuracy"] == 0.5 and result["completeness"] == 0.75
+    assert result["ci95"]["step_accuracy"] == list(wilson_interval(14, 28))
+
+
+def test_several_samples_give_pass_at_k_and_a_vote():
+    def reply(prompt, attempt):
+        return [right(prompt, attempt), "Final answer: 0", right(prompt, attempt), "Final answer: -1"]
+
+    result = evaluate_math_reasoning(Client(reply), ROWS[:5], Characters(), num_samples=4)
+    assert result["answer_accuracy"] == 0.5 and result["total"] == 20
+    assert result["pass_at_k"] == pytest.approx({1: 0.5, 2: 5 / 6, 4: 1.0})
+    assert result["majority_vote"]["accuracy"] == 1
+
+
+def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
+    from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
+
+    from helpers.prompts import prompt_format
+
+    renderer = prompt_format("guide", Characters())
+    evaluator = evaluate_completions(sampling_client=Client(wrong_on_odd), test_dataset=ROWS, renderer=renderer)
+    assert isinstance(evaluator, SamplingClientEvaluator)
+    results = evaluator.run()
+    assert results["accuracy"] == results["exact_match"] == 0.5 and 0.5 < results["f1"] < 1
+    assert asyncio.run(evaluator(Client(right))) == {"accuracy": 1, "exact_match": 1, "f1": 1}
+    with pytest.raises(DataError, match="bleu"):
+        evaluate_completions(None, ROWS, renderer, metrics=["bleu"])
+    with pytest.raises(DataError):
+        evaluate_completions(None, ROWS, renderer).run()
+
+
+def test_token_f1_is_that_of_squad():
+    assert token_f1("The Eiffel Tower!", "eiffel tower") == 1
+    assert token_f1("in the big city of Paris", "Paris city") == pytest.approx(2 * 2 / (5 + 2))
+    assert token_f1("", "") == 1 and token_f1("", "Paris") == 0 and token_f1("Rome", "Paris") == 0

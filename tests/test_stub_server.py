@@ -1,0 +1,450 @@
+"""The stub backend through the real, unmodified SDK, on a small random model with the real tokenizer."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinker
+import torch
+from safetensors.torch import load
+from tinker import types
+
+from helpers.runs import ROOT
+
+GREEDY = {"max_tokens": 12, "temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory, base_model) -> Path:
+    """A two-layer llama with the vocabulary and tokenizer of the local base model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "deep" / "small"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in Path(base_model).glob("*token*"):
+        shutil.copy(file, folder)
+    for name in ("vocab.json", "merges.txt", "chat_template.jinja", "special_tokens_map.json"):
+        if (Path(base_model) / name).exists():
+            shutil.copy(Path(base_model) / name, folder)
+    return folder
+
+
+class Server:
+    """A stub process of its own."""
+
+    def __init__(self, model: Path, state: Path, *arguments: str):
+        self.model, self.state = str(model), state
+        state.mkdir(parents=True, exist_ok=True)
+        self.log = state / "log.txt"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "helpers.stub_tinker", "--port", "0", "--state-dir", str(state), "--base-model", self.model, "--precision", "float32", *arguments],
+            cwd=ROOT, stdout=open(self.log, "w"), stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 90
+        while not (state / "server.json").exists():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        self.url = json.loads((state / "server.json").read_text())["url"]
+
+    def connect(self, key: str = "tml-test") -> tinker.ServiceClient:
+        return tinker.ServiceClient(base_url=self.url, api_key=key)
+
+    def rest(self, key: str = "tml-test") -> tinker.RestClient:
+        return tinker.RestClient(base_url=self.url, api_key=key)
+
+    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes]:
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json", **headers})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        (self.state / "server.json").unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def server(small_model, tmp_path_factory):
+    server = Server(small_model, tmp_path_factory.mktemp("stub"))
+    yield server
+    server.stop()
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def service(server):
+    client = server.connect()
+    yield client
+    client.close("success").result()
+
+
+def datums(count: int = 6, length: int = 20) -> list[types.Datum]:
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        tokens = rng.integers(0, 1000, length + 1).tolist()
+        weights = [0.0] * (length // 2) + [1.0] * (length - length // 2)
+        made.append(types.Datum(
+            model_input=types.ModelInput.from_ints(tokens[:-1]),
+            loss_fn_inputs={
+                "target_tokens": tinker.TensorData(data=tokens[1:], dtype="int64", shape=[length]),
+                "weights": tinker.TensorData(data=weights, dtype="float32", shape=[length]),
+            }))
+    return made
+
+
+def train(client, steps: int, data=None) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        forward = client.forward_backward(data or datums(), "cross_entropy")
+        update = client.optim_step(types.AdamParams(learning_rate=1e-2))
+        losses.append(forward.result().metrics["loss:sum"])
+        update.result()
+    return losses
+
+
+def prompt(*tokens: int) -> types.ModelInput:
+    return types.ModelInput.from_ints(list(tokens) or [10, 20, 30, 40])
+
+
+def greedy(sampler, *tokens: int) -> list[int]:
+    return sampler.sample(prompt(*tokens), 1, types.SamplingParams(**GREEDY, stop=[])).result().sequences[0].tokens
+
+
+@pytest.fixture()
+def client(server, service):
+    return service.create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False).result()
+
+
+def test_training_lowers_the_loss_and_reports_every_logprob(client):
+    losses = train(client, 12)
+    assert losses[-1] < 0.8 * losses[0]
+    output = client.forward(datums(), "cross_entropy").result()
+    assert [len(item["logprobs"].tolist()) for item in output.loss_fn_outputs] == [20] * 6
+    summed = -sum(np.dot(item["logprobs"].to_numpy(), datum.loss_fn_inputs["weights"].to_numpy()) for item, datum in zip(output.loss_fn_outputs, datums()))
+    assert output.metrics["loss:sum"] == pytest.approx(summed, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_training(server, service, client):
+    other = service.create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False).result()
+    assert train(client, 3) == pytest.approx(train(other, 3), rel=1e-6)
+
+
+def test_info_and_tokenizer(server, client, base_model):
+    from transformers import AutoTokenizer
+
+    info = client.get_info()
+    assert info.lora_rank == 8 and info.model_data.model_name == server.model
+    text = "Final answer: 42"
+    assert client.get_tokenizer().encode(text) == AutoTokenizer.from_pretrained(base_model).encode(text)
+
+
+def test_a_sampler_is_a_snapshot(service, client):
+    train(client, 4)
+    path = client.save_weights_for_sampler("snap").result().path
+    before = service.create_sampling_client(model_path=path).result()
+    prompts = [(1, 2, 3), (500, 7), (44, 45, 46, 47)]
+    answers = [greedy(before, *tokens) for tokens in prompts]
+    scores = before.compute_logprobs(prompt(1, 2, 3, 4)).result()
+    train(client, 8)
+    assert [greedy(before, *tokens) for tokens in prompts] == answers
+    assert before.compute_logprobs(prompt(1, 2, 3, 4)).result() == scores
+    fresh = client.save_weights_and_get_sampling_client()
+    fresh = fresh.result() if hasattr(fresh, "result") else fresh
+    assert fresh.compute_logprobs(prompt(1, 2, 3, 4)).result()[1:] != pytest.approx(scores[1:], abs=1e-4)
+
+
+def test_sampling_agrees_with_transformers(server, service):
+    """Greedy tokens and their logprobs, and prompt logprobs, of the base model."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32)
+    sampler = service.create_sampling_client(base_model=server.model).result()
+    prompts = [[5, 6, 7], [100, 200, 300, 400, 500, 600], [9]]
+    futures = [sampler.sample(prompt(*tokens), 1, types.SamplingParams(**GREEDY, stop=[])) for tokens in prompts]
+    for tokens, future in zip(prompts, futures):
+        sequence = future.result().sequences[0]
+        assert sequence.stop_reason == "length" and len(sequence.tokens) == 12
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens + sequence.tokens])).logits[0].float()
+        expected = torch.log_softmax(logits, -1)
+        assert expected[len(tokens) - 1 : -1].argmax(-1).tolist() == sequence.tokens
+        picked = expected[len(tokens) - 1 : -1].gather(1, torch.tensor(sequence.tokens)[:, None])[:, 0]
+        np.testing.assert_allclose(sequence.logprobs, picked, atol=1e-4)
+        scored = sampler.compute_logprobs(prompt(*tokens)).result()
+        assert scored[0] is None
+        own = expected[: len(tokens) - 1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+        np.testing.assert_allclose(scored[1:], own, atol=1e-4)
+
+
+def test_stop_strings_and_tokens_end_a_sample_and_stay_in_it(service, server):
+    sampler = service.create_sampling_client(base_model=server.model).result()
+    tokens = greedy(sampler)
+    by_token = sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[tokens[3]])).result().sequences[0]
+    assert by_token.stop_reason == "stop" and by_token.tokens == tokens[: tokens.index(tokens[3]) + 1]
+    tokenizer = sampler.get_tokenizer()
+    text = tokenizer.decode(tokens)
+    piece = text[len(text) // 2 : len(text) // 2 + 3]
+    by_text = sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[piece])).result().sequences[0]
+    assert by_text.stop_reason == "stop" and piece in tokenizer.decode(by_text.tokens) and len(by_text.tokens) < 12
+
+
+def test_several_samples_with_a_seed_repeat(service, server):
+    sampler = service.create_sampling_client(base_model=server.model).result()
+    params = types.SamplingParams(max_tokens=8, temperature=1.0, seed=7, stop=[])
+    first = [s.tokens for s in sampler.sample(prompt(), 4, params).result().sequences]
+    crowd = [sampler.sample(prompt(i, i + 1), 1, types.SamplingParams(max_tokens=8, stop=[])) for i in range(1, 9)]
+    again = [s.tokens for s in sampler.sample(prompt(), 4, params).result().sequences]
+    assert first == again and len({tuple(tokens) for tokens in first}) > 1
+    assert all(len(future.result().sequences[0].tokens) == 8 for future in crowd)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.6}, {"top_k": 3}, {"temperature": 0.5}])
+def test_samples_follow_the_softmax(service, server, settings):
+    """A chi-square test of 1,000 first tokens against the probabilities that top-k, top-p and temperature leave."""
+    from scipy.stats import chisquare
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32)(torch.tensor([[10, 20]])).logits[0, -1]
+    probabilities = torch.softmax(logits / settings.get("temperature", 1.0), -1)
+    order = probabilities.argsort(descending=True)
+    if "top_k" in settings:
+        probabilities[order[settings["top_k"] :]] = 0
+    if "top_p" in settings:
+        outside = probabilities[order].cumsum(0) - probabilities[order] >= settings["top_p"]
+        probabilities[order[outside]] = 0
+    probabilities = (probabilities / probabilities.sum()).double().numpy()
+    sampler = service.create_sampling_client(base_model=server.model).result()
+    params = types.SamplingParams(max_tokens=1, seed=3, stop=[], **settings)
+    drawn = [s.tokens[0] for s in sampler.sample(prompt(10, 20), 1000, params).result().sequences]
+    assert not probabilities[drawn].min() == 0  # nothing that was cut off is ever drawn
+    bins, mass = [[]], 0.0
+    for token in np.argsort(-probabilities)[: int((probabilities > 0).sum())]:  # bins in which at least 20 are expected
+        bins[-1].append(token)
+        mass += probabilities[token]
+        if mass * len(drawn) >= 20 and (1 - probabilities[sum(bins, [])].sum()) * len(drawn) >= 20:
+            bins.append([])
+            mass = 0.0
+    observed = np.array([np.isin(drawn, tokens).sum() for tokens in bins], dtype=float)
+    expected = np.array([probabilities[tokens].sum() for tokens in bins]) * len(drawn)
+    assert len(bins) > 1
+    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
+
+
+def test_state_resumes_where_it_was(service, client):
+    train(client, 3)
+    path = client.save_state("middle").result().path
+    straight = train(client, 3)
+    resumed = service.create_training_client_from_state_with_optimizer(path).result()
+    assert train(resumed, 3) == pytest.approx(straight, rel=1e-6)
+    bare = service.create_training_client_from_state(path).result()  # without Adam's moments it goes elsewhere
+    assert train(bare, 3)[1:] != pytest.approx(straight[1:], rel=1e-6)
+    client.load_state_with_optimizer(path).result()
+    assert train(client, 3) == pytest.approx(straight, rel=1e-6)
+
+
+def test_external_weights_are_the_trained_ones(server, service, client, tmp_path):
+    train(client, 3)
+    path = client.save_weights_external("out").result().path
+    answer = server.rest().get_external_weights_urls(path).result()
+    assert set(answer.urls) == {"adapter_model.safetensors", "adapter_config.json"}
+    with urllib.request.urlopen(answer.urls["adapter_config.json"]) as file:
+        config = json.load(file)
+    assert (config["r"], config["lora_alpha"]) == (8, 32)
+    with urllib.request.urlopen(answer.urls["adapter_model.safetensors"]) as file:
+        tensors = load(file.read())
+    assert tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"].any()
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    for name, url in answer.urls.items():
+        urllib.request.urlretrieve(url, tmp_path / name)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32), tmp_path)
+    tokens = [3, 1, 4, 1, 5, 9, 2, 6]
+    with torch.no_grad():
+        expected = torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), -1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    sampler = service.create_sampling_client(model_path=client.save_weights_for_sampler("same").result().path).result()
+    np.testing.assert_allclose(sampler.compute_logprobs(prompt(*tokens)).result()[1:], expected, atol=1e-4)
+
+    forged = answer.urls["adapter_config.json"][:-4] + "0000"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(forged)
+
+
+def test_the_cookbook_downloads_both_kinds_of_path(server, client, tmp_path, monkeypatch):
+    from tinker_cookbook import weights
+
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
+    monkeypatch.setenv("TINKER_API_KEY", "tml-test")
+    train(client, 2)
+    plain = client.save_weights_external("plain").result().path
+    state = client.save_state("state").result().path
+    folders = [Path(weights.download(tinker_path=path, output_dir=str(tmp_path / name))) for name, path in (("a", plain), ("b", state))]
+    contents = [load((folder / "adapter_model.safetensors").read_bytes()) for folder in folders]
+    assert contents[0].keys() == contents[1].keys()
+    assert all(torch.equal(contents[0][key], contents[1][key]) for key in contents[0])
+
+
+def test_checkpoints_are_listed_and_deleted(server, client):
+    train(client, 1)
+    rest = server.rest()
+    paths = [client.save_state("one").result().path, client.save_weights_for_sampler("two").result().path]
+    run = paths[0].split("/")[2]
+    listed = {c.tinker_path: c for c in rest.list_checkpoints(run).result().checkpoints}
+    assert set(listed) == set(paths) and listed[paths[0]].size_bytes > 0
+    assert rest.get_weights_info_by_tinker_path(paths[0]).result().lora_rank == 8
+    assert rest.get_training_run(run).result().base_model == server.model
+    assert run in [r.training_run_id for r in rest.list_training_runs().result().training_runs]
+    rest.delete_checkpoint_from_tinker_path(paths[0]).result()
+    assert [c.tinker_path for c in rest.list_checkpoints(run).result().checkpoints] == paths[1:]
+
+
+def test_a_name_is_not_overwritten_in_silence(client):
+    client.save_state("once").result()
+    with pytest.raises(tinker.TinkerError, match="exists"):
+        client.save_state("once").result()
+
+
+def test_a_repeated_request_is_not_done_twice(server, client):
+    train(client, 1)
+    body = json.dumps({"model_id": client.model_id, "seq_id": 10_000, "adam_params": {"learning_rate": 0.5}}).encode()
+    before = client.forward(datums(), "cross_entropy").result().metrics["loss:sum"]
+    client.forward_backward(datums(), "cross_entropy").result()
+    first = server.post("/api/v1/optim_step", body)
+    client.forward_backward(datums(), "cross_entropy").result()
+    after = client.forward(datums(), "cross_entropy").result().metrics["loss:sum"]
+    assert server.post("/api/v1/optim_step", body) == first
+    assert client.forward(datums(), "cross_entropy").result().metrics["loss:sum"] == pytest.approx(after, rel=1e-6)
+    assert after != pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["../up", "../../etc", "a/b", ".hidden", "x" * 300, "a\x00b", "~root", ""])
+def test_hostile_checkpoint_names_are_refused(client, server, name):
+    body = json.dumps({"model_id": client.model_id, "seq_id": 777, "path": name, "type": "save_weights_external"}).encode()
+    status, answer = server.post("/api/v1/save_weights_external", body)
+    assert status == 200  # accepted, and then failed, which is how the wire reports it
+    request = json.dumps({"request_id": json.loads(answer)["request_id"]}).encode()
+    result = json.loads(server.post("/api/v1/retrieve_future", request)[1])
+    assert result["category"] == "user" and "can't name a checkpoint" in result["error"]
+    assert not [path for path in server.state.rglob("*") if path.name in ("up", "etc", "b", ".hidden")]
+
+
+def bad(**changes) -> types.Datum:
+    datum = datums(1)[0]
+    values = {"tokens": datum.model_input.to_ints(), "target_tokens": datum.loss_fn_inputs["target_tokens"].tolist(), "weights": datum.loss_fn_inputs["weights"].tolist()}
+    values.update(changes)
+    inputs = {k: tinker.TensorData(data=values[k], dtype=d, shape=[len(values[k])]) for k, d in (("target_tokens", "int64"), ("weights", "float32")) if values[k] is not None}
+    return types.Datum(model_input=types.ModelInput.from_ints(values["tokens"]), loss_fn_inputs=inputs)
+
+
+@pytest.mark.parametrize(("datum", "loss", "words"), [
+    (bad(tokens=[1, 2, 60000], target_tokens=[2, 3, 4], weights=[1.0] * 3), "cross_entropy", "token ids"),
+    (bad(target_tokens=[-5] * 20), "cross_entropy", "target_tokens"),
+    (bad(weights=[float("nan")] * 20), "cross_entropy", "NaN"),
+    (bad(weights=[1.0] * 7), "cross_entropy", "7 values for 20"),
+    (bad(target_tokens=None), "cross_entropy", "needs loss_fn_inputs"),
+    (bad(tokens=[1] * 300, target_tokens=[1] * 300, weights=[1.0] * 300), "cross_entropy", "context is 256"),
+    (bad(), "no_such_loss", "loss"),
+])
+def test_bad_training_data_is_refused_and_names_the_fault(client, datum, loss, words):
+    with pytest.raises(Exception, match=words) as caught:
+        client.forward_backward([datum], loss).result()
+    assert not isinstance(caught.value, (AssertionError, TimeoutError))
+    assert client.forward(datums(), "cross_entropy").result().metrics["loss:sum"] > 0  # the server goes on
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [
+    ("/api/v1/forward_backward", b"\xff\xff\xff", 400),
+    ("/api/v1/forward_backward", b"", 400),
+    ("/api/v1/create_session", b"[1]", 400),
+    ("/api/v1/create_session", b"{", 400),
+    ("/api/v1/optim_step", b"{}", 422),
+    ("/api/v1/asample", b'{"prompt": 3}', 422),
+    ("/api/v1/retrieve_future", b'{"request_id": "nobody"}', 404),
+    ("/api/v1/no_such_thing", b"{}", 404),
+])
+def test_broken_requests_are_4xx_with_a_message(server, path, body, status):
+    code, answer = server.post(path, body)
+    assert code == status and json.loads(answer)["detail"]
+
+
+def test_an_unknown_model_or_path_is_an_error_at_once(service, server):
+    with pytest.raises(tinker.TinkerError, match="not offered"):
+        service.create_lora_training_client("no/such-model").result()
+    with pytest.raises((tinker.TinkerError, ValueError), match="no training run|no checkpoint"):
+        service.create_sampling_client(model_path="tinker://nobody/sampler_weights/x").result()
+
+
+def test_killed_and_restarted_it_has_its_checkpoints(small_model, tmp_path):
+    server = Server(small_model, tmp_path / "state")
+    client = server.connect().create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False).result()
+    train(client, 3)
+    path = client.save_state("kept").result().path
+    straight = train(client, 2)
+    server.kill()
+    (server.state / "runs" / "half").mkdir()
+    again = Server(small_model, tmp_path / "state")
+    resumed = again.connect().create_training_client_from_state_with_optimizer(path).result()
+    assert train(resumed, 2) == pytest.approx(straight, rel=1e-6)
+    again.stop()
+
+
+def test_a_key_is_needed_where_one_is_set(small_model, tmp_path):
+    server = Server(small_model, tmp_path / "state", "--api-key", "tml-right")
+    assert server.post("/api/v1/create_session", b"{}")[0] == 401
+    assert server.post("/api/v1/create_session", b"{}", **{"X-API-Key": "tml-wrong"})[0] == 401
+    assert server.rest("tml-right").list_training_runs().result().training_runs == []
+    assert "tml-right" not in server.log.read_text()
+    server.stop()
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "helpers.stub_tinker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={k: v for k, v in os.environ.items() if k != "STUB_TINKER_API_KEY"})
+
+
+def test_a_taken_port_is_one_clear_line(server):
+    port = server.url.rsplit(":", 1)[1]
+    result = start("--port", port)
+    assert result.returncode == 1 and "can't listen" in result.stderr and "--port" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_any_other_address_than_loopback_needs_a_key():
+    result = start("--host", "0.0.0.0", "--port", "0")
+    assert result.returncode == 1 and "key" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    folder = tmp_path / "a" / "b" / "not-a-model"
+    folder.mkdir(parents=True)
+    result = start("--port", "0", "--base-model", str(folder))
+    assert result.returncode == 1 and str(folder) in result.stderr and "Traceback" not in result.stderr
+
+
+def test_it_ends_by_itself_when_unused(small_model, tmp_path):
+    server = Server(small_model, tmp_path / "state", "--idle-exit", "1")
+    assert server.process.wait(timeout=30) == 0
+    assert not (tmp_path / "state" / "server.json").exists()
