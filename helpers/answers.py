@@ -1,7 +1,7 @@
 """Final answers: finding them in free text, reading their value, and comparing by value.
 
 What counts as the final answer: the last of `\\boxed{...}`, `#### ...`, `Final answer: ...`, `the answer is ...`,
-`答案是...`; without any of them, the value of the concluding sentence. An answer inside a `<think>` block does not count.
+`答案是...`; without any of them, the value of the concluding sentence. Thinking in a `<think>` block does not count.
 """
 
 import re
@@ -86,13 +86,15 @@ _NEXT_PROBLEM = re.compile(
 )
 _THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _FILLER = re.compile(
-    r"(?:that |indeed |therefore |thus |so |now |also )*(?:correct|right|wrong|incorrect|reasonable|consistent|verified|valid|as follows|below|above|"
+    r"(?:that |indeed |therefore |thus |so |now |also )*(?:correct|right|wrong|incorrect|"
+    r"reasonable|consistent|verified|valid|as follows|below|above|"
     r"given|found|obtained|clear|let'?s|let me|we |i |to |in the|confirmed|accurate|sensible|plausible)(?:\b|(?<=\s))",
     re.IGNORECASE,
 )
 _NOT = re.compile(r"(?:not|n't|neither|never|不是|并非)(?:\b|(?=[^a-z]))", re.IGNORECASE)
 _UNSURE = re.compile(
-    r"\b(?:not sure|unsure|do(?:n't| not) know|can(?:not|'t| not) (?:be )?(?:determine|say|tell|answer|solve)\w*|no idea|unable|not enough)"
+    r"\b(?:not sure|unsure|do(?:n't| not) know|can(?:not|'t| not) (?:be )?(?:determine|say|tell|"
+    r"answer|solve)\w*|no idea|unable|not enough)"
     r"|不知道|不确定|无法",
     re.IGNORECASE,
 )
@@ -235,7 +237,8 @@ def final_answer(text: str | None) -> str | None:
 _NUMBER_WORDS = {
     word: value
     for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen "
         "eighteen nineteen".split()
     )
 }
@@ -305,7 +308,8 @@ for _kind, _table in {
 _BASE_OF_KIND = {"dollars", "yuan", "euros", "pounds"}
 
 _HEDGE = re.compile(
-    r"^(?:(?:about|approximately|approx\.?|roughly|around|exactly|only|just|simply|equal to|equals|a total of|a|an|the|at least|at most|"
+    r"^(?:(?:about|approximately|approx\.?|roughly|around|exactly|"
+    r"only|just|simply|equal to|equals|a total of|a|an|the|at least|at most|"
     r"there (?:are|is|were)|she has|he has|they have|it is|it's)\s+|[≈~=]\s*|大约|约|共|一共|总共|为|是|有)+",
     re.IGNORECASE,
 )
@@ -422,6 +426,9 @@ def _with_rest(quantity: Quantity, rest: str, attached: bool) -> Quantity | None
     rest_stripped = rest.strip()
     if not rest_stripped:
         return quantity
+    two_units = re.match(r"([A-Za-z]+)(\s*(?:,|and)*\s*\d.*)", rest_stripped)
+    if two_units and two_units[1].lower() in _UNITS:
+        return _compound(quantity, two_units[1].lower(), two_units[2])
     if _ALTERNATIVE.match(rest_stripped) or re.match(r"[:/^*+±≈<>_\\\[⟦]|-\s*\d|\.\d|=\s*\d", rest_stripped):
         return None
     word = _WORD.match(rest_stripped)
@@ -439,12 +446,7 @@ def _with_rest(quantity: Quantity, rest: str, attached: bool) -> Quantity | None
     if square:
         return Quantity(quantity.value, quantity.percent, quantity.unit or f"{name}^{square[1]}", quantity.decimals)
     if name in _UNITS and not re.match(r"\s*(?:/|per\b)", after):
-        compound = re.match(r"\s*(?:,|and)?\s*\d", after)
-        return (
-            _compound(quantity, name, after)
-            if compound
-            else Quantity(quantity.value, quantity.percent, quantity.unit or name, quantity.decimals)
-        )
+        return Quantity(quantity.value, quantity.percent, quantity.unit or name, quantity.decimals)
     if len(name) == 1 and name.isascii() and name.isalpha() and not (name == "a" and after.startswith(" ")):
         return None  # 5x, 5 x: a variable
     if name in ("sin", "cos", "tan", "log", "ln", "exp", "mod") or re.match(r"\s*[=^*]", after):
@@ -458,6 +460,7 @@ def _compound(first: Quantity, unit: str, rest: str) -> Quantity | None:
     if (
         not second
         or second.unit not in _UNITS
+        or _UNITS[second.unit][1] >= _UNITS[unit][1]
         or _UNITS[second.unit][0] != _UNITS[unit][0]
         or isinstance(first.value, float)
     ):
@@ -761,7 +764,7 @@ def _numeric(reference: str) -> bool:
 
 
 def _text_without_marker(text: str, reference: str) -> str | None:
-    """Where the reference is words or a letter and no marker announces the answer: the last line, or a lone yes or no."""
+    """Where the reference is words or a letter and no marker announces the answer: the last line, or a yes or no."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         return None

@@ -52,7 +52,7 @@ _SIGNS = str.maketrans(
 
 
 def tidy_unicode(text: str) -> str:
-    """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one kind of minus."""
+    """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one minus."""
     text = re.sub(
         "[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+",
         lambda m: f"^({m[0].translate(_SUPERSCRIPT)})" if len(m[0]) > 1 else f"^{m[0].translate(_SUPERSCRIPT)}",

@@ -234,7 +234,7 @@ def _submit(client: Any, request: _Request) -> _Request:
 
 
 def _collect(client: Any, requests: Sequence[_Request], max_in_flight: int) -> Iterator[tuple[int, Any]]:
-    """(index, response or exception) as they come, at most `max_in_flight` at once, each failed request tried once more."""
+    """(index, response or exception) as they come, `max_in_flight` at once; a failed request is tried once more."""
     waiting, flying = deque(requests), deque()
     while waiting or flying:
         while waiting and len(flying) < max_in_flight:
@@ -407,7 +407,7 @@ def evaluate_model(
 
 
 def majority_vote(outputs: Sequence[str]) -> str:
-    """The output whose final answer most outputs give (the first of them at a tie); outputs without an answer don't vote.
+    """The output whose final answer most outputs give (the first at a tie); outputs without an answer don't vote.
 
     Two answers are one when `check_final_answer` says so: `1/2` and `0.5` vote together.
     """

@@ -282,16 +282,20 @@ _DANGLING = re.compile(
     re.IGNORECASE,
 )
 _QED = re.compile(
-    r"(?:q\.?\s?e\.?\s?d\.?|∎|□|■|\\(?:blacksquare|square|qed|Box)\b|as (?:required|desired|claimed|was to be (?:shown|proved|demonstrated))|"
-    r"completes the proof|proof is complete|proves (?:the|that|our)|is (?:proved|proven)|have (?:shown|proved|proven)|contradiction|证毕|得证|矛盾|命题成立|结论成立)",
+    r"(?:q\.?\s?e\.?\s?d\.?|∎|□|■|\\(?:blacksquare|square|qed|Box)\b|as "
+    r"(?:required|desired|claimed|was to be (?:shown|proved|demonstrated))|"
+    r"completes the proof|proof is complete|proves (?:the|that|our)|is (?:proved|proven)|have "
+    r"(?:shown|proved|proven)|contradiction|证毕|得证|矛盾|命题成立|结论成立)",
     re.IGNORECASE,
 )
 _CONCLUDES = re.compile(
-    r"\b(?:therefore|thus|hence|so|consequently|in conclusion|in total|finally|it follows|we conclude|altogether)\b|∴|\\therefore|因此|所以|故|综上|总之|一共|最后",
+    r"\b(?:therefore|thus|hence|so|consequently|in conclusion|in total|finally|it follows|we conclude|"
+    r"altogether)\b|∴|\\therefore|因此|所以|故|综上|总之|一共|最后",
     re.IGNORECASE,
 )
 _PROOF = re.compile(
-    r"^\W*(?:proof|证明)|\b(?:we (?:will |shall |now )?prove|to prove|suppose for contradiction|assume for contradiction|by induction)\b|证明",
+    r"^\W*(?:proof|证明)|\b(?:we (?:will |shall |now )?prove|to prove|"
+    r"suppose for contradiction|assume for contradiction|by induction)\b|证明",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -356,7 +360,7 @@ def _concludes(text: str, end: str, last_line: str) -> Verdict:
 
 
 def _left_open(text: str) -> str:
-    """What is opened and never closed: a fence, a formula, an environment, a box, or a bracket in the last paragraph."""
+    """What is opened and never closed: a fence, a formula, an environment, a box, a bracket in the last paragraph."""
     if text.count("```") % 2:
         return "```"
     if len(re.findall(r"(?<!\\)\$\$", text)) % 2:

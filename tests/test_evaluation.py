@@ -9,6 +9,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 from tinker import types
+from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from helpers.errors import BackendError, DataError
 from helpers.evaluation import (
@@ -67,7 +68,7 @@ class Client:
             self.most = max(self.most, self.flying)
         threading.Timer(random.uniform(0, 0.02), self.finish, (future, text, self.attempts[text], num_samples)).start()
         self.params = sampling_params
-        return future
+        return AwaitableConcurrentFuture(future)
 
     def finish(self, future, text, attempt, num_samples):
         with self.lock:
