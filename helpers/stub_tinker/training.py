@@ -28,16 +28,11 @@ def forward_backward(
 ) -> tuple[list[np.ndarray], dict[str, float]]:
     """Logprobs of every target, and the loss summed; unless `forward_only`, gradients are added to `state.grad`.
 
-    A forward-only pass computes in float32 whatever the model's precision: its numbers are read, not only followed.
-
     Returns:
         One float32 array a datum, (len(targets),), and metrics by wire name.
     """
-    dtype = torch.float32 if forward_only else model.dtype
-    if forward_only:
-        adapters = Adapters(dtype, segments=[(state.layout.views(state.flat.data), state.layout.scale, None)])
-    else:
-        adapters = Adapters(dtype, training=True, groups=state.training_groups(dtype), scale=state.layout.scale)
+    groups = state.training_groups(model.dtype)
+    adapters = Adapters(model.dtype, training=True, groups=groups, scale=state.layout.scale)
     logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(examples)
     total = 0.0
     for batch in micro_batches([len(e.tokens) for e in examples]):
