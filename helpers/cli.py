@@ -39,13 +39,13 @@ def _parser() -> argparse.ArgumentParser:
         "Run the notebooks in order through papermill. Everything they make goes into runs/NAME, and runs/latest names the newest run."),
         epilog="example: course run -p epochs=1 -p max_test=60 --until evaluate")
     run.add_argument("--name", default="", help="name of the run folder (default: date and time)")
-    run.add_argument("--profile", default="quick", help="a set of parameters from helpers/profiles.toml (default: %(default)s)")
+    run.add_argument("--profile", help="a set of parameters from helpers/profiles.toml (default: quick)")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a notebook parameter; may be given more than once")
     run.add_argument("--data", nargs="+", metavar="FILE", help="your own .json or .jsonl files")
     run.add_argument("--backend", help="auto, stub, hosted, or the URL of a Tinker-compatible server")
     run.add_argument("--from", dest="first", choices=STAGES, help="start at this stage of an existing run")
     run.add_argument("--until", dest="last", choices=STAGES, help="end after this stage")
-    run.add_argument("--resume", action="store_true", help="go on with an existing run (--name, default: latest) where it stopped")
+    run.add_argument("--resume", action="store_true", help="go on with an existing run (--name, default: latest) where it stopped, with its parameters")
     run.set_defaults(command=run_course)
 
     check = commands.add_parser("check", help="say what works on this machine, and what to do about the rest")
@@ -89,10 +89,12 @@ def stub_command(options: argparse.Namespace) -> int:
 
 def run_course(options: argparse.Namespace) -> int:
     """Run stages of a run, print a line for each and a table at the end."""
-    parameters = chosen_parameters(options)
+    chosen = chosen_parameters(options)
     known = notebook_parameters()
-    check_parameters(parameters, known)
+    check_parameters(chosen, known)
     run, stages = _choose_run(options)
+    parameters = run.manifest.get("parameters", {}) | chosen  # an existing run keeps what it was started with
+    run.update(parameters=parameters)
     print(f"run {run.name} → {_short(run.path)}", flush=True)
     started = time.monotonic()
     for number, stage in enumerate(stages, start=1):
@@ -112,9 +114,10 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
         CourseError: there is no such profile, or a -p is not NAME=VALUE.
     """
     profiles = tomllib.loads((ROOT / "helpers" / "profiles.toml").read_text(encoding="utf-8"))
-    if options.profile not in profiles:
+    if options.profile and options.profile not in profiles:
         raise CourseError(f"there is no profile {options.profile!r}", f"profiles are {', '.join(profiles)}")
-    parameters = dict(profiles[options.profile])
+    default = {} if options.resume or options.first else profiles["quick"]
+    parameters = dict(profiles[options.profile] if options.profile else default)
     for text in options.parameter:
         name, sign, value = text.partition("=")
         if not sign or not name.strip():
@@ -191,6 +194,7 @@ def _choose_run(options: argparse.Namespace) -> tuple[Run, list[str]]:
 def run_stage(run: Run, stage: str, parameters: dict[str, Any], label: str) -> int:
     """Execute one notebook into run/notebooks. Returns 0, or the exit status after printing what went wrong."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     notebook = STAGES[stage][0]
@@ -204,10 +208,15 @@ def run_stage(run: Run, stage: str, parameters: dict[str, Any], label: str) -> i
     try:
         papermill.execute_notebook(
             NOTEBOOKS / f"{notebook}.ipynb", folder / f"{notebook}.ipynb", parameters={"run_name": run.name, **parameters},
-            cwd=NOTEBOOKS, progress_bar=False, stdout_file=line, kernel_name="python3")
+            cwd=NOTEBOOKS, progress_bar=False, stdout_file=line, kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=50"])  # its own log says nothing to a user; cells report by themselves
     except PapermillExecutionError as error:
         line.end("FAILED")
         _explain(error, folder / f"{notebook}.ipynb")
+        return 1
+    except DeadKernelError:
+        line.end("FAILED")
+        print(f"course: the Python process of {notebook} ended in mid-work: killed, or out of memory\n→ close other programs, and run it again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         line.end("interrupted")
@@ -219,6 +228,13 @@ def run_stage(run: Run, stage: str, parameters: dict[str, Any], label: str) -> i
         return 1
     line.end(entry["summary"])
     return 0
+
+
+def _kernel_config() -> Any:
+    """Talk to the kernel over a socket file of this user, not a port that others on the machine could read."""
+    from traitlets.config import Config
+
+    return Config({"KernelManager": {"transport": "ipc"}})
 
 
 def _explain(error: Any, output: Path) -> None:
@@ -285,7 +301,8 @@ def print_summary(run: Run, stages: list[str], seconds: float) -> None:
         for kind, spent in entry["work_seconds"].items():
             work[kind] = work.get(kind, 0.0) + spent
     rest = seconds - sum(work.values())
-    print(f"\n{clock(seconds)} in all: " + ", ".join(f"{kind} {clock(spent)}" for kind, spent in work.items()) + f", the rest {clock(rest)} (kernels, imports, model loading)")
+    spans = [f"{kind} {clock(spent)}" for kind, spent in work.items()] + [f"the rest {clock(rest)} (kernels, imports, model loading)"]
+    print(f"\n{clock(seconds)} in all: {', '.join(spans)}")
     print(f"everything is in {_short(run.path)}; the executed notebooks are in its notebooks/ folder")
 
 

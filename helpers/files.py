@@ -40,11 +40,18 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
 
 
 def append_jsonl(path: str | Path, row: dict) -> None:
-    """Add one JSON object as a line, on disk before this returns."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add one JSON object as a line, on disk before this returns.
+
+    Raises:
+        RunError: the file can't be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"can't write {path}: {error.strerror}", "free disk space, or choose a folder you may write to") from error
 
 
 def read_json(path: str | Path) -> Any:

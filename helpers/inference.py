@@ -176,9 +176,8 @@ def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: nothing is left when it ends
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # Threads that are pinned, or that spin while they wait, stall when anything else wants a core. With one busy process
-    # beside it, 16 prompts went at 15 tokens/s with spinning threads and at 263 with sleeping ones. It acts before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a warning on memory binding that asks for nothing
+    # Pinned threads stall when anything else wants their core (helpers/__init__.py has the numbers).
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     try:
         with warnings.catch_warnings():

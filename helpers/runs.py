@@ -105,9 +105,14 @@ def open_run(name: str = "latest") -> "Run":
 def _point_latest_at(path: Path) -> None:
     """`latest` is a relative symbolic link, replaced in one step."""
     temporary = path.parent / f".latest.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(path.name)
-    os.replace(temporary, path.parent / "latest")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name)
+        os.replace(temporary, path.parent / "latest")
+    except OSError as error:  # for one, a copy of the project in which it became a folder
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"can't point {path.parent / 'latest'} at the new run: {error.strerror}",
+                       "move what is there out of the way; it must be a symbolic link") from error
 
 
 class Run:

@@ -58,8 +58,14 @@ def plan_steps(size: int, batch_size: int, epochs: float, learning_rate: float, 
 
 
 def evaluation_steps(total: int, every: int) -> list[int]:
-    """Steps after which to evaluate: 0 (before training), every `every`, and the last."""
-    return sorted({0, *range(every, total + 1, every), total})
+    """Steps after which to evaluate: 0 (before training), every `every`, and the last, which replaces one just before it.
+
+    Raises:
+        DataError: `every` is not above zero.
+    """
+    if every < 1:
+        raise DataError(f"eval_every={every} must be at least 1", "correct the parameter")
+    return [0, *(step for step in range(every, total, every) if total - step >= every / 2), total]
 
 
 def mean_nll(output: Any, datums: list[Any]) -> float:
@@ -149,8 +155,9 @@ class TrainingLog:
         write_json(self.folder / "best_checkpoint.json", self.best)
 
     def _forget_after(self, step: int) -> None:
-        """Drop steps made after the last checkpoint: they will be made again."""
+        """Drop steps made after the last checkpoint: they will be made again. Drop a line that was cut short, too."""
         write_jsonl(self.folder / "metrics.jsonl", [row for row in self.metrics if row["step"] <= step])
+        write_jsonl(self.folder / "checkpoints.jsonl", self.checkpoints)
         self._write_history()
 
     def finish(self) -> None:

@@ -448,3 +448,17 @@ def test_it_ends_by_itself_when_unused(small_model, tmp_path):
     server = Server(small_model, tmp_path / "state", "--idle-exit", "1")
     assert server.process.wait(timeout=30) == 0
     assert not (tmp_path / "state" / "server.json").exists()
+
+
+def test_samples_of_very_different_lengths_share_the_server(service, server):
+    """Long answers limit how many run at once; short ones that join later still end right."""
+    sampler = service.create_sampling_client(base_model=server.model).result()
+    alone = [greedy(sampler, i, i + 1) for i in range(1, 5)]
+    long = [sampler.sample(prompt(*range(50, 80)), 1, types.SamplingParams(temperature=0.0, stop=[])) for _ in range(2)]
+    short = [sampler.sample(prompt(i, i + 1), 1, types.SamplingParams(**GREEDY, stop=[])) for i in range(1, 5)]
+    assert [future.result().sequences[0].tokens for future in short] == alone
+    for future in long:
+        sequence = future.result().sequences[0]
+        assert len(sequence.tokens) == 256 - 30 and sequence.stop_reason == "length"  # to the end of the context
+    with pytest.raises(tinker.TinkerError, match="context is"):
+        sampler.sample(prompt(*[1] * 256), 1, types.SamplingParams(**GREEDY)).result()

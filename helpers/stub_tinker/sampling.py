@@ -7,6 +7,7 @@ client or adapter it comes from.
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.model import Adapters, Cache, Model, Packed, round_up
 
 SLOTS = 64
+POSITIONS = 64 * 1024  # of all slots together: 1.5 GiB of keys and values at 135M parameters, if all were used
 PREFILL_TOKENS = 1024
 
 
@@ -98,13 +100,20 @@ class Sampler:
         if self.scoring:
             self._guard(self._score, self._take(self.scoring))
         for _ in range(steps):
-            while self.waiting and len(self.running) < SLOTS:
-                self._guard(self._prefill, self._take(self.waiting, SLOTS - len(self.running)))
+            while self.waiting and (room := self._slots() - len(self.running)) > 0:
+                self._guard(self._prefill, self._take(self.waiting, room))
             if not self.running:
                 break
             self._guard(self._decode, list(self.running))
         if not self.busy:
             self.cache = None
+
+    def _capacity(self, joining: list[SampleJob] = ()) -> int:
+        """Positions that a slot needs for the longest of the jobs that run or may run next."""
+        return round_up(max(len(job.prompt) + job.max_tokens for job in [*self.running, *joining, *islice(self.waiting, SLOTS)]), 64)
+
+    def _slots(self, joining: list[SampleJob] = ()) -> int:
+        return max(1, min(SLOTS, POSITIONS // self._capacity(joining)))
 
     def _guard(self, work, jobs: list) -> None:
         """Run one piece of work; if it fails, its jobs fail with it and the server goes on."""
@@ -146,7 +155,7 @@ class Sampler:
         """Read prompts into free slots and sample each one's first token."""
         if not jobs:
             return
-        self._make_room(len(jobs), max(len(job.prompt) + job.max_tokens for job in jobs))
+        self._make_room(jobs)
         first, cache = len(self.running), self.cache
         packed = Packed([job.prompt for job in jobs], self.model.device)
 
@@ -205,20 +214,18 @@ class Sampler:
             self.running[slot] = self.running[last]
         self.running.pop()
 
-    def _make_room(self, jobs: int, length: int) -> None:
+    def _make_room(self, jobs: list[SampleJob]) -> None:
         """A cache with enough slots and positions; a larger one takes over what the running jobs hold."""
-        slots, capacity = len(self.running) + jobs, round_up(length, 64)
-        old = self.cache
+        slots, capacity = max(self._slots(jobs), len(self.running) + len(jobs)), self._capacity(jobs)
+        old, n = self.cache, len(self.running)
         if old and old.slots >= slots and old.capacity >= capacity:
             return
-        if old:
-            slots, capacity = max(slots, old.slots), max(capacity, old.capacity)
-        self.cache = Cache(self.model, max(slots, SLOTS), capacity)  # zeros cost no memory until they are written
-        n = len(self.running)
+        self.cache = Cache(self.model, slots, capacity)  # zeros cost no memory until they are written
         if n:
+            used = int(old.lengths[:n].max())
             for new, held in ((self.cache.keys, old.keys), (self.cache.values, old.values)):
                 for target, source in zip(new, held):
-                    target[:n, :, : old.capacity] = source[:n]
+                    target[:n, :, :used] = source[:n, :, :used]
             self.cache.lengths[:n] = old.lengths[:n]
 
 

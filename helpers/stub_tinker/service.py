@@ -28,7 +28,7 @@ from helpers.stub_tinker.training import forward_backward
 from helpers.stub_tinker.wire import BadRequest
 
 JSON, PROTO = "application/json", "application/x-protobuf"
-SESSION_SECONDS = 900  # without a heartbeat (the SDK sends one every 10 s) a session's memory is freed
+SESSION_SECONDS = 300  # without a heartbeat (the SDK sends one every 10 s) a session's memory is freed
 KEPT_RESULTS = 5000
 MAX_RANK = 256
 
