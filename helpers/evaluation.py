@@ -242,6 +242,8 @@ def _collect(client: Any, requests: Sequence[_Request], max_in_flight: int) -> I
         request = _next_done(flying)
         try:
             response = request.future.result()
+        except BackendError:  # the server is gone: no use asking for the rest
+            raise
         except Exception as error:  # any failure of one request: retried once, then reported with its cause
             if not request.retried:
                 request.retried = True

@@ -65,7 +65,7 @@ def numbers(run: Run) -> list[tuple[str, str]]:
         ("merged model in `transformers`", _score(merge)),
         ("merged model in vLLM", _score(vllm)),
         ("largest logprob difference to the trained model", f"{merge['max_abs_logprob_diff']:.0e} merged, float32; "
-                                                            f"{vllm['max_abs_logprob_diff']:.0e} vLLM, bfloat16"),
+                                                            f"{vllm['max_abs_logprob_diff']:.0e} vLLM, {stages['vllm']['parameters']['dtype']}"),
         ("training loss", f"{train['first_nll']:.3f} in the first batch, {train['last_nll']:.3f} in the last of {train['steps']}, "
                           "nats an answer token"),
         ("validation", f"{_score(first)} before, {_score(best)} at step {best['step']}, which was chosen"),
