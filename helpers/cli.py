@@ -104,6 +104,10 @@ def run_course(options: argparse.Namespace) -> int:
             print(f"\nWhat was done is kept. To go on from here:  course run --resume --name {run.name}", file=sys.stderr)
             return status
     print_summary(run, stages, time.monotonic() - started)
+    if all(entry["status"] == "done" for entry in run.manifest["stages"].values()) and len(run.manifest["stages"]) == len(STAGES):
+        from helpers.report import write_report
+
+        print(f"a page to read or to send: {_short(write_report(run))}")
     return 0
 
 

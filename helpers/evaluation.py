@@ -299,7 +299,7 @@ def _sample_all(
         for index, example in enumerate(test_data)
     ]
     start, right, tokens, failures = time.monotonic(), 0, 0, []
-    with tqdm(total=len(requests), desc=description, file=sys.stdout, mininterval=1, ncols=90) as bar:
+    with tqdm(total=len(requests), desc=description, file=sys.stdout, mininterval=1, ncols=90, position=0) as bar:
         for done, (index, response) in enumerate(_collect(client, requests, max_in_flight), start=1):
             if isinstance(response, Exception) or len(response.sequences) != num_samples:
                 failures.append((index, response))

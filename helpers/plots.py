@@ -102,10 +102,10 @@ def parity_scatter(reference: "Scores", others: list) -> "Figure":
     left, right = figure.subplots(1, 2)
     lowest = min(across)
     left.plot([lowest, 0], [lowest, 0], color="grey", linewidth=1)
-    for scores in others:
+    for scores, marker in zip(others, "x.+1"):
         up = [value for row in scores.logprobs for value in row]
-        left.scatter(across, up, s=8, alpha=0.5, label=scores.name)
-        right.scatter(across, [max(abs(a - b), 1e-9) for a, b in zip(across, up)], s=8, alpha=0.5, label=scores.name)
+        left.scatter(across, up, s=14, alpha=0.5, marker=marker, label=scores.name)
+        right.scatter(across, [max(abs(a - b), 1e-9) for a, b in zip(across, up)], s=14, alpha=0.5, marker=marker, label=scores.name)
     left.set(xlabel=f"log p, {reference.name}", ylabel="log p, other model", title="The same tokens, scored twice")
     right.set(xlabel=f"log p, {reference.name}", ylabel="absolute difference, nats", yscale="log", title="How far apart")
     left.legend()

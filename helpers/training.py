@@ -210,7 +210,7 @@ class Progress:
         from tqdm import tqdm
 
         self._steps = steps
-        self._bar = tqdm(total=total, initial=done, desc="Training", unit="step", file=sys.stdout, ncols=100, mininterval=1)
+        self._bar = tqdm(total=total, initial=done, desc="Training", unit="step", file=sys.stdout, ncols=100, mininterval=1, position=0)
 
     def __iter__(self) -> Iterator[Step]:
         with self._bar:

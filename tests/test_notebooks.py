@@ -19,7 +19,7 @@ SHORT = {
     "max_train": 96, "max_validation": 8, "max_test": 12, "rank": 8, "batch_size": 8, "learning_rate": 2e-3, "eval_every": 6,
     "max_tokens": 48, "parity_prompts": 8, "throughput_tokens": 8, "batch_sizes": "1,4",
 }
-DESIGN = """manifest.json
+DESIGN = """manifest.json report.html
 split/train.json split/validation.json split/test_set.json
 train/metrics.jsonl train/checkpoints.jsonl train/evaluation_history.json train/best_checkpoint.json
 evaluate/model_evaluation.json evaluate/samples.jsonl
@@ -68,6 +68,13 @@ def test_the_manifest_says_what_was_done(short_run):
     assert manifest["stages"]["train"]["parameters"]["rank"] == SHORT["rank"]
     artefacts = [path for entry in manifest["stages"].values() for path in entry["artefacts"]]
     assert all((short_run[0] / path).exists() and not Path(path).is_absolute() for path in artefacts)
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(short_run):
+    page = (short_run[0] / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 2 == page.count('src="data:image/png;base64,') and "http" not in page.replace("http://127.0.0.1", "")
+    for words in ("Samples to read", "95% interval", "McNemar", "rank = 8", "tinker"):
+        assert words in page
 
 
 def test_the_files_of_a_short_run_hold_together(short_run):

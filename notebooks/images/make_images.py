@@ -15,6 +15,7 @@ from typing import Any
 from helpers.errors import CourseError, RunError
 from helpers.files import read_json, read_jsonl, write_text
 from helpers.plots import accuracy_by_category
+from helpers.report import base_and_tuned
 from helpers.runs import ROOT, STAGES, Run, open_run
 
 PICTURE = Path(__file__).with_name("base_and_tuned.png")
@@ -23,11 +24,7 @@ START, END = "<!-- numbers -->", "<!-- end of numbers -->"
 
 def save_picture(evaluation: dict[str, Any], path: Path) -> None:
     """Base and tuned accuracy by category, as notebook 03 draws it."""
-    base = {"correct": evaluation["base_correct"], "total": evaluation["test_size"], "accuracy": evaluation["base_accuracy"],
-            "ci95": evaluation["base_accuracy_ci95"], "by_category": evaluation["base_by_category"]}
-    tuned = {"correct": evaluation["test_correct"], "total": evaluation["test_size"], "accuracy": evaluation["test_accuracy"],
-             "ci95": evaluation["test_accuracy_ci95"], "by_category": evaluation["by_category"]}
-    accuracy_by_category(base, tuned).savefig(path, dpi=110, metadata={"Software": None})
+    accuracy_by_category(*base_and_tuned(evaluation)).savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _score(row: dict[str, Any]) -> str:
