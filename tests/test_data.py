@@ -224,7 +224,7 @@ def test_no_path_is_an_error():
 
 
 def test_data_paths_are_relative_to_the_root_unless_absolute():
-    assert data_paths("a.json, /b/c.jsonl,", Path("/root")) == [Path("/root/a.json"), Path("/b/c.jsonl")]
+    assert data_paths("a.json, /b/c.jsonl,", Path("/project")) == [Path("/project/a.json"), Path("/b/c.jsonl")]
 
 
 def test_s1k_offline_is_a_data_error(monkeypatch):
