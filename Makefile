@@ -1,6 +1,6 @@
 # Needs Linux on x86-64, Python 3.11 to 3.13, make. To name a Python: make run PYTHON=python3.12
 PYTHON ?= python3
-.PHONY: run test lab check install notebooks lock
+.PHONY: run test lab check install notebooks lock bench
 
 run: install     ## set up, run every notebook on the stub backend, print a summary
 	.venv/bin/course run $(ARGS)
@@ -22,3 +22,6 @@ notebooks: install  ## developers: run the notebooks and keep their outputs, to 
 
 lock:            ## developers: resolve pyproject.toml into requirements.lock
 	@$(PYTHON) helpers/install.py --lock
+
+bench: install   ## developers: measure the stub backend beside PEFT, transformers and vLLM on this machine (about 20 minutes)
+	.venv/bin/python tests/bench.py $(ARGS)

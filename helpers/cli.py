@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 import os
 import sys
 import time
@@ -65,9 +64,7 @@ def check_machine(options: argparse.Namespace) -> int:
 
 
 def stub_command(options: argparse.Namespace) -> int:
-    from urllib.request import urlopen
-
-    from helpers.backend import running_stub, stop_stub
+    from helpers.backend import running_stub, stop_stub, stub_state_dir
 
     if options.action == "stop":
         print("the stub is ending" if stop_stub() else "no stub is running")
@@ -76,11 +73,9 @@ def stub_command(options: argparse.Namespace) -> int:
     if server is None:
         print("no stub is running; the notebooks start it when they need it")
         return 0
-    with urlopen(server["url"], timeout=10) as answer:
-        status = json.load(answer)
-    print(f"{server['url']}  (process {server['pid']})")
-    for key, value in status.items():
-        print(f"  {key:17} {', '.join(value) if isinstance(value, list) else value}")
+    from helpers.stub_tinker.status import of_state_dir
+
+    print(f"process {server['pid']}: {of_state_dir(stub_state_dir())}")
     return 0
 
 

@@ -1,15 +1,15 @@
-"""The one thread that computes. Training requests of each client run in order; clients take turns; sampling runs between.
-
-One thread, because two cores are best given to one matrix product at a time.
-"""
+"""The one thread that computes: two cores are best given to one matrix product at a time."""
 
 import contextlib
 import ctypes
 import logging
+import os
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from helpers.stub_tinker.sampling import Sampler, SampleJob, ScoreJob
 
 log = logging.getLogger("stub_tinker")
 
-DECODE_STEPS = 8  # between two training requests: a training step takes about as long as 20 of them
+DECODE_STEPS = 8  # tokens that each running sequence gains before the engine looks at what else waits
 
 
 def best_precision(device: torch.device) -> torch.dtype:
@@ -35,6 +35,13 @@ def _give_back_memory() -> None:
     """Return freed memory to the system: glibc keeps 1 to 2 GiB of a training step's otherwise."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class SessionEnded(ValueError):
+    """A request was dropped because its client closed its session."""
+
+    def __init__(self):
+        super().__init__("the session ended before this request was done")
 
 
 class Base:
@@ -60,31 +67,56 @@ class Base:
         return self._loaded[1] if self._loaded else None
 
 
+@dataclass
+class Task:
+    """One request of a training client. `work` returns a result, or a generator that pauses where others may have a turn."""
+
+    session: str
+    work: Callable[[], Any]
+    future: Future = field(default_factory=Future)
+    paused: Generator | None = None
+
+
 class Engine(threading.Thread):
-    """Runs training requests and sampling jobs; `submit`, `sample` and `score` may be called from any thread."""
+    """Runs training requests and sampling jobs; every public method may be called from any thread.
+
+    Requests of one training client run in order. Between clients, the session that had the least compute goes next, in turns
+    of one micro-batch; training and sampling get as much time each while both wait.
+    """
 
     def __init__(self, bases: dict[str, Base]):
         super().__init__(name="engine", daemon=True)
         self.bases = bases
-        self.running_name = ""
         self._wake = threading.Condition()
-        self._queues: OrderedDict[str, deque[tuple[Callable[[], Any], Future]]] = OrderedDict()
+        self._queues: dict[str, deque[Task]] = {}  # by training client; never empty
+        self._served: dict[str, float] = {}  # seconds of compute, by session
         self._arrivals: deque[tuple[str, SampleJob | ScoreJob]] = deque()
+        self._ended: set[str] = set()  # sessions whose work is to be dropped
         self._stopping = False
         self._trimmed = True
 
-    def submit(self, client: str, work: Callable[[], Any]) -> Future:
+    def submit(self, client: str, session: str, work: Callable[[], Any]) -> Future:
         """Run `work` after all that `client` submitted before."""
-        future: Future = Future()
+        task = Task(session, work)
         with self._wake:
-            self._queues.setdefault(client, deque()).append((work, future))
+            waiting = {queue[0].session for queue in self._queues.values()}
+            if session not in waiting:  # time in which it had nothing to do gives it no claim
+                least = min((self._served[other] for other in waiting), default=0.0)
+                self._served[session] = max(self._served.get(session, 0.0), least)
+            self._queues.setdefault(client, deque()).append(task)
             self._wake.notify()
-        return future
+        return task.future
 
     def sample(self, base: str, job: SampleJob | ScoreJob) -> None:
         """Queue a sampling or scoring job on a base model."""
         with self._wake:
             self._arrivals.append((base, job))
+            self._wake.notify()
+
+    def drop(self, session: str) -> None:
+        """Forget what waits for a session that has ended."""
+        with self._wake:
+            self._ended.add(session)
             self._wake.notify()
 
     def stop(self) -> None:
@@ -95,54 +127,109 @@ class Engine(threading.Thread):
 
     @property
     def queued(self) -> int:
-        samplers = [base.sampler for base in self.bases.values() if base.sampler]
-        return sum(map(len, self._queues.values())) + len(self._arrivals) + sum(
-            len(s.waiting) + len(s.running) + len(s.scoring) for s in samplers
-        )
+        return sum(self.queued_by_session().values())
+
+    def queued_by_session(self) -> Counter:
+        """Requests and samples that wait or run, by session."""
+        with self._wake:
+            waiting = Counter(task.session for queue in self._queues.values() for task in queue)
+            jobs = [job for _, job in self._arrivals]
+        for base in self.bases.values():
+            if base.sampler:
+                jobs += base.sampler.jobs()
+        waiting.update(job.session for job in jobs)
+        return waiting
 
     def run(self) -> None:
+        try:
+            self._loop()
+        except BaseException:  # a fault of ours: better no server than one that never answers
+            log.critical("the engine failed, and the server ends; start it again: saved checkpoints are kept", exc_info=True)
+            os._exit(70)
+
+    def _loop(self) -> None:
+        trained = 0.0  # seconds that training is ahead of sampling
         while True:
             with self._wake:
-                while not (self._queues or self._arrivals or self._sampling() or self._stopping):
+                while not (self._queues or self._arrivals or self._sampling() or self._ended or self._stopping):
                     if not self._wake.wait(timeout=1) and not self._trimmed:
                         _give_back_memory()
                         self._trimmed = True
                 self._trimmed = False
-                if self._stopping and not (self._queues or self._arrivals or self._sampling()):
-                    return
-                task = self._next_task()
+                ended, self._ended = self._ended, set()
                 arrivals, self._arrivals = self._arrivals, deque()
+                dropped = [task for session in ended for task in self._drop_tasks(session)]
+                if self._stopping and not (self._queues or arrivals or dropped or self._sampling()):
+                    return
+                client = self._whose_turn()
+                task = self._queues[client][0] if client else None
+            for dropped_task in dropped:  # not under the lock: what waits for a future may take locks of its own
+                if not dropped_task.future.done():
+                    dropped_task.future.set_exception(SessionEnded())
             for base, job in arrivals:
                 self._enqueue(base, job)
-            if task:
-                self._run_task(*task)
+            for session in ended:
+                for base in self.bases.values():
+                    if base.sampler:
+                        base.sampler.drop(session, SessionEnded())
+            if task and (trained <= 0 or not self._sampling()):
+                trained += self._advance(client, task)
+            started = time.perf_counter()
             for sampler in self._sampling():
                 sampler.work(DECODE_STEPS)
+            trained = trained - (time.perf_counter() - started) if self._sampling() and self._queues else 0.0
 
     def _sampling(self) -> list[Sampler]:
         return [base.sampler for base in self.bases.values() if base.sampler and base.sampler.busy]
 
-    def _next_task(self) -> tuple[Callable[[], Any], Future] | None:
-        """The oldest request of the client whose turn it is; that client then goes to the end of the line."""
-        if not self._queues:
-            return None
-        client, queue = self._queues.popitem(last=False)
-        task = queue.popleft()
-        if queue:
-            self._queues[client] = queue
-        return task
+    def _whose_turn(self) -> str | None:
+        """The waiting client of the session that had the least compute."""
+        return min(self._queues, key=lambda client: self._served[self._queues[client][0].session], default=None)
 
-    def _run_task(self, work: Callable[[], Any], future: Future) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
+    def _advance(self, client: str, task: Task) -> float:
+        """Run a task up to its next pause, and take it from its queue when it is done. Returns the seconds it took."""
+        started = time.perf_counter()
+        done = self._step(task)
+        seconds = time.perf_counter() - started
+        with self._wake:
+            self._served[task.session] = self._served.get(task.session, 0.0) + seconds
+            queue = self._queues[client]
+            if done:
+                queue.popleft()
+                if queue:  # behind the others of its session
+                    self._queues[client] = self._queues.pop(client)
+                else:
+                    del self._queues[client]
+                if not self._queues:
+                    self._served.clear()
+        return seconds
+
+    def _step(self, task: Task) -> bool:
+        """Returns True when the task has ended, one way or the other."""
         try:
-            future.set_result(work())
+            if task.paused is None:
+                if not task.future.set_running_or_notify_cancel():
+                    return True
+                result = task.work()
+                if not isinstance(result, Generator):
+                    task.future.set_result(result)
+                    return True
+                task.paused = result
+            next(task.paused)
+            return False
+        except StopIteration as end:
+            task.future.set_result(end.value)
         except Exception as error:  # handed to the client that waits for it
-            future.set_exception(error)
+            task.future.set_exception(error)
+        return True
+
+    def _drop_tasks(self, session: str) -> list[Task]:
+        clients = [client for client, queue in self._queues.items() if queue[0].session == session]
+        self._served.pop(session, None)
+        return [task for client in clients for task in self._queues.pop(client)]
 
     def _enqueue(self, base: str, job: SampleJob | ScoreJob) -> None:
         try:
-            sampler = self.bases[base].load()[1]
-            (sampler.scoring if isinstance(job, ScoreJob) else sampler.waiting).append(job)
+            self.bases[base].load()[1].add(job)
         except Exception as error:  # a model that does not load fails the request, not the server
             job.future.set_exception(error)

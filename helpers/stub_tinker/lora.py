@@ -1,41 +1,45 @@
 """LoRA weights of one training client: parameters, gradients and Adam's state, each one flat float32 tensor.
 
-One flat tensor makes the optimizer step one kernel, a snapshot one copy, and the memory of a client easy to state:
-16 bytes a parameter.
+One flat tensor makes the optimizer step one kernel, a snapshot one copy, and the memory of a client easy to state: 4 bytes
+a parameter, 12 after the first step, and 4 more while gradients wait for a step.
 """
 
 import math
 
 import torch
 
-from helpers.stub_tinker.model import ALPHA, ATTENTION_GROUPS, GROUPS, MLP_GROUPS, Config, LoraGroup, module_shapes
+from helpers.stub_tinker.kernels import LoraGroup
+from helpers.stub_tinker.model import ALPHA, ATTENTION_GROUPS, GROUPS, MLP_GROUPS, Config, module_shapes
 
-PREFIX = "base_model.model.model.layers"
+PREFIX = "base_model.model.model"
+UNEMBED = "unembed"  # the group of the output layer, which Tinker calls unembed_tokens and PEFT lm_head
 
 
 class Layout:
     """Where each LoRA factor stands in the flat tensor, for one base model, rank and choice of modules."""
 
-    def __init__(self, config: Config, rank: int, train_attn: bool, train_mlp: bool):
-        self.rank, self.train_attn, self.train_mlp = rank, train_attn, train_mlp
+    def __init__(self, config: Config, rank: int, train_attn: bool, train_mlp: bool, train_unembed: bool = False):
+        self.rank, self.train_attn, self.train_mlp, self.train_unembed = rank, train_attn, train_mlp, train_unembed
         self.scale = ALPHA / rank
-        groups = (ATTENTION_GROUPS if train_attn else ()) + (MLP_GROUPS if train_mlp else ())
-        self.modules = [module for group in groups for module in GROUPS[group]]
+        chosen = (ATTENTION_GROUPS if train_attn else ()) + (MLP_GROUPS if train_mlp else ())
         shapes = module_shapes(config)
         self.groups: dict[str, tuple] = {}  # "{layer}.{group}" -> (modules, a slice, a shape, [(b slice, b shape)])
-        offset = 0
+        self.size = 0
         for layer in range(config.layers):
-            for group in groups:
-                modules = GROUPS[group]
-                a_shape = (len(modules) * rank, shapes[modules[0]][1])
-                a = slice(offset, offset + a_shape[0] * a_shape[1])
-                offset, bs = a.stop, []
-                for module in modules:
-                    b_shape = (shapes[module][0], rank)
-                    bs.append((slice(offset, offset + b_shape[0] * rank), b_shape))
-                    offset = bs[-1][0].stop
-                self.groups[f"{layer}.{group}"] = (modules, a, a_shape, bs)
-        self.size = offset
+            for group in chosen:
+                self._add(f"{layer}.{group}", GROUPS[group], [shapes[module] for module in GROUPS[group]])
+        if train_unembed:
+            self._add(UNEMBED, ("unembed_tokens",), [(config.vocab, config.hidden)])
+        self.modules = sorted({module.split(".")[-1] for modules, *_ in self.groups.values() for module in modules})
+
+    def _add(self, name: str, modules: tuple[str, ...], shapes: list[tuple[int, int]]) -> None:
+        def take(rows: int, columns: int) -> tuple[slice, tuple[int, int]]:
+            start = self.size
+            self.size += rows * columns
+            return slice(start, self.size), (rows, columns)
+
+        a = take(len(modules) * self.rank, shapes[0][1])
+        self.groups[name] = modules, *a, [take(out, self.rank) for out, _ in shapes]
 
     def views(self, flat: torch.Tensor) -> dict[str, LoraGroup]:
         """The factors as views of `flat`."""
@@ -48,9 +52,9 @@ class Layout:
         """The factors as views of `flat`, under the names that Tinker gives them in an adapter file."""
         tensors = {}
         for name, (modules, a, a_shape, bs) in self.groups.items():
-            layer = name.split(".")[0]
+            where = PREFIX if name == UNEMBED else f"{PREFIX}.layers.{name.split('.')[0]}"
             for i, (module, (b, b_shape)) in enumerate(zip(modules, bs)):
-                key = f"{PREFIX}.{layer}.{module}"
+                key = f"{where}.{module}"
                 tensors[f"{key}.lora_A.weight"] = flat[a].view(a_shape)[i * self.rank : (i + 1) * self.rank]
                 tensors[f"{key}.lora_B.weight"] = flat[b].view(b_shape)
         return tensors
@@ -61,8 +65,12 @@ class Adapter:
 
     def __init__(self, layout: Layout, flat: torch.Tensor, dtype: torch.dtype):
         self.layout, self.flat = layout, flat
-        self.exact = layout.views(flat)
-        self.fast = self.exact if dtype == torch.float32 else layout.views(flat.to(dtype))
+        self._exact = layout.views(flat)
+        self._fast = self._exact if dtype == torch.float32 else layout.views(flat.to(dtype))
+
+    def groups(self, dtype: torch.dtype) -> dict[str, LoraGroup]:
+        """The factors for a pass in float32 or in the model's precision."""
+        return self._exact if dtype == torch.float32 else self._fast
 
 
 class LoraState:
@@ -71,7 +79,7 @@ class LoraState:
     def __init__(self, layout: Layout, seed: int | None, device: torch.device):
         self.layout = layout
         self.flat = torch.nn.Parameter(torch.zeros(layout.size, device=device), requires_grad=False)
-        self.grad = torch.zeros(layout.size, device=device)
+        self.grad: torch.Tensor | None = None  # only between forward_backward and optim_step
         self.optimizer = torch.optim.AdamW([self.flat], lr=0.0)
         self.steps = 0
         generator = torch.Generator().manual_seed(seed if seed is not None else torch.seed() % 2**63)
@@ -83,10 +91,16 @@ class LoraState:
 
     def training_groups(self, dtype: torch.dtype) -> dict[str, LoraGroup]:
         """The factors in compute precision, each with the float32 buffers that its gradients add to."""
+        if self.grad is None:
+            self.grad = torch.zeros(self.layout.size, device=self.flat.device)
         groups = self.layout.views(self.flat.detach().to(dtype))
         for group, gradient in zip(groups.values(), self.layout.views(self.grad).values()):
             group.grad_a, group.grad_b = gradient.a, gradient.b
         return groups
+
+    def frozen_groups(self, dtype: torch.dtype) -> dict[str, LoraGroup]:
+        """The factors in compute precision, for passes without gradients."""
+        return self.layout.views(self.flat.detach().to(dtype))
 
     def snapshot(self, dtype: torch.dtype) -> Adapter:
         """A copy that later training does not change."""
@@ -100,22 +114,34 @@ class LoraState:
 
         Returns:
             The gradient's norm before clipping, and the learning rate.
+
+        Raises:
+            ValueError: a gradient is not finite. Nothing is changed but the gradients, which are dropped.
         """
-        norm = self.grad.norm()
-        if params["grad_clip_norm"] > 0:
-            self.grad.mul_((params["grad_clip_norm"] / (norm + 1e-6)).clamp(max=1.0))
+        gradient, self.grad = self.grad, None
+        if gradient is None:
+            gradient = torch.zeros_like(self.flat)
+        norm = float(gradient.norm())
+        if not math.isfinite(norm):
+            raise ValueError("the gradient is NaN or infinite: the step was not taken and the gradient is dropped. "
+                             "Look at the loss of the last forward_backward: its inputs are too far off")
+        if 0 < params["grad_clip_norm"] < norm:
+            gradient.mul_(params["grad_clip_norm"] / (norm + 1e-6))
         self.optimizer.param_groups[0].update(
             lr=params["learning_rate"],
             betas=(params["beta1"], params["beta2"]),
             eps=params["eps"],
             weight_decay=params["weight_decay"],
         )
-        self.flat.grad = self.grad
-        self.optimizer.step()
-        self.flat.grad = None
-        self.grad.zero_()
+        self.flat.grad = gradient
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:  # a number of the step is beyond float32
+            raise ValueError(f"the optimizer step failed: {error}. Look at learning_rate and weight_decay") from error
+        finally:
+            self.flat.grad = None
         self.steps += 1
-        return {"grad_norm": float(norm), "learning_rate": params["learning_rate"]}
+        return {"grad_norm": norm, "learning_rate": params["learning_rate"]}
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """Adam's state: two moments of the layout's size and the step count; empty before the first step."""
@@ -137,7 +163,7 @@ class LoraState:
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(tensors[key])
-        self.grad.zero_()
+        self.grad = None
         self.optimizer.state.clear()
         if optimizer:
             self.optimizer.state[self.flat] = {

@@ -13,6 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from helpers.stub_tinker.kernels import (
+    Attention, Frozen, LoraGroup, LoraLinear, RmsNorm, Rotate, SwiGlu, TargetLogprob, causal_weights, rms_norm, rotate, round_up, swiglu,
+)
+
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 ALPHA = 32.0  # the scale of a LoRA delta is ALPHA / rank, as in tinker_cookbook.hyperparam_utils
 
@@ -68,6 +72,7 @@ GROUPS = {
     "down": ("mlp.down_proj",),
 }
 ATTENTION_GROUPS, MLP_GROUPS = ("qkv", "o"), ("gate_up", "down")
+SHORT = 512  # tokens; longer sequences take PyTorch's fused attention, which keeps no (length, length) matrix
 
 
 def module_shapes(config: Config) -> dict[str, tuple[int, int]]:
@@ -82,133 +87,6 @@ def module_shapes(config: Config) -> dict[str, tuple[int, int]]:
         "mlp.up_proj": (config.intermediate, config.hidden),
         "mlp.down_proj": (config.hidden, config.intermediate),
     }
-
-
-@dataclass
-class Frozen:
-    """One fused frozen matrix: weight (out, in), bias (out) or None, and where each module's rows end."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    splits: tuple[int, ...]
-
-
-@dataclass
-class LoraGroup:
-    """LoRA factors of one fused matrix, in compute precision, with the float32 buffers their gradients go to.
-
-    `a` is (n·r, in) for the n modules of the group; `b[i]` is (out_i, r).
-    """
-
-    a: torch.Tensor
-    b: list[torch.Tensor]
-    grad_a: torch.Tensor | None = None
-    grad_b: list[torch.Tensor] = field(default_factory=list)
-
-
-class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + s (x Aᵀ) Bᵀ. Backward returns dx and adds dA and dB to the group's own buffers."""
-
-    @staticmethod
-    def forward(ctx, x, frozen, lora, scale):
-        y = F.linear(x, frozen.weight, frozen.bias)
-        h = (x @ lora.a.T).mul_(scale)
-        rank, start = lora.b[0].shape[1], 0
-        for i, (b, end) in enumerate(zip(lora.b, frozen.splits)):
-            y[:, start:end].addmm_(h[:, i * rank : (i + 1) * rank], b.T)
-            start = end
-        ctx.save_for_backward(x, h)
-        ctx.frozen, ctx.lora, ctx.scale = frozen, lora, scale
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x, h), frozen, lora = ctx.saved_tensors, ctx.frozen, ctx.lora
-        rank, start = lora.b[0].shape[1], 0
-        grad_h = torch.empty_like(h)
-        for i, (b, end) in enumerate(zip(lora.b, frozen.splits)):
-            part = grad[:, start:end]
-            lora.grad_b[i] += part.T @ h[:, i * rank : (i + 1) * rank]
-            torch.mm(part, b, out=grad_h[:, i * rank : (i + 1) * rank])
-            start = end
-        grad_h.mul_(ctx.scale)
-        lora.grad_a += grad_h.T @ x
-        return (grad @ frozen.weight).addmm_(grad_h, lora.a), None, None, None
-
-
-class _RmsNorm(torch.autograd.Function):
-    """Root mean square norm of float32 rows, result in compute precision; keeps only its input and 1/rms."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, inverse)
-        ctx.weight = weight
-        return (x * inverse).to(weight.dtype) * weight
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, inverse = ctx.saved_tensors
-        normed = x * inverse
-        grad = (grad * ctx.weight).float()
-        return (grad - normed * (grad * normed).mean(-1, keepdim=True)).mul_(inverse).to(x.dtype), None, None
-
-
-class _SwiGlu(torch.autograd.Function):
-    """silu(gate) · up on the fused (tokens, 2·intermediate) output; keeps only that output."""
-
-    @staticmethod
-    def forward(ctx, gate_up):
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
-
-    @staticmethod
-    def backward(ctx, grad):
-        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        out = torch.empty_like(ctx.saved_tensors[0])
-        torch.mul(grad * up, sigmoid + silu * (1 - sigmoid), out=out[:, : gate.shape[1]])
-        torch.mul(grad, silu, out=out[:, gate.shape[1] :])
-        return out
-
-
-class _TargetLogprob(torch.autograd.Function):
-    """log softmax(h Eᵀ)[target] a row, in slices of rows; keeps the probabilities in compute precision for backward."""
-
-    SLICE = 256
-
-    @staticmethod
-    def forward(ctx, hidden, embedding, targets):
-        asked = len(targets)
-        filler = round_up(asked, 64) - asked
-        hidden, targets = F.pad(hidden, (0, 0, 0, filler)), F.pad(targets, (0, filler))
-        result = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        kept = []
-        for start in range(0, len(targets), _TargetLogprob.SLICE):
-            rows = slice(start, start + _TargetLogprob.SLICE)
-            logits = hidden[rows] @ embedding.T
-            full = logits.float()
-            total = torch.logsumexp(full, dim=-1, keepdim=True)
-            result[rows] = (full.gather(1, targets[rows, None]) - total).squeeze(1)
-            if ctx.needs_input_grad[0]:
-                kept.append(torch.exp(full.sub_(total)).to(logits.dtype))
-        ctx.save_for_backward(targets, *kept)
-        ctx.embedding = embedding
-        return result[:asked]
-
-    @staticmethod
-    def backward(ctx, grad):
-        targets, *kept = ctx.saved_tensors
-        asked = len(grad)
-        pulled = torch.cat([probabilities @ ctx.embedding for probabilities in kept])[:asked]
-        return (ctx.embedding[targets[:asked]] - pulled) * grad[:, None].to(pulled.dtype), None, None
-
-
-def round_up(number: int, multiple: int) -> int:
-    """oneDNN makes and keeps a kernel for each new shape (tens of ms, and MBs), so shapes are rounded to few values."""
-    return -(-number // multiple) * multiple
 
 
 class Packed:
@@ -239,6 +117,23 @@ class Packed:
         return grid.transpose(1, 2).reshape(self.count * self.longest, -1)[self.slots]
 
 
+@dataclass
+class Adapters:
+    """Which LoRA applies in a pass.
+
+    Attributes:
+        dtype: compute precision of the pass.
+        training: one adapter with gradient buffers, in `groups` and `scale`; else `segments` apply, without gradients.
+        segments: (groups, scale, rows), rows None for all of them; `groups` maps `"{layer}.{group}"` to a LoraGroup.
+    """
+
+    dtype: torch.dtype
+    training: bool = False
+    groups: dict[str, LoraGroup] = field(default_factory=dict)
+    scale: float = 1.0
+    segments: list[tuple[dict[str, LoraGroup], float, torch.Tensor | None]] = field(default_factory=list)
+
+
 class Model:
     """A frozen base model. `dtype` is the precision of its matrices; a pass may ask for a higher one."""
 
@@ -255,7 +150,7 @@ class Model:
             handle = safe_open(file, framework="pt")
             where.update({key: handle for key in handle.keys()})
 
-        def take(name: str, dtype: torch.dtype = dtype) -> torch.Tensor:
+        def take(name: str) -> torch.Tensor:
             if name not in where:
                 raise ValueError(f"{folder} has no weight {name}")
             return where[name].get_tensor(name).to(device, dtype)
@@ -267,7 +162,7 @@ class Model:
             return Frozen(torch.cat(weights), torch.cat(biases) if biases else None, tuple(splits))
 
         self.embedding = take("model.embed_tokens.weight")
-        self.unembedding = self.embedding if self.config.tied else take("lm_head.weight")
+        self.output = Frozen(self.embedding if self.config.tied else take("lm_head.weight"), keep_plain=True)
         self.norm = take("model.norm.weight")
         self.layers = []
         for n in range(self.config.layers):
@@ -279,10 +174,10 @@ class Model:
                 name = f"{prefix}self_attn.{part}.weight"
                 layer[part] = take(name) if name in where else None
             self.layers.append(layer)
-        self.cos, self.sin = self._rotary_tables()
+        self._cos, self._sin = self._rotary_tables()
 
     def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of every position, (max_length, head_dim / 2), float32, by transformers' own rope functions."""
+        """cos and sin of every position, (max_length, head_dim), float32, by transformers' own rope functions."""
         from transformers import AutoConfig
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -294,50 +189,41 @@ class Model:
             inverse = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
             factor = 1.0
         angles = torch.arange(c.max_length, dtype=torch.float32)[:, None] * inverse.cpu()[None]
-        return (angles.cos() * factor).to(self.device), (angles.sin() * factor).to(self.device)
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        return torch.cat([cos, cos], dim=1).to(self.device), torch.cat([-sin, sin], dim=1).to(self.device)
 
-    def _rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rotary position embedding of (tokens, heads, head_dim)."""
-        cos, sin = self.cos[positions][:, None].to(x.dtype), self.sin[positions][:, None].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    def _angles(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `rotate` takes, for rows at `positions`."""
+        return self._cos[positions][:, None].to(dtype), self._sin[positions][:, None].to(dtype)
 
-    def _linear(self, x, frozen: Frozen, adapters, name: str):
-        """The frozen matrix, and each adapter's delta on its rows (see `hidden` for `adapters`)."""
+    def _linear(self, x, frozen: Frozen, adapters: Adapters, name: str):
+        """x Wᵀ with each adapter's delta on its rows."""
         if adapters.training:
-            lora = adapters.groups.get(name)
-            return _LoraLinear.apply(x, frozen, lora, adapters.scale) if lora else F.linear(x, frozen.weight, frozen.bias)
-        weight = frozen.weight.to(x.dtype)
-        y = F.linear(x, weight, None if frozen.bias is None else frozen.bias.to(x.dtype))
-        for groups, scale, rows in adapters.segments:
-            lora = groups.get(name)
-            if lora is None:
-                continue
-            part = x if rows is None else x[rows]
-            h = (part @ lora.a.to(x.dtype).T).mul_(scale)
-            rank = lora.b[0].shape[1]
-            delta = torch.cat([h[:, i * rank : (i + 1) * rank] @ b.to(x.dtype).T for i, b in enumerate(lora.b)], dim=1)
-            y = y.add_(delta) if rows is None else y.index_add_(0, rows, delta)
-        return y
+            return LoraLinear.apply(x, frozen, adapters.groups.get(name), adapters.scale)
+        return frozen(x, _deltas(x, frozen.shape[0], adapters, name))
 
-    def _qkv(self, n: int, x, positions, adapters):
-        """Rotated queries and keys, and values, of layer `n`: (tokens, heads, head_dim) each."""
+    def _heads(self, n: int, x, angles, adapters: Adapters):
+        """Rotated queries and keys, and values, of layer `n`, as one (tokens, heads + 2·kv_heads, head_dim)."""
         c, layer = self.config, self.layers[n]
-        out = self._linear(_RmsNorm.apply(x, layer["norm1"].to(adapters.dtype), c.eps), layer["qkv"], adapters, f"{n}.qkv")
-        q, k, v = (part.unflatten(-1, (-1, c.head_dim)) for part in out.tensor_split(layer["qkv"].splits[:2], dim=-1))
+        norm, turn = (RmsNorm.apply, Rotate.apply) if adapters.training else (rms_norm, rotate)
+        out = self._linear(norm(x, layer["norm1"].to(adapters.dtype), c.eps), layer["qkv"], adapters, f"{n}.qkv")
+        out = out.unflatten(-1, (-1, c.head_dim))
+        turned, values = out.split([c.heads + c.kv_heads, c.kv_heads], dim=1)
         if layer["q_norm"] is not None:
-            q = _RmsNorm.apply(q, layer["q_norm"].to(adapters.dtype), c.eps)
-            k = _RmsNorm.apply(k, layer["k_norm"].to(adapters.dtype), c.eps)
-        return self._rotate(q, positions), self._rotate(k, positions), v
+            q, k = turned.split([c.heads, c.kv_heads], dim=1)
+            q = norm(q, layer["q_norm"].to(adapters.dtype), c.eps)
+            turned = torch.cat([q, norm(k, layer["k_norm"].to(adapters.dtype), c.eps)], dim=1)
+        return torch.cat([turn(turned, *angles), values], dim=1)
 
-    def _after_attention(self, n: int, x, attended, adapters):
+    def _after_attention(self, n: int, x, attended, adapters: Adapters):
         layer = self.layers[n]
+        norm, activation = (RmsNorm.apply, SwiGlu.apply) if adapters.training else (rms_norm, swiglu)
         x = x + self._linear(attended, layer["o"], adapters, f"{n}.o")
-        normed = _RmsNorm.apply(x, layer["norm2"].to(adapters.dtype), self.config.eps)
+        normed = norm(x, layer["norm2"].to(adapters.dtype), self.config.eps)
         gate_up = self._linear(normed, layer["gate_up"], adapters, f"{n}.gate_up")
-        return x + self._linear(_SwiGlu.apply(gate_up), layer["down"], adapters, f"{n}.down")
+        return x + self._linear(activation(gate_up), layer["down"], adapters, f"{n}.down")
 
-    def hidden(self, batch: Packed, adapters: "Adapters", on_layer=None) -> torch.Tensor:
+    def hidden(self, batch: Packed, adapters: Adapters, on_layer=None) -> torch.Tensor:
         """Final hidden states, (tokens, hidden), normed, in the adapters' compute precision; filler is cut off.
 
         Args:
@@ -346,69 +232,84 @@ class Model:
             on_layer: called as on_layer(n, keys, values) with padded (sequences, kv_heads, longest, head_dim) tensors.
         """
         c, x = self.config, self.embedding[batch.tokens].float().requires_grad_(adapters.training)
+        angles = self._angles(batch.positions, adapters.dtype)
         for n in range(c.layers):
-            q, k, v = self._qkv(n, x, batch.positions, adapters)
-            q, k, v = batch.pad(q), batch.pad(k), batch.pad(v)
+            grid = batch.pad(self._heads(n, x, angles, adapters))
+            q, k, v = grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
             if on_layer:
                 on_layer(n, k, v)
-            x = self._after_attention(n, x, batch.unpad(self._attend(q, k, v)), adapters)
-        return _RmsNorm.apply(x[: batch.size], self.norm.to(adapters.dtype), c.eps)
+            x = self._after_attention(n, x, batch.unpad(_attend(q, k, v)), adapters)
+        norm = RmsNorm.apply if adapters.training else rms_norm
+        return norm(x[: batch.size], self.norm.to(adapters.dtype), c.eps)
 
-    def _attend(self, q, k, v):
-        """Causal attention with grouped heads, all (sequences, heads, length, head_dim)."""
-        sequences, heads, length, dim = q.shape
-        if sequences * heads * length * length > 1 << 25:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        group = heads // k.shape[1]  # plain matrix products beat the fused kernel on short sequences
-        scores = q.reshape(sequences, k.shape[1], group * length, dim) @ (k * (dim**-0.5)).transpose(-1, -2)
-        mask = torch.full((length, length), -math.inf, device=q.device, dtype=torch.float32).triu_(1).repeat(group, 1)
-        weights = torch.softmax(scores.float() + mask, dim=-1).to(v.dtype)
-        return (weights @ v).view(sequences, heads, length, dim)
+    def target_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+        """log p of each row's targets, (rows, k) float32. `adapters` are those of the rows' pass."""
+        if adapters.training:
+            return TargetLogprob.apply(hidden, self.output, targets, adapters.groups.get("unembed"), adapters.scale)
+        values = torch.empty(targets.shape, device=hidden.device)
+        left = torch.ones(len(targets), dtype=torch.bool, device=hidden.device)
+        for groups, scale, rows in adapters.segments:
+            if lora := groups.get("unembed"):
+                rows = torch.arange(len(targets), device=hidden.device) if rows is None else rows[rows < len(targets)]
+                values[rows] = TargetLogprob.apply(hidden[rows], self.output, targets[rows], lora, scale)
+                left[rows] = False
+        if left.any():
+            values[left] = TargetLogprob.apply(hidden[left], self.output, targets[left], None, 1.0)
+        return values
 
-    def target_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """log p(target) of each row, (rows,) float32."""
-        return _TargetLogprob.apply(hidden, self.unembedding.to(hidden.dtype), targets)
+    def logits(self, hidden: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+        """(rows, vocab) float32 of final hidden states; `adapters` are for these rows."""
+        return self.output(hidden, _deltas(hidden, self.config.vocab, adapters, "unembed")).float()
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(rows, vocab) float32."""
-        return (hidden @ self.unembedding.to(hidden.dtype).T).float()
-
-    def decode(self, tokens: torch.Tensor, cache: "Cache", adapters: "Adapters") -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor, cache: "Cache", adapters: Adapters) -> torch.Tensor:
         """One token more for each sequence in the cache: (n,) tokens -> (n, vocab) float32 logits."""
         c, n_rows = self.config, len(tokens)
         lengths = cache.lengths[:n_rows]
         reach = min(round_up(int(lengths.max()) + 1, 32), cache.capacity)
         rows = torch.arange(n_rows, device=self.device)
-        hidden_mask = torch.arange(reach, device=self.device)[None] > lengths[:, None]
-        mask = torch.zeros(n_rows, 1, 1, reach, device=self.device).masked_fill_(hidden_mask[:, None, None], -math.inf)
-        x = self.embedding[tokens].float()
+        beyond = torch.arange(reach, device=self.device)[None] > lengths[:, None]
+        mask = torch.zeros(n_rows, 1, 1, reach, dtype=self.dtype, device=self.device).masked_fill_(beyond[:, None, None], -math.inf)
+        mask = mask.expand(-1, c.kv_heads, c.heads // c.kv_heads, -1)
+        angles, x = self._angles(lengths, self.dtype), self.embedding[tokens].float()
         for n in range(c.layers):
-            q, k, v = self._qkv(n, x, lengths, adapters)
+            q, k, v = self._heads(n, x, angles, adapters).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
             keys, values = cache.keys[n], cache.values[n]
             keys[rows, :, lengths], values[rows, :, lengths] = k, v
-            keys, values = keys[:n_rows, :, :reach], values[:n_rows, :, :reach]
-            q = q.view(n_rows, c.kv_heads, c.heads // c.kv_heads, c.head_dim) * (c.head_dim**-0.5)
-            weights = torch.softmax((q @ keys.transpose(-1, -2)).float() + mask, dim=-1).to(v.dtype)
-            x = self._after_attention(n, x, (weights @ values).reshape(n_rows, -1), adapters)
+            q = q.unflatten(1, (c.kv_heads, -1))  # the queries that share a key head stand as positions of one sequence
+            attended = F.scaled_dot_product_attention(q, keys[:n_rows, :, :reach], values[:n_rows, :, :reach], attn_mask=mask)
+            x = self._after_attention(n, x, attended.reshape(n_rows, -1), adapters)
         cache.lengths[:n_rows] += 1
-        return self.logits(_RmsNorm.apply(x, self.norm.to(adapters.dtype), c.eps))
+        return self.logits(rms_norm(x, self.norm, c.eps), adapters)
 
 
-@dataclass
-class Adapters:
-    """Which LoRA applies in a pass.
+def _deltas(x: torch.Tensor, width: int, adapters: Adapters, name: str) -> torch.Tensor | None:
+    """What the adapters' groups `name` make of their rows of x, (rows, width); None if there are none. Few rows are padded to
+    four, for the same reason as in `Frozen`."""
+    result = None
+    for groups, scale, rows in adapters.segments:
+        if (lora := groups.get(name)) is None:
+            continue
+        part = x if rows is None else x[rows]
+        count = len(part)
+        if count < 4:
+            part = F.pad(part, (0, 0, 0, 4 - count))
+        delta = lora.delta(part, scale)[0][:count]
+        if rows is None:
+            return delta
+        if result is None:
+            result = x.new_zeros(len(x), width)
+        result[rows] = delta
+    return result
 
-    Attributes:
-        dtype: compute precision of the pass.
-        training: one adapter with gradient buffers, in `groups` and `scale`; else `segments` apply, without gradients.
-        segments: (groups, scale, rows), rows None for all of them; `groups` maps `"{layer}.{group}"` to a LoraGroup.
-    """
 
-    dtype: torch.dtype
-    training: bool = False
-    groups: dict[str, LoraGroup] = field(default_factory=dict)
-    scale: float = 1.0
-    segments: list[tuple[dict[str, LoraGroup], float, torch.Tensor | None]] = field(default_factory=list)
+def _attend(q, k, v):
+    """Causal attention with grouped heads, all (sequences, heads, length, head_dim)."""
+    sequences, heads, length, dim = q.shape
+    if length > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    grouped = q.reshape(sequences, k.shape[1], -1, dim)
+    attended = Attention.apply(grouped, k, v) if q.requires_grad else causal_weights(grouped, k) @ v
+    return attended.view(sequences, heads, length, dim)
 
 
 class Cache:

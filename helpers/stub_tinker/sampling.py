@@ -1,29 +1,34 @@
 """Sampling with continuous batching: requests join a running batch when a slot is free and leave it when they stop.
 
 One prompt at a time wastes most of each pass over the weights, so everything that waits is decoded together, whatever
-client or adapter it comes from.
+client or adapter it comes from. What a sequence gets does not depend on what else is in the batch: its random numbers are
+its own, and each product computes its row in the same way.
 """
 
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import torch
 
+from helpers.stub_tinker.kernels import round_up
 from helpers.stub_tinker.lora import Adapter
-from helpers.stub_tinker.model import Adapters, Cache, Model, Packed, round_up
+from helpers.stub_tinker.model import SHORT, Adapters, Cache, Model, Packed
 
-SLOTS = 64
+SLOTS = 96
+SESSION_SLOTS = 64  # of them at most for one session, so that others need not wait for its long samples
 POSITIONS = 64 * 1024  # of all slots together: 1.5 GiB of keys and values at 135M parameters, if all were used
 PREFILL_TOKENS = 1024
+COLDEST = 1e-6  # a lower temperature would overflow, and draws the most likely token all the same
+NUCLEUS = 1024  # most likely tokens among which top-p is looked for first: sorting a whole vocabulary takes 4 ms
 
 
-@dataclass
+@dataclass(eq=False)
 class SampleJob:
     """One sequence to sample. `future` gets a `Sequence`."""
 
+    session: str
     prompt: list[int]
     max_tokens: int
     temperature: float
@@ -40,6 +45,18 @@ class SampleJob:
     topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
     generator: torch.Generator | None = None
 
+    @property
+    def positions(self) -> int:
+        """Places in the cache that it may come to need."""
+        return len(self.prompt) + self.max_tokens
+
+    def random(self) -> float:
+        """The next of the job's own random numbers in [0, 1)."""
+        if self.generator is None:
+            self.generator = torch.Generator()
+            self.generator.seed() if self.seed is None else self.generator.manual_seed(self.seed)
+        return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+
 
 @dataclass
 class Sequence:
@@ -51,14 +68,44 @@ class Sequence:
     topk: list[tuple[list[int], list[float]]]
 
 
-@dataclass
+@dataclass(eq=False)
 class ScoreJob:
-    """Logprobs of a prompt's own tokens. `future` gets (n,) float32, NaN first, and the top k of each position."""
+    """Logprobs at the positions of a prompt after the first. `future` gets a `PromptScores`.
 
+    Attributes:
+        last: how many of the prompt's tokens are scored, counted from its end.
+        topk: how many most likely tokens at each scored position.
+        targets: (n - 1, k) token ids whose logprobs are wanted; -1 asks for none.
+        draws: how many tokens to draw at each position, at `temperature`.
+    """
+
+    session: str
     prompt: list[int]
     adapter: Adapter | None
+    last: int
     topk: int = 0
+    targets: np.ndarray | None = None
+    draws: int = 0
+    temperature: float = 1.0
+    seed: int | None = None
     future: Future = field(default_factory=Future)
+
+
+@dataclass
+class PromptScores:
+    """For a prompt of n tokens. What was not asked for is None.
+
+    Attributes:
+        own: (n,) float32, NaN where not scored.
+        topk: ids and logprobs, (n, k) each; id 0 with logprob -99999 where not scored, which is the wire's "none".
+        targets: (n - 1, k) float32, 0 where the request had -1.
+        draws: ids and logprobs, (n - 1, k) each.
+    """
+
+    own: np.ndarray
+    topk: tuple[np.ndarray, np.ndarray] | None = None
+    targets: np.ndarray | None = None
+    draws: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype) -> Adapters:
@@ -75,45 +122,58 @@ def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtyp
         rows = None
         if len(by_adapter) > 1:
             rows = torch.from_numpy(np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])).to(model.device)
-        groups = adapter.exact if dtype == torch.float32 else adapter.fast
-        segments.append((groups, adapter.layout.scale, rows))
+        segments.append((adapter.groups(dtype), adapter.layout.scale, rows))
     return Adapters(dtype, segments=segments)
 
 
 class Sampler:
-    """The running batch of one base model. All calls come from the engine's thread."""
+    """The running batch of one base model. All calls come from the engine's thread, but for `jobs`."""
 
     def __init__(self, model: Model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.waiting: deque[SampleJob] = deque()
+        self.waiting: dict[str, deque[SampleJob]] = {}  # by session; never empty
         self.scoring: deque[ScoreJob] = deque()
         self.running: list[SampleJob] = []
         self.cache: Cache | None = None
+        self._adapters: tuple[list[SampleJob], Adapters] | None = None  # of the running batch, until it changes
 
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.running or self.scoring)
 
+    def jobs(self) -> list[SampleJob | ScoreJob]:
+        """All that waits or runs."""
+        return [*self.running, *self.scoring, *(job for queue in list(self.waiting.values()) for job in list(queue))]
+
+    def add(self, job: SampleJob | ScoreJob) -> None:
+        if isinstance(job, ScoreJob):
+            self.scoring.append(job)
+        else:
+            self.waiting.setdefault(job.session, deque()).append(job)
+
+    def drop(self, session: str, error: Exception) -> None:
+        """End what waits or runs for a session with `error`."""
+        for job in self.jobs():
+            if job.session == session:
+                if job in self.running:
+                    self._remove(job)
+                job.future.set_exception(error)
+        self.waiting.pop(session, None)
+        self.scoring = deque(job for job in self.scoring if job.session != session)
+
     @torch.no_grad()
     def work(self, steps: int) -> None:
         """Score one batch of prompts, admit what fits, and decode up to `steps` tokens for each running sequence."""
         if self.scoring:
-            self._guard(self._score, self._take(self.scoring))
+            self._guard(self._score, self._next_to_score())
         for _ in range(steps):
-            while self.waiting and (room := self._slots() - len(self.running)) > 0:
-                self._guard(self._prefill, self._take(self.waiting, room))
+            while joining := self._next_to_join():
+                self._guard(self._prefill, joining)
             if not self.running:
                 break
             self._guard(self._decode, list(self.running))
-        if not self.busy:
-            self.cache = None
-
-    def _capacity(self, joining: list[SampleJob] = ()) -> int:
-        """Positions that a slot needs for the longest of the jobs that run or may run next."""
-        return round_up(max(len(job.prompt) + job.max_tokens for job in [*self.running, *joining, *islice(self.waiting, SLOTS)]), 64)
-
-    def _slots(self, joining: list[SampleJob] = ()) -> int:
-        return max(1, min(SLOTS, POSITIONS // self._capacity(joining)))
+        if not self.running:
+            self.cache = self._adapters = None
 
     def _guard(self, work, jobs: list) -> None:
         """Run one piece of work; if it fails, its jobs fail with it and the server goes on."""
@@ -126,65 +186,126 @@ class Sampler:
                 if not job.future.done():
                     job.future.set_exception(error)
 
-    def _take(self, queue: deque, most: int = SLOTS) -> list:
-        """Jobs from the head of a queue, up to PREFILL_TOKENS prompt tokens; jobs nobody waits for are dropped."""
-        jobs, tokens = [], 0
-        while queue and len(jobs) < most and (not jobs or tokens + len(queue[0].prompt) <= PREFILL_TOKENS):
-            job = queue.popleft()
-            if job.future.set_running_or_notify_cancel():
-                jobs.append(job)
-                tokens += len(job.prompt)
+    def _next_to_score(self) -> list[ScoreJob]:
+        """Prompts of at most PREFILL_TOKENS together, or one longer prompt."""
+        jobs: list[ScoreJob] = []
+        while self.scoring and self._together(jobs, self.scoring[0]):
+            jobs.append(self.scoring.popleft())
         return jobs
+
+    def _next_to_join(self) -> list[SampleJob]:
+        """Jobs that can start now, from the session with the fewest running first. One that comes in turn but finds no room
+        is waited for: shorter ones do not pass it."""
+        if not self.waiting or len(self.running) >= SLOTS:
+            return []
+        jobs: list[SampleJob] = []
+        counts = Counter(job.session for job in self.running)
+        while free := [session for session in self.waiting if counts[session] < SESSION_SLOTS]:
+            session = min(free, key=lambda s: counts[s])
+            job = self.waiting[session][0]
+            everyone = [*self.running, *jobs, job]
+            capacity = round_up(max(j.positions for j in everyone), 64)
+            if len(everyone) > 1 and (len(everyone) > SLOTS or len(everyone) * capacity > POSITIONS):
+                break
+            if not self._together(jobs, job):
+                break
+            self.waiting[session].popleft()
+            if not self.waiting[session]:
+                del self.waiting[session]
+            counts[session] += 1
+            jobs.append(job)
+        return jobs
+
+    def _together(self, jobs: list, job: SampleJob | ScoreJob) -> bool:
+        """Whether a prompt can be read in one pass with others. Short and long ones take different attention kernels."""
+        distinct = {id(j.prompt): len(j.prompt) for j in [*jobs, job]}  # the samples of one request share their prompt
+        same_kind = not jobs or (len(jobs[0].prompt) > SHORT) == (len(job.prompt) > SHORT)
+        return len(distinct) == 1 or (same_kind and sum(distinct.values()) <= PREFILL_TOKENS)
 
     def _score(self, jobs: list[ScoreJob]) -> None:
         """Prompt logprobs, in float32 whatever the model's precision."""
-        if not jobs:
-            return
         packed = Packed([job.prompt for job in jobs], self.model.device)
-        hidden = self.model.hidden(packed, adapters_for(jobs, packed.lengths, self.model, torch.float32))
-        values = self.model.target_logprobs(hidden[:-1], packed.tokens[1 : packed.size])
+        adapters = adapters_for(jobs, packed.lengths, self.model, torch.float32)
+        hidden = self.model.hidden(packed, adapters)
+        own = self.model.target_logprobs(hidden[:-1], packed.tokens[1 : packed.size, None], adapters)[:, 0].cpu().numpy()
         for job, start, length in zip(jobs, packed.starts, packed.lengths):
-            own = torch.cat([torch.full((1,), torch.nan), values[start : start + length - 1].cpu()])
-            top = None
+            scores = PromptScores(np.full(length, np.nan, np.float32))
+            first = length - job.last  # of the scored tokens; position 0 has no context
+            scores.own[first:] = own[start + first - 1 : start + length - 1]
+            if job.topk or job.targets is not None or job.draws:
+                self._more_scores(job, scores, hidden[start : start + length - 1])
+            job.future.set_result(scores)
+
+    def _more_scores(self, job: ScoreJob, scores: PromptScores, hidden: torch.Tensor) -> None:
+        """Top-k, targets and draws of one prompt from its hidden states (n - 1, hidden), 64 positions at a time."""
+        n = len(hidden)
+        if job.topk:
+            scores.topk = np.zeros((n + 1, job.topk), np.int32), np.full((n + 1, job.topk), -99999.0, np.float32)
+        if job.targets is not None:
+            scores.targets = np.zeros(job.targets.shape, np.float32)
+        if job.draws:
+            scores.draws = np.zeros((n, job.draws), np.int64), np.zeros((n, job.draws), np.float32)
+            generator = torch.Generator()
+            generator.seed() if job.seed is None else generator.manual_seed(job.seed)
+        for start in range(0, n, 64):
+            rows = slice(start, min(start + 64, n))
+            part = hidden[rows]
+            logprobs = torch.log_softmax(self.model.logits(part, adapters_for([job], [len(part)], self.model, part.dtype)), dim=-1).cpu()
             if job.topk:
-                scores = torch.log_softmax(self.model.logits(hidden[start : start + length - 1]), dim=-1).topk(job.topk)
-                top = scores.indices.cpu().numpy().astype(np.int32), scores.values.cpu().numpy()
-            job.future.set_result((own.numpy(), top))
+                top = logprobs.topk(job.topk)
+                after = slice(rows.start + 1, rows.stop + 1)
+                scores.topk[0][after], scores.topk[1][after] = top.indices.numpy(), top.values.numpy()
+            if job.targets is not None:
+                wanted = torch.from_numpy(job.targets[rows])
+                scores.targets[rows] = torch.where(wanted < 0, 0.0, logprobs.gather(1, wanted.clamp(min=0))).numpy()
+            if job.draws:
+                probabilities = torch.softmax(logprobs / max(job.temperature, COLDEST), dim=-1)
+                drawn = torch.multinomial(probabilities, job.draws, replacement=True, generator=generator)
+                scores.draws[0][rows], scores.draws[1][rows] = drawn.numpy(), logprobs.gather(1, drawn).numpy()
+        if job.topk:  # what `last` leaves out
+            skipped = n + 1 - job.last
+            scores.topk[0][:skipped], scores.topk[1][:skipped] = 0, -99999.0
 
     def _prefill(self, jobs: list[SampleJob]) -> None:
-        """Read prompts into free slots and sample each one's first token."""
-        if not jobs:
-            return
+        """Read prompts into free slots, that of one request's samples once, and sample each job's first token."""
         self._make_room(jobs)
         first, cache = len(self.running), self.cache
-        packed = Packed([job.prompt for job in jobs], self.model.device)
+        distinct: dict[int, int] = {}
+        which = [distinct.setdefault(id(job.prompt), len(distinct)) for job in jobs]
+        leaders = [jobs[which.index(i)] for i in range(len(distinct))]
+        packed = Packed([job.prompt for job in leaders], self.model.device)
+        source = torch.tensor(which, device=self.model.device)
 
         def keep(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
             reach = min(packed.longest, cache.capacity)
-            cache.keys[layer][first : first + len(jobs), :, :reach] = keys[: len(jobs), :, :reach]
-            cache.values[layer][first : first + len(jobs), :, :reach] = values[: len(jobs), :, :reach]
+            cache.keys[layer][first : first + len(jobs), :, :reach] = keys[source, :, :reach]
+            cache.values[layer][first : first + len(jobs), :, :reach] = values[source, :, :reach]
 
-        hidden = self.model.hidden(packed, adapters_for(jobs, packed.lengths, self.model, self.model.dtype), keep)
-        cache.lengths[first : first + len(jobs)] = torch.tensor(packed.lengths)
+        hidden = self.model.hidden(packed, adapters_for(leaders, packed.lengths, self.model, self.model.dtype), keep)
+        cache.lengths[first : first + len(jobs)] = torch.tensor(packed.lengths, device=self.model.device)[source]
         self.running.extend(jobs)
-        last = torch.tensor([end - 1 for end in packed.starts[1:]])
-        self._append(jobs, self.model.logits(hidden[last]))
+        last = torch.tensor([packed.starts[i + 1] - 1 for i in which], device=self.model.device)
+        self._append(jobs, self.model.logits(hidden[last], adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)))
 
     def _decode(self, jobs: list[SampleJob]) -> None:
-        """One token more for each job. Rows are rounded up; filler rows use free slots and their results are dropped."""
-        rows = min(round_up(len(jobs), 1 if len(jobs) < 4 else 8), self.cache.slots)
+        """One token more for each job. Rows are rounded up; filler rows use free slots and their results are dropped.
+
+        There are never less than two: PyTorch sums up a single row in another order, which shows in the last digit.
+        """
+        rows = round_up(len(jobs), 2 if len(jobs) < 4 else 4)
         self.cache.lengths[len(jobs) : rows] = 0
         tokens = torch.tensor([job.tokens[-1] for job in jobs] + [0] * (rows - len(jobs)), device=self.model.device)
-        adapters = adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
-        self._append(jobs, self.model.decode(tokens, self.cache, adapters)[: len(jobs)])
+        if self._adapters is None or self._adapters[0] != jobs:
+            self._adapters = jobs, adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
+        self._append(jobs, self.model.decode(tokens, self.cache, self._adapters[1])[: len(jobs)])
 
     def _append(self, jobs: list[SampleJob], logits: torch.Tensor) -> None:
         """Choose the next token of each job from (jobs, vocab) logits; jobs that end leave their slot."""
-        greedy = logits.argmax(dim=-1)
-        chosen = greedy.clone()
-        for i, job in enumerate(jobs):
-            if job.temperature > 0:
-                chosen[i] = _draw(logits[i], job)
+        chosen = logits.argmax(dim=-1)
+        drawing = [i for i, job in enumerate(jobs) if job.temperature > 0]
+        if drawing:
+            rows = torch.tensor(drawing, device=logits.device)
+            chosen[rows] = draw(logits if len(drawing) == len(jobs) else logits[rows], [jobs[i] for i in drawing])
         logprobs = logits.gather(1, chosen[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
         for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), logprobs.tolist())):
             job.tokens.append(token)
@@ -216,10 +337,13 @@ class Sampler:
 
     def _make_room(self, jobs: list[SampleJob]) -> None:
         """A cache with enough slots and positions; a larger one takes over what the running jobs hold."""
-        slots, capacity = max(self._slots(jobs), len(self.running) + len(jobs)), self._capacity(jobs)
         old, n = self.cache, len(self.running)
+        slots = round_up(n + len(jobs), 4)
+        capacity = round_up(max(job.positions for job in [*self.running, *jobs]), 64)
         if old and old.slots >= slots and old.capacity >= capacity:
             return
+        if old:
+            slots, capacity = max(slots, old.slots), max(capacity, old.capacity)
         self.cache = Cache(self.model, slots, capacity)  # zeros cost no memory until they are written
         if n:
             used = int(old.lengths[:n].max())
@@ -229,18 +353,29 @@ class Sampler:
             self.cache.lengths[:n] = old.lengths[:n]
 
 
-def _draw(logits: torch.Tensor, job: SampleJob) -> int:
-    """One token from (vocab,) logits by temperature, top-k and top-p, with the job's own random numbers."""
-    if job.generator is None:
-        job.generator = torch.Generator().manual_seed(job.seed) if job.seed is not None else torch.Generator()
-        if job.seed is None:
-            job.generator.seed()
-    scaled = (logits / job.temperature).cpu()
-    if 0 < job.top_k < len(scaled):
-        scaled[scaled < scaled.topk(job.top_k).values[-1]] = -torch.inf
+def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
+    """A token for each row of (jobs, vocab) logits by its job's temperature, top-k, top-p and random numbers: (jobs,)."""
+    temperatures = torch.tensor([max(job.temperature, COLDEST) for job in jobs], device=logits.device)[:, None]
+    scaled = logits.sub(logits.max(dim=-1, keepdim=True).values).div_(temperatures)
+    for i, job in enumerate(jobs):
+        if 0 < job.top_k < scaled.shape[1]:
+            scaled[i, scaled[i] < scaled[i].topk(job.top_k).values[-1]] = -torch.inf
     probabilities = torch.softmax(scaled, dim=-1)
-    if job.top_p < 1:
-        ordered, indices = probabilities.sort(descending=True)
-        outside = ordered.cumsum(0) - ordered >= job.top_p  # the token that crosses top_p stays in
-        probabilities[indices[outside]] = 0
-    return int(torch.multinomial(probabilities, 1, generator=job.generator))
+    for i, job in enumerate(jobs):
+        if job.top_p < 1:
+            _keep_nucleus(probabilities[i], job.top_p)
+    cumulative = probabilities.cumsum(dim=-1)
+    # A number in (0, total]: the first token whose running total reaches it has a probability above zero.
+    wanted = (1 - torch.tensor([job.random() for job in jobs], device=logits.device)) * cumulative[:, -1].double()
+    return torch.searchsorted(cumulative, wanted.float()[:, None].contiguous())[:, 0].clamp_(max=logits.shape[1] - 1)
+
+
+def _keep_nucleus(probabilities: torch.Tensor, top_p: float) -> None:
+    """Set to zero, in place, all but the fewest most likely tokens whose probabilities reach `top_p`."""
+    values, indices = probabilities.topk(min(NUCLEUS, len(probabilities)))
+    if float(values.sum()) < top_p and len(values) < len(probabilities):
+        values, indices = probabilities.sort(descending=True)
+    inside = values.cumsum(0) - values < top_p  # the token that crosses top_p stays in
+    kept, values = indices[inside], values[inside]
+    probabilities.zero_()
+    probabilities[kept] = values

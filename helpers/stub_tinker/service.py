@@ -8,20 +8,21 @@ import json
 import threading
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tinker import types
 
 from helpers.stub_tinker import wire
 from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
+from helpers.stub_tinker.model import Model
 from helpers.stub_tinker.sampling import SampleJob, ScoreJob
 from helpers.stub_tinker.store import URL_SECONDS, Store, StoreError, adapter_config, now, parse_path
 from helpers.stub_tinker.training import forward_backward
@@ -29,7 +30,7 @@ from helpers.stub_tinker.wire import BadRequest
 
 JSON, PROTO = "application/json", "application/x-protobuf"
 SESSION_SECONDS = 300  # without a heartbeat (the SDK sends one every 10 s) a session's memory is freed
-KEPT_RESULTS = 5000
+KEPT_RESULTS, KEPT_BYTES = 5000, 256 << 20
 MAX_RANK = 256
 
 
@@ -60,16 +61,56 @@ class TrainingClient:
 
 
 @dataclass
+class Usage:
+    """What a session has had, and when in the last minute."""
+
+    tokens_trained: int = 0
+    tokens_sampled: int = 0
+    requests: int = 0
+    recent: deque[tuple[float, int, int]] = field(default_factory=deque)  # (time, trained, sampled)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # the engine adds, and requests ask
+
+    def add(self, requests: int = 0, trained: int = 0, sampled: int = 0) -> None:
+        with self.lock:
+            self.requests += requests
+            self.tokens_trained += trained
+            self.tokens_sampled += sampled
+            if trained or sampled:
+                self.recent.append((time.monotonic(), trained, sampled))
+            self._forget()
+
+    def _forget(self) -> None:
+        while self.recent and self.recent[0][0] < time.monotonic() - 60:
+            self.recent.popleft()
+
+    def rates(self) -> tuple[float, float]:
+        """Tokens trained and sampled a second over the last minute."""
+        with self.lock:
+            self._forget()
+            return sum(trained for _, trained, _ in self.recent) / 60, sum(sampled for *_, sampled in self.recent) / 60
+
+
+@dataclass
 class SamplingSession:
     session: str
     base: str
     owner: str
     adapter: Adapter | None
     model_path: str | None
+    checkpoint: str | None = None  # the id of what model_path named then: a name can be given anew
 
 
 def _json(value: dict) -> Result:
     return Result(json.dumps(value).encode())
+
+
+def _size(future: Future) -> int:
+    return 0 if future.exception() else len(future.result().body)
+
+
+def _layout(model: Model, info: dict) -> Layout:
+    """The layout of a stored run's weights."""
+    return Layout(model.config, info["lora_rank"], info["train_attn"], info["train_mlp"], info["train_unembed"])
 
 
 class Service:
@@ -84,28 +125,43 @@ class Service:
         self.clients: dict[str, TrainingClient] = {}
         self.samplers: dict[str, SamplingSession] = {}
         self.results: OrderedDict[str, tuple[str, Future]] = OrderedDict()
-        self.tokens_trained = self.tokens_sampled = 0
-        self._lock = threading.Lock()  # of `results`: requests are served by several threads
+        self.usage: dict[str, Usage] = {}  # by session
+        self.total = Usage()
+        self._kept_bytes = 0
+        self._joined: dict[str, int] = {}  # by sampler: how many more processes use it
+        self._lock = threading.RLock()  # of `results` and `_kept_bytes`: requests are served by several threads
 
     # Futures
 
-    def _start(self, request_id: str, owner: str, queue: str, work: Callable[[], Result]) -> str:
-        """Queue `work` under `request_id`, once: a repeated request gets the first one's future."""
+    def _start(self, request_id: str, owner: str, model_id: str, session: str, work: Callable[[], Any]) -> dict:
+        """Queue `work` of a training client under `request_id`, once: a repeated request gets the first one's future."""
         with self._lock:
             if request_id not in self.results:
-                self._keep(request_id, owner, self.engine.submit(queue, work))
-        return request_id
+                self._count(session, requests=1)
+                self._keep(request_id, owner, self.engine.submit(model_id, session, work))
+        return {"request_id": request_id, "model_id": model_id}
 
     def _keep(self, request_id: str, owner: str, future: Future) -> None:
+        """Remember a request's future. The oldest results go when there are too many, or too many bytes of them."""
         self.results[request_id] = owner, future
-        while len(self.results) > KEPT_RESULTS and next(iter(self.results.values()))[1].done():
+        future.add_done_callback(lambda done: self._add_bytes(request_id, done))
+        while self.results and (len(self.results) > KEPT_RESULTS or self._kept_bytes > KEPT_BYTES):
+            oldest = next(iter(self.results.values()))[1]
+            if not oldest.done():
+                break
             self.results.popitem(last=False)
+            self._kept_bytes -= _size(oldest)
+
+    def _add_bytes(self, request_id: str, future: Future) -> None:
+        with self._lock:
+            if request_id in self.results:  # its session may have ended
+                self._kept_bytes += _size(future)
 
     def future(self, request_id: str, owner: str) -> Future:
         """The future of a request.
 
         Raises:
-            BadRequest: none of that id is known to this owner (410: the SDK sends the request again).
+            BadRequest: none of that id is known to this owner.
         """
         kept_owner, future = self.results.get(request_id, (None, None))
         if kept_owner != owner:
@@ -116,8 +172,12 @@ class Service:
 
     def create_session(self, request: types.CreateSessionRequest, owner: str) -> dict:
         self._drop_lapsed_sessions()
-        session_id = str(uuid.uuid4())
-        self.sessions[session_id] = Session(owner, now().isoformat(), dict(request.user_metadata or {}), request.display_name)
+        session_id, created, metadata = str(uuid.uuid4()), now().isoformat(), dict(request.user_metadata or {})
+        self.store.save_session(session_id, {
+            "owner": owner, "created": created, "user_metadata": metadata, "display_name": request.display_name,
+            "project_id": request.project_id, "tags": request.tags, "sdk_version": request.sdk_version})
+        self.sessions[session_id] = Session(owner, created, metadata, request.display_name)
+        self.usage[session_id] = Usage()
         return {"session_id": session_id, "type": "create_session"}
 
     def touch(self, session_id: str, owner: str) -> Session:
@@ -132,9 +192,12 @@ class Service:
         session.seen = time.monotonic()
         return session
 
-    def finish_session(self, session_id: str, owner: str) -> None:
-        self.touch(session_id, owner)
+    def finish_session(self, session_id: str, owner: str, reason: str = "success", detail: str | None = None) -> None:
+        """Note how a session ended, the first time it is said, and give back its memory."""
+        record = self.store.session(session_id, owner)
         self._free(session_id)
+        if "finished" not in record:
+            self.store.save_session(session_id, {**record, "finished": {"reason": reason, "detail": detail}})
 
     def _drop_lapsed_sessions(self) -> None:
         for session_id, session in list(self.sessions.items()):
@@ -144,6 +207,13 @@ class Service:
     def _free(self, session_id: str) -> None:
         """Give back the memory of a session's clients and samplers; its checkpoints stay."""
         self.sessions.pop(session_id, None)
+        self.usage.pop(session_id, None)
+        self.engine.drop(session_id)
+        with self._lock:
+            for key in [key for key in self.results if key.startswith(f"{session_id}:")]:
+                _, future = self.results.pop(key)
+                if future.done():
+                    self._kept_bytes -= _size(future)
         for table in (self.clients, self.samplers):
             for key in [key for key, value in table.items() if value.session == session_id]:
                 del table[key]
@@ -177,26 +247,29 @@ class Service:
         lora = request.lora_config or types.LoraConfig(rank=32)
         if not 1 <= lora.rank <= MAX_RANK:
             raise BadRequest(f"rank must be 1 to {MAX_RANK}, got {lora.rank}")
-        if not (lora.train_attn or lora.train_mlp):
-            raise BadRequest("the stub backend trains attention and MLP layers: one of train_attn, train_mlp must be True")
+        if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
+            raise BadRequest("one of train_attn, train_mlp and train_unembed must be True")
+        if lora.seed is not None and not -(2**63) <= lora.seed < 2**63:
+            raise BadRequest("seed must fit in 64 bits")
         model_id = f"{request.session_id}:train:{request.model_seq_id}"
 
         def work() -> Result:
             model = self.engine.bases[base].load()[0]
-            layout = Layout(model.config, lora.rank, lora.train_attn, lora.train_mlp)
+            layout = Layout(model.config, lora.rank, lora.train_attn, lora.train_mlp, lora.train_unembed)
             state = LoraState(layout, lora.seed, self.device)
             self._register(model_id, TrainingClient(request.session_id, base, owner, layout, state), dict(request.user_metadata or {}))
             return _json({"model_id": model_id, "type": "create_model"})
 
-        return {"request_id": self._start(f"{model_id}:create", owner, model_id, work), "model_id": model_id}
+        return self._start(f"{model_id}:create", owner, model_id, request.session_id, work)
 
     def _register(self, model_id: str, client: TrainingClient, metadata: dict) -> None:
         layout = client.layout
-        self.clients[model_id] = client
         self.store.create_run(model_id, {
             "base_model": client.base, "owner": client.owner, "session": client.session, "user_metadata": metadata,
-            "lora_rank": layout.rank, "train_attn": layout.train_attn, "train_mlp": layout.train_mlp, "train_unembed": False,
+            "lora_rank": layout.rank, "train_attn": layout.train_attn, "train_mlp": layout.train_mlp,
+            "train_unembed": layout.train_unembed,
         })
+        self.clients[model_id] = client
 
     def get_info(self, model_id: str, owner: str) -> dict:
         client = self._client(model_id, owner)
@@ -209,32 +282,33 @@ class Service:
         request = wire.parse_forward_backward(body)
         client = self._client(request.model_id, owner)
         model = self.engine.bases[client.base].load()[0]
+        config = wire.loss_config(request)
         examples = wire.examples(request, model.config.vocab, model.config.max_length)
-        config = {key: float(value) for key, value in request.loss_fn_config.items()}
 
-        def work() -> Result:
-            self.tokens_trained += sum(len(e.tokens) for e in examples)
-            logprobs, metrics = forward_backward(model, client.state, examples, request.loss_fn, config, request.forward_only)
-            return Result(wire.forward_backward_output(logprobs, metrics), PROTO)
+        def work() -> Generator[None, None, Result]:
+            logprobs, metrics = yield from forward_backward(model, client.state, examples, request.loss_fn, config, request.forward_only)
+            self._count(client.session, trained=sum(len(e.tokens) for e in examples))
+            return Result(wire.forward_backward_output(logprobs, examples, metrics), PROTO)
 
-        request_id = f"{request.model_id}:{request.seq_id}"
-        return {"request_id": self._start(request_id, owner, request.model_id, work), "model_id": request.model_id}
+        return self._client_op(request, owner, work)
 
     def optim_step(self, request: types.OptimStepRequest, owner: str) -> dict:
         client = self._client(request.model_id, owner)
         if not isinstance(request.optim_params, types.AdamParams):
-            raise BadRequest("the stub backend offers AdamParams only")
+            raise BadRequest(f"optimizer {request.optim_params.type[:80]!r} is not offered by the stub backend: send AdamParams")
         params = request.optim_params.model_dump()
         for name, value in params.items():
-            if not np.isfinite(value) or value < 0:
-                raise BadRequest(f"adam_params.{name} must be a finite number of at least 0, got {value}")
+            least, most = {"beta1": (0, 1), "beta2": (0, 1), "eps": (1e-30, 1e30)}.get(name, (0, 1e30))
+            if not least <= value < most:
+                raise BadRequest(f"adam_params.{name} must be at least {least} and below {most}, got {value}")
         return self._client_op(request, owner, lambda: _json({"metrics": client.state.step(params), "type": "optim_step"}))
 
-    def _client_op(self, request: Any, owner: str, work: Callable[[], Result]) -> dict:
+    def _client_op(self, request: Any, owner: str, work: Callable[[], Any]) -> dict:
         """Queue an operation of a training client under its sequence number."""
-        self._client(request.model_id, owner)
-        request_id = f"{request.model_id}:{request.seq_id}"
-        return {"request_id": self._start(request_id, owner, request.model_id, work), "model_id": request.model_id}
+        client = self._client(request.model_id, owner)
+        if request.seq_id is None or not 1 <= request.seq_id < 2**63:
+            raise BadRequest(f"seq_id must be a whole number from 1 on, got {request.seq_id}")
+        return self._start(f"{request.model_id}:{request.seq_id}", owner, request.model_id, client.session, work)
 
     # Saving and loading
 
@@ -304,13 +378,13 @@ class Service:
 
         def work() -> Result:
             model = self.engine.bases[base].load()[0]
-            layout = Layout(model.config, details["lora_rank"], details["train_attn"], details["train_mlp"])
+            layout = _layout(model, details)
             client = TrainingClient(request.session_id, base, owner, layout, LoraState(layout, 0, self.device))
             result = self._load_into(client, model_id, request, owner)
             self._register(model_id, client, dict(request.user_metadata or {}))
             return result
 
-        return {"request_id": self._start(f"{model_id}:create", owner, model_id, work), "model_id": model_id}
+        return self._start(f"{model_id}:create", owner, model_id, request.session_id, work)
 
     def _load_into(self, client: TrainingClient, model_id: str, request: types.LoadWeightsRequest, owner: str) -> Result:
         if parse_path(request.path)[1] == "external_weights":
@@ -338,18 +412,18 @@ class Service:
     def _sampler_of(self, request: types.CreateSamplingSessionRequest, owner: str) -> SamplingSession:
         if parse_path(request.model_path)[1] == "external_weights":
             raise StoreError("external_weights are for download: sample from a sampler_weights/ path")
-        info = self.store.find(request.model_path, owner)[2]
-        base = self._base(info["base_model"])
-        for other in self.samplers.values():  # one copy in memory for all who sample from the same checkpoint
-            if other.model_path == request.model_path and other.owner == owner:
-                return SamplingSession(request.session_id, base, owner, other.adapter, request.model_path)
+        _, details, info = self.store.find(request.model_path, owner)
+        base, checkpoint = self._base(info["base_model"]), details.get("id") or details["time"]
+        for other in list(self.samplers.values()):  # one copy in memory for all who sample from the same checkpoint
+            if other.checkpoint == checkpoint:
+                return SamplingSession(request.session_id, base, owner, other.adapter, request.model_path, checkpoint)
         tensors = self.store.load(request.model_path, owner)[0]
         model = self.engine.bases[base].load()[0]
-        layout = Layout(model.config, info["lora_rank"], info["train_attn"], info["train_mlp"])
+        layout = _layout(model, info)
         flat = torch.empty(layout.size, device=self.device)
         for key, view in layout.named(flat).items():
             view.copy_(tensors[key])
-        return SamplingSession(request.session_id, base, owner, Adapter(layout, flat, self.dtype), request.model_path)
+        return SamplingSession(request.session_id, base, owner, Adapter(layout, flat, self.dtype), request.model_path, checkpoint)
 
     def sampler(self, sampler_id: str, owner: str) -> SamplingSession:
         sampler = self.samplers.get(sampler_id)
@@ -363,34 +437,39 @@ class Service:
         sampler = self.sampler(request.sampling_session_id, owner)
         self.touch(sampler.session, owner)
         request_id = f"{request.sampling_session_id}:{request.seq_id}"
-        sequence_ids = [f"{request_id}:{i}" for i in range(request.num_samples)]
+        self.engine.bases[sampler.base].load()  # not under the lock: it may take seconds
         with self._lock:
             if request_id not in self.results:
-                self._keep(request_id, owner, self._sample(request, sampler))
-        return {"request_id": request_id, "sample_sequence_ids": sequence_ids}
+                future = self._sample(request, sampler)
+                self._count(sampler.session, requests=1)
+                self._keep(request_id, owner, future)
+        return {"request_id": request_id, "sample_sequence_ids": [f"{request_id}:{i}" for i in range(request.num_samples)]}
 
     def _sample(self, request: types.SampleRequest, sampler: SamplingSession) -> Future:
         model, running = self.engine.bases[sampler.base].load()
         limit, params = model.config.max_length, request.sampling_params
-        prompt = wire.check_tokens(request.prompt.to_ints(), "prompt", model.config.vocab, limit - 1)
+        prompt = wire.check_tokens(wire.chunk_tokens(request.prompt), "prompt", model.config.vocab, limit - 1)
         if not 1 <= request.num_samples <= 1024:
             raise BadRequest(f"num_samples must be 1 to 1024, got {request.num_samples}")
-        if request.target_prompt_logprobs is not None or request.prompt_alt_tokens_k or request.prompt_logprobs_last_n:
-            raise BadRequest("target_prompt_logprobs, prompt_alt_tokens_k and prompt_logprobs_last_n are not offered by the stub backend")
-        if params.temperature < 0 or not 0 < params.top_p <= 1 or (params.max_tokens is not None and params.max_tokens < 1):
-            raise BadRequest("sampling_params need temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1")
-        stop_tokens, stop_strings = _stops(params.stop, running.tokenizer.eos_token_id)
+        if request.record_stability_info:
+            raise BadRequest("record_stability_info is not offered by the stub backend: it serves the stable_reinforce loss, whose objective is not published")
+        wire.check_sampling(params, request)
+        stop_tokens, stop_strings = wire.stops(params.stop, running.tokenizer.eos_token_id)
         jobs: list[SampleJob | ScoreJob] = [
             SampleJob(
-                prompt, min(params.max_tokens or limit, limit - len(prompt)), params.temperature, params.top_k, params.top_p,
+                sampler.session, prompt, min(params.max_tokens or limit, limit - len(prompt)), params.temperature, params.top_k, params.top_p,
                 None if params.seed is None else params.seed + i, stop_tokens, stop_strings, sampler.adapter, request.topk_sample_logprobs)
             for i in range(request.num_samples)
         ]
-        if request.prompt_logprobs or request.topk_prompt_logprobs:
-            jobs.append(ScoreJob(prompt, sampler.adapter, request.topk_prompt_logprobs))
-        return self._gather(jobs, sampler.base, bool(request.prompt_logprobs))
+        targets = wire.prompt_targets(request.target_prompt_logprobs, len(prompt), model.config.vocab)
+        if request.prompt_logprobs or request.topk_prompt_logprobs or targets or request.prompt_alt_tokens_k:
+            last = request.prompt_logprobs_last_n or len(prompt) - 1
+            jobs.append(ScoreJob(
+                sampler.session, prompt, sampler.adapter, last, request.topk_prompt_logprobs, targets and targets[0],
+                request.prompt_alt_tokens_k, params.temperature, params.seed))
+        return self._gather(jobs, sampler, request, targets)
 
-    def _gather(self, jobs: list[SampleJob | ScoreJob], base: str, prompt_logprobs: bool) -> Future:
+    def _gather(self, jobs: list[SampleJob | ScoreJob], sampler: SamplingSession, request: types.SampleRequest, targets: tuple | None) -> Future:
         """One future for all jobs of a request."""
         gathered: Future = Future()
         left = len(jobs)
@@ -401,18 +480,25 @@ class Service:
             if left:
                 return
             try:
-                sequences = [job.future.result() for job in jobs if isinstance(job, SampleJob)]
-                scored = [job.future.result() for job in jobs if isinstance(job, ScoreJob)]
-                self.tokens_sampled += sum(len(s.tokens) for s in sequences)
-                scores, topk = scored[0] if scored else (None, None)
-                gathered.set_result(Result(wire.sample_response(sequences, scores if prompt_logprobs else None, topk), PROTO))
+                results = [job.future.result() for job in jobs]
+                scores = results.pop() if isinstance(jobs[-1], ScoreJob) else None
+                self._count(sampler.session, sampled=sum(len(s.tokens) for s in results))
+                gathered.set_result(Result(wire.sample_response(results, scores, bool(request.prompt_logprobs), targets), PROTO))
             except Exception as error:  # one failed job fails the request
                 gathered.set_exception(error)
 
         for job in jobs:
             job.future.add_done_callback(done)
-            self.engine.sample(base, job)
+        for job in jobs:
+            self.engine.sample(sampler.base, job)
         return gathered
+
+    # Who uses how much
+
+    def _count(self, session: str, **what: int) -> None:
+        for usage in (self.total, self.usage.get(session)):
+            if usage:  # the session may have ended meanwhile
+                usage.add(**what)
 
     # Reading what is there
 
@@ -424,19 +510,20 @@ class Service:
             for name, base in bases.items()
         ]}
 
-    def training_run(self, run: str, owner: str) -> dict:
-        info = self.store.run_info(run, owner)
+    def training_run(self, run: str, owner: str, accessible: bool = False) -> dict:
+        info = self.store.run_info(run, owner, accessible)
         checkpoints = self.store.list_checkpoints(owner, run)
         newest = {kind: next((c for c in checkpoints if c["checkpoint_type"] == kind), None) for kind in ("training", "sampler")}
         return {
-            "training_run_id": run, "base_model": info["base_model"], "model_owner": owner, "is_lora": True,
+            "training_run_id": run, "base_model": info["base_model"], "model_owner": info["owner"], "is_lora": True,
             "lora_rank": info["lora_rank"], "last_request_time": max([info["created"], *(c["time"] for c in checkpoints)]),
-            "last_checkpoint": newest["training"], "last_sampler_checkpoint": newest["sampler"], "user_metadata": info["user_metadata"],
+            "last_checkpoint": newest["training"], "last_sampler_checkpoint": newest["sampler"],
+            "user_metadata": info.get("user_metadata") if info["owner"] == owner else None,
         }
 
     def external_weights_urls(self, path: str, owner: str, server_url: str) -> dict:
         """A URL for each file, which anyone who holds it may fetch for an hour."""
-        from datetime import datetime, timezone
+        from datetime import timezone
         from urllib.parse import quote, urlencode
 
         details = self.store.find(path, owner)[1]
@@ -456,17 +543,115 @@ class Service:
         return {
             "status": "ok", "service": "stub_tinker", "base_models": list(self.engine.bases), "precision": str(self.dtype).split(".")[-1],
             "device": self.device.type, "sessions": self.active_sessions(), "training_clients": len(self.clients),
-            "samplers": len(self.samplers), "queued": self.engine.queued, "tokens_trained": self.tokens_trained,
-            "tokens_sampled": self.tokens_sampled, "memory_mib": psutil.Process().memory_info().rss >> 20,
+            "samplers": len(self.samplers), "queued": self.engine.queued, "tokens_trained": self.total.tokens_trained,
+            "tokens_sampled": self.total.tokens_sampled, "memory_mib": psutil.Process().memory_info().rss >> 20,
         }
 
+    def weights_info(self, path: str, owner: str) -> dict:
+        info = self.store.find(path, owner)[2]
+        keys = ("base_model", "lora_rank", "train_unembed", "train_mlp", "train_attn")
+        return {"is_lora": True, **{key: info[key] for key in keys}}
 
-def _stops(stop: Any, eos: int | None) -> tuple[frozenset[int], list[str]]:
-    """Stop tokens and strings: nothing given means the end-of-text token, an empty list means no stop at all."""
-    if stop is None:
-        return frozenset() if eos is None else frozenset([eos]), []
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    return frozenset(s for s in stops if isinstance(s, int)), [s for s in stops if isinstance(s, str) and s]
+    def _project(self, info: dict) -> str | None:
+        """The project that a run or its session was labelled with."""
+        if info.get("project_id") or not info.get("session"):
+            return info.get("project_id")
+        try:
+            return self.store.session(info["session"], info["owner"]).get("project_id")
+        except StoreError:  # a run from before sessions were stored
+            return None
+
+    def runs(self, owner: str, accessible: bool = False, project: str | None = None) -> list[str]:
+        """Ids of runs, newest first."""
+        infos = self.store.list_runs(owner, accessible)
+        return [info["training_run_id"] for info in infos if project is None or self._project(info) == project]
+
+    def copy_weights(self, request: types.CopyWeightsRequest, owner: str, retry_key: str | None) -> dict:
+        """Copy a checkpoint into a new run. A repeated request, which carries the same key, gets the first one's copy."""
+        if (request.session_id is None) == (request.destination_project_id is None) or (request.session_id is None) != (request.model_seq_id is None):
+            raise BadRequest("a copy needs destination_project_id, or session_id with model_seq_id")
+        if request.session_id is not None:
+            self.touch(request.session_id, owner)
+            run = f"{request.session_id}:train:{request.model_seq_id}"
+        else:
+            run = f"{uuid.uuid5(uuid.NAMESPACE_OID, f'{owner} {retry_key}') if retry_key else uuid.uuid4()}:train:0"
+        return {"tinker_path": self.store.copy(request.source_path, owner, run, request.session_id, request.destination_project_id, request.ttl_seconds)}
+
+    def storage_usage(self, owner: str, project: str | None) -> dict:
+        """What the caller's checkpoints take on disk, by project. Nothing here costs money."""
+        sizes: dict[str | None, list[int]] = {}
+        for info in self.store.list_runs(owner):
+            sizes.setdefault(self._project(info), []).extend(c["size_bytes"] for c in self.store.list_checkpoints(owner, info["training_run_id"]))
+        return {"data": [
+            {"project_id": key, "org_user_urn": owner, "checkpoint_count": len(value), "size_bytes": sum(value), "size_gigabytes": sum(value) / 1e9}
+            for key, value in sizes.items() if value and (project is None or key == project)
+        ]}
+
+    def get_session(self, session_id: str, owner: str) -> dict:
+        """A session, ended ones too. Runs are kept; samplers are known while the session lives."""
+        record = self.store.session(session_id, owner)
+        runs = [info["training_run_id"] for info in self.store.list_runs(owner) if info.get("session") == session_id]
+        return {
+            "training_run_ids": runs[::-1], "sampler_ids": [key for key, sampler in list(self.samplers.items()) if sampler.session == session_id],
+            "user_metadata": record.get("user_metadata"), "display_name": record.get("display_name"),
+        }
+
+    def search_sessions(self, request: types.SessionSearchRequest, owner: str) -> dict:
+        """The caller's sessions that match, newest first."""
+        found = [(key, record) for key, record in self.store.list_sessions(owner) if self._matches(request, key, record, owner)]
+        if request.cursor:
+            last = request.cursor.last_created_at, request.cursor.last_session_id
+            found = [(key, record) for key, record in found if (datetime.fromisoformat(record["created"]), key) < last]
+        page, more = found[: request.limit], len(found) > request.limit
+        checkpoints: dict[str | None, list[int]] = {}
+        for info in self.store.list_runs(owner):
+            checkpoints.setdefault(info.get("session"), []).extend(c["size_bytes"] for c in self.store.list_checkpoints(owner, info["training_run_id"]))
+        return {
+            "sessions": [{
+                "session_id": key, "created_at": record["created"], "owner": owner, "project_id": record.get("project_id") or "default",
+                "status": self._session_status(key, record), "checkpoints_count": len(checkpoints.get(key, [])),
+                "display_name": record.get("display_name"), "user_metadata": record.get("user_metadata"),
+                "checkpoint_storage_bytes": sum(checkpoints.get(key, [])),
+            } for key, record in page],
+            "next_cursor": {"last_created_at": page[-1][1]["created"], "last_session_id": page[-1][0]} if more else None,
+        }
+
+    def _session_status(self, session_id: str, record: dict) -> dict | None:
+        if finished := record.get("finished"):
+            return {"type": "client_finished", "reason": {"type": finished["reason"]}, "detail": finished["detail"]}
+        return {"type": "active"} if session_id in self.sessions else None
+
+    def _matches(self, request: types.SessionSearchRequest, session_id: str, record: dict, owner: str) -> bool:
+        name = (record.get("display_name") or "").lower()
+        by_name = request.display_name is not None and all(word in name for word in request.display_name.lower().split())
+        if (request.session_id or request.display_name) and session_id != request.session_id and not by_name:
+            return False
+        if request.owner.type == "user" and owner not in request.owner.owner_urns:
+            return False
+        if request.project_ids is not None and (record.get("project_id") or "default") not in request.project_ids:
+            return False
+        metadata = record.get("user_metadata") or {}
+        if any(metadata.get(key) != value for key, value in request.user_metadata.items()):
+            return False
+        if request.statuses is None:
+            return True
+        status = self._session_status(session_id, record)
+        return any(status and status["type"] == wanted.type
+                   and (wanted.type != "client_finished" or not wanted.reasons or status["reason"]["type"] in wanted.reasons)
+                   for wanted in request.statuses)
+
+    def join_sampling_session(self, request: types.JoinSamplingSessionRequest, owner: str) -> dict:
+        """A number for one more process that samples with the same sampler: its requests then have ids of their own."""
+        self.sampler(request.sampling_session_id, owner)
+        with self._lock:
+            number = self._joined[request.sampling_session_id] = self._joined.get(request.sampling_session_id, 0) + 1
+        return {"type": "join_sampling_session", "client_counter": number}
+
+    def waiting(self) -> dict[str, Future]:
+        """Requests by id that a live session may still ask the result of."""
+        kept = [(key, future) for key, (_, future) in list(self.results.items())]
+        heard = {key for key, session in list(self.sessions.items()) if time.monotonic() - session.seen < 60}
+        return {key: future for key, future in kept if not future.done() or key.split(":")[0] in heard}
 
 
 def _encrypt(content: bytes, recipients: list[str]) -> bytes:

@@ -1,10 +1,12 @@
 """forward and forward_backward of one training client: micro-batches of like lengths, gradients that accumulate."""
 
+from collections.abc import Generator
+
 import numpy as np
 import torch
 
 from helpers.stub_tinker.lora import LoraState
-from helpers.stub_tinker.losses import Example, needs_gradient, token_loss
+from helpers.stub_tinker.losses import Example, datum_loss, needs_gradient
 from helpers.stub_tinker.model import Adapters, Model, Packed
 
 MAX_TOKENS = 1024  # of a micro-batch: activations take about 1 MB a token at 135M parameters; more is not faster
@@ -25,42 +27,51 @@ def micro_batches(lengths: list[int], max_tokens: int = MAX_TOKENS) -> list[list
 
 def forward_backward(
     model: Model, state: LoraState, examples: list[Example], loss: str, config: dict[str, float], forward_only: bool
-) -> tuple[list[np.ndarray], dict[str, float]]:
+) -> Generator[None, None, tuple[list[np.ndarray], dict[str, float]]]:
     """Logprobs of every target, and the loss summed; unless `forward_only`, gradients are added to `state.grad`.
 
+    A generator that pauses after each micro-batch, so that others can have their turn.
+
     Returns:
-        One float32 array a datum, (len(targets),), and metrics by wire name.
+        One float32 array a datum, (len(targets), k), and metrics by wire name.
     """
-    groups = state.training_groups(model.dtype)
-    adapters = Adapters(model.dtype, training=True, groups=groups, scale=state.layout.scale)
-    logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(examples)
+    logprobs: list[np.ndarray] = [np.empty((0, 1), np.float32)] * len(examples)
     total = 0.0
     for batch in micro_batches([len(e.tokens) for e in examples]):
+        groups = state.frozen_groups(model.dtype) if forward_only else state.training_groups(model.dtype)
+        adapters = Adapters(model.dtype, training=True, groups=groups, scale=state.layout.scale)
         chosen = [examples[i] for i in batch]
         with torch.set_grad_enabled(not forward_only):
             packed = Packed([e.tokens for e in chosen], model.device)
             hidden = model.hidden(packed, adapters)
-            targets = torch.from_numpy(np.concatenate([e.targets for e in chosen])).to(model.device)
-            inputs = {
-                key: torch.from_numpy(np.concatenate([e.inputs[key] for e in chosen])).to(model.device)
-                for key in chosen[0].inputs
-            }
-            values = _all_logprobs(model, hidden, targets, np.concatenate([needs_gradient(loss, e.inputs) for e in chosen]))
-            summed = token_loss(loss, config, values, inputs).sum()
-        if not forward_only:
+            values = _all_logprobs(model, hidden, chosen, loss, adapters)
+            losses = [
+                datum_loss(loss, config, p, {key: torch.from_numpy(value).to(model.device) for key, value in example.inputs.items()})
+                for p, example in zip(values, chosen)
+            ]
+            summed = torch.stack(losses).sum()
+        if summed.requires_grad:
             summed.backward()
         total += float(summed.detach())
-        for index, part in zip(batch, values.detach().cpu().split(packed.lengths)):
-            logprobs[index] = part.numpy()
+        for index, part in zip(batch, values):
+            logprobs[index] = part.detach().cpu().numpy()
+        yield
     return logprobs, {"loss:sum": total}
 
 
-def _all_logprobs(model: Model, hidden: torch.Tensor, targets: torch.Tensor, wanted: np.ndarray) -> torch.Tensor:
-    """Logprob of each target (rows,), with a gradient only where `wanted`, which is where the cost is."""
+def _all_logprobs(model: Model, hidden: torch.Tensor, examples: list[Example], loss: str, adapters: Adapters) -> list[torch.Tensor]:
+    """Logprobs of the targets of each example, (n, k), with a gradient only where the loss can have one: there the cost is."""
+    lengths, width = [len(e.targets) for e in examples], max(e.targets.shape[1] for e in examples)
+    targets = np.concatenate([np.pad(e.targets, ((0, 0), (0, width - e.targets.shape[1]))) for e in examples])
+    targets = torch.from_numpy(targets).to(hidden.device)
+    wanted = np.concatenate([needs_gradient(loss, e.inputs) for e in examples])
     if not hidden.requires_grad or wanted.all():
-        return model.target_logprobs(hidden, targets)
-    rows = torch.from_numpy(np.flatnonzero(wanted)).to(hidden.device)
-    rest = torch.from_numpy(np.flatnonzero(~wanted)).to(hidden.device)
-    values = torch.zeros(len(targets), device=hidden.device)
-    values[rest] = model.target_logprobs(hidden.detach()[rest], targets[rest])
-    return values.index_copy(0, rows, model.target_logprobs(hidden[rows], targets[rows]))
+        values = model.target_logprobs(hidden, targets, adapters)
+    else:
+        rows = torch.from_numpy(np.flatnonzero(wanted)).to(hidden.device)
+        rest = torch.from_numpy(np.flatnonzero(~wanted)).to(hidden.device)
+        values = torch.zeros(targets.shape, device=hidden.device)
+        values[rest] = model.target_logprobs(hidden.detach()[rest], targets[rest], adapters)
+        if len(rows):
+            values = values.index_copy(0, rows, model.target_logprobs(hidden[rows], targets[rows], adapters))
+    return [part[:, : e.targets.shape[1]] for part, e in zip(values.split(lengths), examples)]

@@ -1,0 +1,275 @@
+"""The pieces of the forward and backward pass: products with frozen matrices, LoRA, norms, and the loss's logprobs.
+
+Each autograd node here keeps only what its backward needs, and adds the gradients of LoRA factors to their buffers itself.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+
+def round_up(number: int, multiple: int) -> int:
+    """oneDNN makes and keeps a kernel for each new shape (tens of ms, and MBs), so shapes are rounded to few values."""
+    return -(-number // multiple) * multiple
+
+
+class Frozen:
+    """A frozen matrix (out, in), perhaps several stacked, which end at `splits`, with a bias or None.
+
+    In bfloat16 on a CPU it is kept in oneDNN's own layout: a product with few rows takes half the time, since oneDNN would
+    otherwise lay it out anew for each, and the numbers are the same. The layout for the backward pass is made at its first.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, splits: tuple[int, ...] = (), keep_plain: bool = False):
+        self.bias, self.splits, self.dtype, self.shape = bias, splits, weight.dtype, weight.shape
+        packs = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight) if packs else None
+        self._plain = None if packs and not keep_plain else weight
+        self._packed_back: torch.Tensor | None = None
+
+    def plain(self, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix as an ordinary tensor."""
+        return (self._packed.to_dense() if self._plain is None else self._plain).to(dtype)
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of a matrix that was made with `keep_plain`."""
+        return self._plain[indices]
+
+    def __call__(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
+        """x Wᵀ + bias + delta, for x (rows, in) of any precision. A row's result does not depend on which others there are."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if x.dtype == self.dtype and self._packed is not None:
+            return _packed_product(x, self._packed, bias, delta)
+        rows = len(x)
+        if rows < 4 and x.dtype == torch.float32:  # one to three rows take another path through MKL, which rounds otherwise
+            x, delta = (None if t is None else F.pad(t, (0, 0, 0, 4 - rows)) for t in (x, delta))
+        weight = self.plain(x.dtype)
+        if delta is not None:
+            return torch.addmm(delta if bias is None else delta + bias, x, weight.T)[:rows]
+        return F.linear(x, weight, bias)[:rows]
+
+    def pull(self, grad: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
+        """grad W + delta, for grad (rows, out): the backward pass."""
+        if self._packed is None:
+            weight = self.plain(grad.dtype)
+            return grad @ weight if delta is None else torch.addmm(delta, grad, weight)
+        if self._packed_back is None:
+            self._packed_back = torch.ops.mkldnn._reorder_linear_weight(self.plain(self.dtype).T.contiguous())
+        return _packed_product(grad, self._packed_back, None, delta)
+
+
+def _packed_product(x, weight, bias, delta):
+    """The delta is added to the float32 sums, before they are rounded. Added to rounded sums, what a LoRA has learned in its
+    first steps is mostly smaller than half a digit of bfloat16, and half of it is lost."""
+    if delta is None:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, delta, weight, bias, "add")
+
+
+@dataclass
+class LoraGroup:
+    """LoRA factors of one fused matrix, in compute precision, with the float32 buffers their gradients go to.
+
+    `a` is (n·r, in) for the n modules of the group; `b[i]` is (out_i, r).
+    """
+
+    a: torch.Tensor
+    b: list[torch.Tensor]
+    grad_a: torch.Tensor | None = None
+    grad_b: list[torch.Tensor] = field(default_factory=list)
+
+    def to(self, dtype: torch.dtype) -> "LoraGroup":
+        """The factors in another precision, without gradient buffers."""
+        return self if self.a.dtype == dtype else LoraGroup(self.a.to(dtype), [b.to(dtype) for b in self.b])
+
+    def delta(self, x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """s (x Aᵀ) Bᵀ, (rows, out), and s (x Aᵀ), (rows, n·r)."""
+        h = (x @ self.a.T).mul_(scale)
+        rank = self.b[0].shape[1]
+        parts = [h[:, i * rank : (i + 1) * rank] @ b.T for i, b in enumerate(self.b)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), h
+
+
+class LoraLinear(torch.autograd.Function):
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ. Backward returns dx and adds dA and dB to the group's own buffers."""
+
+    @staticmethod
+    def forward(ctx, x, frozen: Frozen, lora: LoraGroup | None, scale: float):
+        ctx.frozen, ctx.lora, ctx.scale = frozen, lora, scale
+        if lora is None:
+            return frozen(x)
+        delta, h = lora.delta(x, scale)
+        ctx.save_for_backward(x, h)
+        return frozen(x, delta)
+
+    @staticmethod
+    def backward(ctx, grad):
+        frozen, lora = ctx.frozen, ctx.lora
+        if lora is None:
+            return frozen.pull(grad), None, None, None
+        x, h = ctx.saved_tensors
+        rank, start = lora.b[0].shape[1], 0
+        grad_h = torch.empty_like(h)
+        for i, b in enumerate(lora.b):
+            part, columns = grad[:, start : start + len(b)], slice(i * rank, (i + 1) * rank)
+            lora.grad_b[i] += part.T @ h[:, columns]
+            torch.mm(part, b, out=grad_h[:, columns])
+            start += len(b)
+        grad_h.mul_(ctx.scale)
+        lora.grad_a += grad_h.T @ x
+        return frozen.pull(grad, grad_h @ lora.a), None, None, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root mean square norm over the last dimension, computed in float32, in the weight's precision."""
+    inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
+    return (x * inverse).to(weight.dtype) * weight
+
+
+class RmsNorm(torch.autograd.Function):
+    """`rms_norm` that keeps only its input and 1/rms."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, inverse)
+        ctx.weight = weight
+        return (x * inverse).to(weight.dtype) * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, inverse = ctx.saved_tensors
+        normed = x * inverse
+        grad = (grad * ctx.weight).float()
+        return (grad - normed * (grad * normed).mean(-1, keepdim=True)).mul_(inverse).to(x.dtype), None, None
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of (tokens, heads, dim); cos and sin are (tokens, 1, dim), sin negative in the first half."""
+    half = x.shape[-1] // 2
+    return (x * cos).addcmul_(torch.cat([x[..., half:], x[..., :half]], dim=-1), sin)
+
+
+class Rotate(torch.autograd.Function):
+    """`rotate`; its backward is the rotation back."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.angles = cos, sin
+        return rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad):
+        cos, sin = ctx.angles
+        return rotate(grad, cos, -sin), None, None
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) · up on the fused (tokens, 2·intermediate) output."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+class SwiGlu(torch.autograd.Function):
+    """`swiglu` that keeps only its input."""
+
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        return swiglu(gate_up)
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        out = torch.empty_like(ctx.saved_tensors[0])
+        torch.mul(grad * up, sigmoid + silu * (1 - sigmoid), out=out[:, : gate.shape[1]])
+        torch.mul(grad, silu, out=out[:, gate.shape[1] :])
+        return out
+
+
+def causal_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """softmax(q kᵀ / √dim) with a causal mask: (n, kv_heads, group·length, length) for q (n, kv_heads, group·length, dim)."""
+    length = k.shape[2]
+    scores = q @ (k * k.shape[3] ** -0.5).transpose(-1, -2)
+    mask = torch.full((length, length), -torch.inf, device=q.device, dtype=q.dtype).triu_(1).repeat(q.shape[2] // length, 1)
+    return torch.softmax(scores.add_(mask), dim=-1)
+
+
+class Attention(torch.autograd.Function):
+    """Causal attention of short sequences, for which plain matrix products beat PyTorch's fused kernel.
+
+    q is (n, kv_heads, group·length, dim), with the queries that share a key head one after the other; k and v are
+    (n, kv_heads, length, dim).
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        weights = causal_weights(q, k)
+        ctx.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, weights = ctx.saved_tensors
+        grad_scores = torch._softmax_backward_data(grad @ v.transpose(-1, -2), weights, -1, weights.dtype)
+        grad_scores = grad_scores.mul_(k.shape[3] ** -0.5)
+        return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
+
+
+class TargetLogprob(torch.autograd.Function):
+    """log softmax(h Wᵀ + s (h Aᵀ) Bᵀ)[targets] a row, in slices of rows; keeps the probabilities in compute precision.
+
+    `hidden` is (rows, hidden) and `targets` (rows, k), as is the result, in float32. `lora` may be None; its gradients are
+    added to its own buffers.
+    """
+
+    SLICE = 256
+
+    @staticmethod
+    def forward(ctx, hidden, output: Frozen, targets, lora, scale):
+        asked = len(targets)
+        filler = round_up(asked, 64) - asked
+        hidden, targets = F.pad(hidden, (0, 0, 0, filler)), F.pad(targets, (0, 0, 0, filler))
+        result = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        kept, h = [], None
+        if lora is not None:
+            h = (hidden @ lora.a.T).mul_(scale)
+        for start in range(0, len(targets), TargetLogprob.SLICE):
+            rows = slice(start, start + TargetLogprob.SLICE)
+            logits = output(hidden[rows], None if lora is None else h[rows] @ lora.b[0].T)
+            full = logits.float()
+            total = torch.logsumexp(full, dim=-1, keepdim=True)
+            result[rows] = full.gather(1, targets[rows]) - total
+            if ctx.needs_input_grad[0]:
+                kept.append(torch.exp(full.sub_(total)).to(logits.dtype))
+        ctx.save_for_backward(hidden, targets, h, *kept)
+        ctx.output, ctx.lora, ctx.scale = output, lora, scale
+        return result[:asked]
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, targets, h, *kept = ctx.saved_tensors
+        output, lora, asked = ctx.output, ctx.lora, len(grad)
+        grad = F.pad(grad, (0, 0, 0, len(targets) - asked)).to(hidden.dtype)
+        total = grad.sum(1, keepdim=True)  # the gradient of the logits is grad at the targets, less total · probabilities
+        result = torch.empty_like(hidden)
+        if lora is not None:
+            grad_h = torch.empty_like(h)
+            for k in range(targets.shape[1]):
+                lora.grad_b[0].index_add_(0, targets[:, k], (grad[:, k : k + 1] * h).float())
+        for i, probabilities in enumerate(kept):
+            rows = slice(i * TargetLogprob.SLICE, (i + 1) * TargetLogprob.SLICE)
+            at_targets = torch.bmm(grad[rows, None], output.rows(targets[rows]))[:, 0]
+            result[rows] = output.pull(probabilities.mul_(-total[rows]), at_targets)
+            if lora is not None:
+                lora.grad_b[0] += probabilities.T @ h[rows]
+                at_targets = torch.bmm(grad[rows, None], lora.b[0][targets[rows]])[:, 0]
+                grad_h[rows] = at_targets.add_(probabilities @ lora.b[0])
+        if lora is not None:
+            grad_h.mul_(ctx.scale)
+            lora.grad_a += grad_h.T @ hidden
+            result.addmm_(grad_h, lora.a)
+        return result[:asked], None, None, None, None
