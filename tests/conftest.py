@@ -1,12 +1,18 @@
 """What several test files share. Keep it small."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
 import pytest
+import tinker
+import torch
+
+from stub import Server
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +32,39 @@ def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
     env |= {"TINKER_COURSE_HOME": str(home), "COURSE_RUNS_DIR": str(tmp_path_factory.mktemp("runs"))}
     yield env
     subprocess.run([sys.executable, "-m", "helpers.cli", "stub", "stop"], env=env, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory, base_model) -> Path:
+    """A two-layer llama with the vocabulary and tokenizer of the local base model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "deep" / "small"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in Path(base_model).glob("*token*"):
+        shutil.copy(file, folder)
+    for name in ("vocab.json", "merges.txt", "chat_template.jinja", "special_tokens_map.json"):
+        if (Path(base_model) / name).exists():
+            shutil.copy(Path(base_model) / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(small_model, tmp_path_factory) -> Iterator[Server]:
+    """A stub of this file's own, on the small model."""
+    server = Server(small_model, tmp_path_factory.mktemp("stub"))
+    yield server
+    server.stop()
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def service(server) -> Iterator[tinker.ServiceClient]:
+    """A client of it."""
+    client = server.connect()
+    yield client
+    client.close("success").result()

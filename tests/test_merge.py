@@ -271,7 +271,7 @@ def test_scores_agree_with_one_sequence_at_a_time(made):
         with torch.inference_mode():
             logprobs = torch.log_softmax(model(torch.tensor([prompt + continuation])).logits[0].float(), -1)
         places = range(len(prompt) - 1, len(prompt) + len(continuation) - 1)
-        assert row == pytest.approx([float(logprobs[p, t]) for p, t in zip(places, continuation)], abs=1e-5)
+        assert row == pytest.approx([float(logprobs[p, t]) for p, t in zip(places, continuation)], rel=1e-5, abs=1e-5)
         assert chosen == [int(logprobs[p].argmax()) for p in places]
 
 

@@ -21,82 +21,9 @@ from safetensors.torch import load
 from tinker import types
 
 from helpers.runs import ROOT
+from stub import Server
 
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
-
-
-@pytest.fixture(scope="module")
-def small_model(tmp_path_factory, base_model) -> Path:
-    """A two-layer llama with the vocabulary and tokenizer of the local base model."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "deep" / "small"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in Path(base_model).glob("*token*"):
-        shutil.copy(file, folder)
-    for name in ("vocab.json", "merges.txt", "chat_template.jinja", "special_tokens_map.json"):
-        if (Path(base_model) / name).exists():
-            shutil.copy(Path(base_model) / name, folder)
-    return folder
-
-
-class Server:
-    """A stub process of its own."""
-
-    def __init__(self, model: Path, state: Path, *arguments: str):
-        self.model, self.state = str(model), state
-        state.mkdir(parents=True, exist_ok=True)
-        self.log = state / "log.txt"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.stub_tinker", "--port", "0", "--state-dir", str(state), "--base-model", self.model, "--precision", "float32", *arguments],
-            cwd=ROOT, stdout=open(self.log, "w"), stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 90
-        while not (state / "server.json").exists():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
-        self.url = json.loads((state / "server.json").read_text())["url"]
-
-    def connect(self, key: str = "tml-test") -> tinker.ServiceClient:
-        return tinker.ServiceClient(base_url=self.url, api_key=key)
-
-    def rest(self, key: str = "tml-test") -> tinker.RestClient:
-        return tinker.RestClient(base_url=self.url, api_key=key)
-
-    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes]:
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json", **headers})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        (self.state / "server.json").unlink(missing_ok=True)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def server(small_model, tmp_path_factory):
-    server = Server(small_model, tmp_path_factory.mktemp("stub"))
-    yield server
-    server.stop()
-    assert "Traceback" not in server.log.read_text()
-
-
-@pytest.fixture(scope="module")
-def service(server):
-    client = server.connect()
-    yield client
-    client.close("success").result()
 
 
 def datums(count: int = 6, length: int = 20) -> list[types.Datum]:
@@ -330,13 +257,14 @@ def test_a_name_is_not_overwritten_in_silence(client):
 
 def test_a_repeated_request_is_not_done_twice(server, client):
     train(client, 1)
+    key = {"X-API-Key": "tml-test"}
     body = json.dumps({"model_id": client.model_id, "seq_id": 10_000, "adam_params": {"learning_rate": 0.5}}).encode()
     before = client.forward(datums(), "cross_entropy").result().metrics["loss:sum"]
     client.forward_backward(datums(), "cross_entropy").result()
-    first = server.post("/api/v1/optim_step", body)
+    first = server.post("/api/v1/optim_step", body, **key)
     client.forward_backward(datums(), "cross_entropy").result()
     after = client.forward(datums(), "cross_entropy").result().metrics["loss:sum"]
-    assert server.post("/api/v1/optim_step", body) == first
+    assert server.post("/api/v1/optim_step", body, **key) == first
     assert client.forward(datums(), "cross_entropy").result().metrics["loss:sum"] == pytest.approx(after, rel=1e-6)
     assert after != pytest.approx(before, rel=1e-3)
 
@@ -344,10 +272,10 @@ def test_a_repeated_request_is_not_done_twice(server, client):
 @pytest.mark.parametrize("name", ["../up", "../../etc", "a/b", ".hidden", "x" * 300, "a\x00b", "~root", ""])
 def test_hostile_checkpoint_names_are_refused(client, server, name):
     body = json.dumps({"model_id": client.model_id, "seq_id": 777, "path": name, "type": "save_weights_external"}).encode()
-    status, answer = server.post("/api/v1/save_weights_external", body)
+    status, answer = server.post("/api/v1/save_weights_external", body, **{"X-API-Key": "tml-test"})
     assert status == 200  # accepted, and then failed, which is how the wire reports it
     request = json.dumps({"request_id": json.loads(answer)["request_id"]}).encode()
-    result = json.loads(server.post("/api/v1/retrieve_future", request)[1])
+    result = json.loads(server.post("/api/v1/retrieve_future", request, **{"X-API-Key": "tml-test"})[1])
     assert result["category"] == "user" and "can't name a checkpoint" in result["error"]
     assert not [path for path in server.state.rglob("*") if path.name in ("up", "etc", "b", ".hidden")]
 
@@ -364,7 +292,7 @@ def bad(**changes) -> types.Datum:
     (bad(tokens=[1, 2, 60000], target_tokens=[2, 3, 4], weights=[1.0] * 3), "cross_entropy", "token ids"),
     (bad(target_tokens=[-5] * 20), "cross_entropy", "target_tokens"),
     (bad(weights=[float("nan")] * 20), "cross_entropy", "NaN"),
-    (bad(weights=[1.0] * 7), "cross_entropy", "7 values for 20"),
+    (bad(weights=[1.0] * 7), "cross_entropy", "shape \\[7\\] for 20"),
     (bad(target_tokens=None), "cross_entropy", "needs loss_fn_inputs"),
     (bad(tokens=[1] * 300, target_tokens=[1] * 300, weights=[1.0] * 300), "cross_entropy", "context is 256"),
     (bad(), "no_such_loss", "loss"),
