@@ -1,12 +1,14 @@
 """Sampling in the stub's default precision: what a request gets is its own, and every prompt option is answered truly."""
 
+import threading
+
 import numpy as np
 import pytest
 import tinker
 import torch
 from tinker import types
 
-from helpers.stub_tinker.engine import best_precision
+from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.kernels import Frozen
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.model import Model
@@ -128,3 +130,18 @@ def test_alternatives_are_drawn_from_the_model_at_each_place(sampler, expected):
     assert (cold == expected.argmax(axis=1)[:, None]).all()
     again = ask(sampler, prompt_alt_tokens_k=1000).prompt_alt_tokens.tokens.to_numpy()
     assert (again == tokens).all()
+
+
+def test_a_model_is_loaded_once_and_on_the_thread_that_computes(small_model):
+    """Threads that compute beside it would take OpenMP's spinning from it."""
+    engine, threads = Engine({"m": Base(small_model, torch.device("cpu"), torch.float32)}), []
+    load = engine.bases["m"].load
+    engine.bases["m"].load = lambda: (threads.append(threading.current_thread()), load())[1]
+    engine.start()
+    first = engine.load("m")
+    assert engine.load("m") is first and engine.call(lambda: engine.load("m")) is first
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 / 0)
+    engine.stop()
+    engine.join(timeout=10)
+    assert threads == [engine] and not engine.is_alive()

@@ -167,13 +167,13 @@ def test_samples_follow_the_softmax(service, server, settings):
     params = types.SamplingParams(max_tokens=1, seed=3, stop=[], **settings)
     drawn = [s.tokens[0] for s in sampler.sample(prompt(10, 20), 1000, params).result().sequences]
     assert not probabilities[drawn].min() == 0  # nothing that was cut off is ever drawn
-    bins, mass = [[]], 0.0
-    for token in np.argsort(-probabilities)[: int((probabilities > 0).sum())]:  # bins in which at least 20 are expected
-        bins[-1].append(token)
-        mass += probabilities[token]
-        if mass * len(drawn) >= 20 and (1 - probabilities[sum(bins, [])].sum()) * len(drawn) >= 20:
-            bins.append([])
-            mass = 0.0
+    tokens = np.argsort(-probabilities)[: int((probabilities > 0).sum())]
+    expected_up_to, cuts, before = np.cumsum(probabilities[tokens]) * len(drawn), [], 0.0
+    for i, expected in enumerate(expected_up_to, 1):  # bins in which at least 20 are expected
+        if expected - before >= 20 and expected_up_to[-1] - expected >= 20:
+            cuts.append(i)
+            before = expected
+    bins = np.split(tokens, cuts)
     observed = np.array([np.isin(drawn, tokens).sum() for tokens in bins], dtype=float)
     expected = np.array([probabilities[tokens].sum() for tokens in bins]) * len(drawn)
     assert len(bins) > 1

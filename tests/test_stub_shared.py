@@ -166,7 +166,7 @@ def test_a_client_costs_its_lora_and_optimizer_and_gives_them_back(wide_model, t
     assert process.memory_info().rss > before + CLIENTS * cost / 2 / 1.2, "too little to have been measured"
     for service in others:
         service.close("success").result()
-    fits, memory = settles_below(process, before + cost / 2)
+    fits, memory = settles_below(process, before + cost)  # of one: the allocator keeps some, a leak would keep something of each
     assert fits, f"{memory - before // MIB} MiB are kept after {CLIENTS} clients have left"
     first.close("success").result()
     server.stop()

@@ -20,7 +20,7 @@ from helpers.stub_tinker.sampling import Sampler, SampleJob, ScoreJob
 
 log = logging.getLogger("stub_tinker")
 
-DECODE_STEPS = 8  # tokens that each running sequence gains before the engine looks at what else waits
+DECODE_STEPS = 8  # tokens that each running sequence gains before training has its turn
 
 
 def best_precision(device: torch.device) -> torch.dtype:
@@ -45,26 +45,24 @@ class SessionEnded(ValueError):
 
 
 class Base:
-    """A base model that the server offers: loaded at its first use, once."""
+    """A base model that the server offers: loaded at its first use, once, by `Engine.load`."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self._device, self._dtype = folder, device, dtype
-        self._loaded: tuple[Model, Sampler] | None = None
-        self._lock = threading.Lock()
+        self.loaded: tuple[Model, Sampler] | None = None
 
     def load(self) -> tuple[Model, Sampler]:
-        """The model and its sampler; the first call takes a few seconds."""
-        with self._lock:
-            if self._loaded is None:
-                from transformers import AutoTokenizer
+        """The model and its sampler; takes a few seconds."""
+        if self.loaded is None:
+            from transformers import AutoTokenizer
 
-                model = Model(self.folder, self._device, self._dtype)
-                self._loaded = model, Sampler(model, AutoTokenizer.from_pretrained(self.folder))
-            return self._loaded
+            model = Model(self.folder, self._device, self._dtype)
+            self.loaded = model, Sampler(model, AutoTokenizer.from_pretrained(self.folder))
+        return self.loaded
 
     @property
     def sampler(self) -> Sampler | None:
-        return self._loaded[1] if self._loaded else None
+        return self.loaded[1] if self.loaded else None
 
 
 @dataclass
@@ -91,6 +89,7 @@ class Engine(threading.Thread):
         self._queues: dict[str, deque[Task]] = {}  # by training client; never empty
         self._served: dict[str, float] = {}  # seconds of compute, by session
         self._arrivals: deque[tuple[str, SampleJob | ScoreJob]] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._ended: set[str] = set()  # sessions whose work is to be dropped
         self._stopping = False
         self._trimmed = True
@@ -112,6 +111,25 @@ class Engine(threading.Thread):
         with self._wake:
             self._arrivals.append((base, job))
             self._wake.notify()
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Run `work` ahead of all that waits, and return what it returns.
+
+        Every computation belongs on this thread, small ones too: a second thread that uses torch gets OpenMP threads of its
+        own, and as soon as there are more of them than cores, OpenMP lets none of them spin. Every product then begins with a
+        sleeping thread: sampling fell from 385 to 274 tokens/s after a single sum elsewhere.
+        """
+        if threading.current_thread() is self:
+            return work()
+        future: Future = Future()
+        with self._wake:
+            self._calls.append((work, future))
+            self._wake.notify()
+        return future.result()
+
+    def load(self, base: str) -> tuple[Model, Sampler]:
+        """A base model and its sampler; the first call takes a few seconds."""
+        return self.bases[base].loaded or self.call(self.bases[base].load)
 
     def drop(self, session: str) -> None:
         """Forget what waits for a session that has ended."""
@@ -151,21 +169,24 @@ class Engine(threading.Thread):
         trained = 0.0  # seconds that training is ahead of sampling
         while True:
             with self._wake:
-                while not (self._queues or self._arrivals or self._sampling() or self._ended or self._stopping):
+                while not (self._queues or self._arrivals or self._calls or self._sampling() or self._ended or self._stopping):
                     if not self._wake.wait(timeout=1) and not self._trimmed:
                         _give_back_memory()
                         self._trimmed = True
                 self._trimmed = False
                 ended, self._ended = self._ended, set()
                 arrivals, self._arrivals = self._arrivals, deque()
+                calls, self._calls = self._calls, deque()
                 dropped = [task for session in ended for task in self._drop_tasks(session)]
-                if self._stopping and not (self._queues or arrivals or dropped or self._sampling()):
+                if self._stopping and not (self._queues or arrivals or calls or dropped or self._sampling()):
                     return
                 client = self._whose_turn()
                 task = self._queues[client][0] if client else None
             for dropped_task in dropped:  # not under the lock: what waits for a future may take locks of its own
                 if not dropped_task.future.done():
                     dropped_task.future.set_exception(SessionEnded())
+            for work, future in calls:
+                _run(work, future)
             for base, job in arrivals:
                 self._enqueue(base, job)
             for session in ended:
@@ -176,7 +197,7 @@ class Engine(threading.Thread):
                 trained += self._advance(client, task)
             started = time.perf_counter()
             for sampler in self._sampling():
-                sampler.work(DECODE_STEPS)
+                sampler.work(DECODE_STEPS, until=lambda: bool(self._arrivals))
             trained = trained - (time.perf_counter() - started) if self._sampling() and self._queues else 0.0
 
     def _sampling(self) -> list[Sampler]:
@@ -230,6 +251,13 @@ class Engine(threading.Thread):
 
     def _enqueue(self, base: str, job: SampleJob | ScoreJob) -> None:
         try:
-            self.bases[base].load()[1].add(job)
+            self.load(base)[1].add(job)
         except Exception as error:  # a model that does not load fails the request, not the server
             job.future.set_exception(error)
+
+
+def _run(work: Callable[[], Any], future: Future) -> None:
+    try:
+        future.set_result(work())
+    except Exception as error:  # handed to the thread that waits for it
+        future.set_exception(error)

@@ -85,10 +85,27 @@ class LoraGroup:
 
     def delta(self, x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """s (x Aᵀ) Bᵀ, (rows, out), and s (x Aᵀ), (rows, n·r)."""
-        h = (x @ self.a.T).mul_(scale)
+        h = x @ self.a.T
+        if scale != 1:
+            h.mul_(scale)
         rank = self.b[0].shape[1]
         parts = [h[:, i * rank : (i + 1) * rank] @ b.T for i, b in enumerate(self.b)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), h
+
+
+class FewRowsLora:
+    """A `LoraGroup` for few rows, where the number of products counts and not their size: one (out, n·r) matrix for all modules,
+    zero where a module has no part, and both matrices in the layout of `Frozen`."""
+
+    def __init__(self, group: LoraGroup):
+        self._a, self._b = Frozen(group.a), Frozen(torch.block_diag(*group.b))
+
+    def delta(self, x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `LoraGroup.delta`."""
+        h = self._a(x)
+        if scale != 1:
+            h.mul_(scale)
+        return self._b(h), h
 
 
 class LoraLinear(torch.autograd.Function):
@@ -147,8 +164,7 @@ class RmsNorm(torch.autograd.Function):
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of (tokens, heads, dim); cos and sin are (tokens, 1, dim), sin negative in the first half."""
-    half = x.shape[-1] // 2
-    return (x * cos).addcmul_(torch.cat([x[..., half:], x[..., :half]], dim=-1), sin)
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Rotate(torch.autograd.Function):
@@ -219,6 +235,17 @@ class Attention(torch.autograd.Function):
         return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
 
 
+def logprobs_of(logits: torch.Tensor, targets: torch.Tensor, result: torch.Tensor, keep: bool) -> None:
+    """Write log softmax(logits)[targets], (rows, k), to `result`, and to `logits`, if `keep`, the probabilities."""
+    top = logits.amax(-1, keepdim=True)
+    at_targets = logits.gather(1, targets).float().sub_(top)
+    exponentials = logits.float().sub_(top).exp_()
+    total = exponentials.sum(-1, keepdim=True)
+    result.copy_(at_targets.sub_(total.log()))
+    if keep:
+        logits.copy_(exponentials.mul_(total.reciprocal_()))
+
+
 class TargetLogprob(torch.autograd.Function):
     """log softmax(h Wᵀ + s (h Aᵀ) Bᵀ)[targets] a row, in slices of rows; keeps the probabilities in compute precision.
 
@@ -226,7 +253,8 @@ class TargetLogprob(torch.autograd.Function):
     added to its own buffers.
     """
 
-    SLICE = 256
+    SLICE = 128  # rows of one product
+    IN_CACHE = 16  # rows of one softmax on a CPU: float32 of a whole slice would go to memory and back at each operation
 
     @staticmethod
     def forward(ctx, hidden, output: Frozen, targets, lora, scale):
@@ -234,17 +262,18 @@ class TargetLogprob(torch.autograd.Function):
         filler = round_up(asked, 64) - asked
         hidden, targets = F.pad(hidden, (0, 0, 0, filler)), F.pad(targets, (0, 0, 0, filler))
         result = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        kept, h = [], None
+        kept, h, keep = [], None, ctx.needs_input_grad[0]
         if lora is not None:
             h = (hidden @ lora.a.T).mul_(scale)
+        few = TargetLogprob.IN_CACHE if hidden.device.type == "cpu" else TargetLogprob.SLICE
         for start in range(0, len(targets), TargetLogprob.SLICE):
             rows = slice(start, start + TargetLogprob.SLICE)
             logits = output(hidden[rows], None if lora is None else h[rows] @ lora.b[0].T)
-            full = logits.float()
-            total = torch.logsumexp(full, dim=-1, keepdim=True)
-            result[rows] = full.gather(1, targets[rows]) - total
-            if ctx.needs_input_grad[0]:
-                kept.append(torch.exp(full.sub_(total)).to(logits.dtype))
+            parts = zip(logits.split(few), targets[rows].split(few), result[rows].split(few))
+            for part, wanted, into in parts:
+                logprobs_of(part, wanted, into, keep)
+            if keep:
+                kept.append(logits)
         ctx.save_for_backward(hidden, targets, h, *kept)
         ctx.output, ctx.lora, ctx.scale = output, lora, scale
         return result[:asked]

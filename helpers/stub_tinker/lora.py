@@ -5,10 +5,11 @@ a parameter, 12 after the first step, and 4 more while gradients wait for a step
 """
 
 import math
+from functools import cached_property
 
 import torch
 
-from helpers.stub_tinker.kernels import LoraGroup
+from helpers.stub_tinker.kernels import FewRowsLora, LoraGroup
 from helpers.stub_tinker.model import ALPHA, ATTENTION_GROUPS, GROUPS, MLP_GROUPS, Config, module_shapes
 
 PREFIX = "base_model.model.model"
@@ -72,6 +73,11 @@ class Adapter:
         """The factors for a pass in float32 or in the model's precision."""
         return self._exact if dtype == torch.float32 else self._fast
 
+    @cached_property
+    def decode_groups(self) -> dict[str, FewRowsLora]:
+        """The factors in the model's precision, for one token a sequence."""
+        return {name: FewRowsLora(group) for name, group in self._fast.items()}
+
 
 class LoraState:
     """The weights that a training client trains."""
@@ -80,7 +86,7 @@ class LoraState:
         self.layout = layout
         self.flat = torch.nn.Parameter(torch.zeros(layout.size, device=device), requires_grad=False)
         self.grad: torch.Tensor | None = None  # only between forward_backward and optim_step
-        self.optimizer = torch.optim.AdamW([self.flat], lr=0.0)
+        self.optimizer = torch.optim.AdamW([self.flat], lr=0.0, fused=True)
         self.steps = 0
         generator = torch.Generator().manual_seed(seed if seed is not None else torch.seed() % 2**63)
         with torch.no_grad():
@@ -167,6 +173,6 @@ class LoraState:
         self.optimizer.state.clear()
         if optimizer:
             self.optimizer.state[self.flat] = {
-                key: value.clone().reshape(()) if key == "step" else value.clone().to(self.flat.device)
+                key: (value.reshape(()) if key == "step" else value).clone().to(self.flat.device)
                 for key, value in optimizer.items()
             }

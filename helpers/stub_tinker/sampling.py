@@ -6,13 +6,14 @@ its own, and each product computes its row in the same way.
 """
 
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from helpers.stub_tinker.kernels import round_up
+from helpers.stub_tinker.kernels import TargetLogprob, round_up
 from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.model import SHORT, Adapters, Cache, Model, Packed
 
@@ -108,7 +109,7 @@ class PromptScores:
     draws: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype) -> Adapters:
+def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype, decode: bool = False) -> Adapters:
     """Which rows take which adapter's delta, where job i has `rows_of[i]` rows one after the other."""
     by_adapter: dict[int, list[int]] = {}
     starts = np.concatenate([[0], np.cumsum(rows_of)])
@@ -122,7 +123,7 @@ def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtyp
         rows = None
         if len(by_adapter) > 1:
             rows = torch.from_numpy(np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])).to(model.device)
-        segments.append((adapter.groups(dtype), adapter.layout.scale, rows))
+        segments.append((adapter.decode_groups if decode else adapter.groups(dtype), adapter.layout.scale, rows))
     return Adapters(dtype, segments=segments)
 
 
@@ -162,8 +163,9 @@ class Sampler:
         self.scoring = deque(job for job in self.scoring if job.session != session)
 
     @torch.no_grad()
-    def work(self, steps: int) -> None:
-        """Score one batch of prompts, admit what fits, and decode up to `steps` tokens for each running sequence."""
+    def work(self, steps: int, until: Callable[[], bool] = lambda: False) -> None:
+        """Score one batch of prompts, admit what fits, and decode tokens for each running sequence: up to `steps`, or one at
+        least and then as long as `until` is not so."""
         if self.scoring:
             self._guard(self._score, self._next_to_score())
         for _ in range(steps):
@@ -172,6 +174,8 @@ class Sampler:
             if not self.running:
                 break
             self._guard(self._decode, list(self.running))
+            if until():
+                break
         if not self.running:
             self.cache = self._adapters = None
 
@@ -277,9 +281,7 @@ class Sampler:
         source = torch.tensor(which, device=self.model.device)
 
         def keep(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            reach = min(packed.longest, cache.capacity)
-            cache.keys[layer][first : first + len(jobs), :, :reach] = keys[source, :, :reach]
-            cache.values[layer][first : first + len(jobs), :, :reach] = values[source, :, :reach]
+            cache.put(layer, slice(first, first + len(jobs)), keys[source], values[source])
 
         hidden = self.model.hidden(packed, adapters_for(leaders, packed.lengths, self.model, self.model.dtype), keep)
         cache.lengths[first : first + len(jobs)] = torch.tensor(packed.lengths, device=self.model.device)[source]
@@ -288,15 +290,13 @@ class Sampler:
         self._append(jobs, self.model.logits(hidden[last], adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)))
 
     def _decode(self, jobs: list[SampleJob]) -> None:
-        """One token more for each job. Rows are rounded up; filler rows use free slots and their results are dropped.
-
-        There are never less than two: PyTorch sums up a single row in another order, which shows in the last digit.
-        """
-        rows = round_up(len(jobs), 2 if len(jobs) < 4 else 4)
+        """One token more for each job. Rows are rounded up, since fewer than four are summed up in another order, which shows in
+        the last digit; filler rows use free slots and their results are dropped."""
+        rows = round_up(len(jobs), 4)
         self.cache.lengths[len(jobs) : rows] = 0
         tokens = torch.tensor([job.tokens[-1] for job in jobs] + [0] * (rows - len(jobs)), device=self.model.device)
         if self._adapters is None or self._adapters[0] != jobs:
-            self._adapters = jobs, adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
+            self._adapters = jobs, adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype, decode=True)
         self._append(jobs, self.model.decode(tokens, self.cache, self._adapters[1])[: len(jobs)])
 
     def _append(self, jobs: list[SampleJob], logits: torch.Tensor) -> None:
@@ -306,7 +306,8 @@ class Sampler:
         if drawing:
             rows = torch.tensor(drawing, device=logits.device)
             chosen[rows] = draw(logits if len(drawing) == len(jobs) else logits[rows], [jobs[i] for i in drawing])
-        logprobs = logits.gather(1, chosen[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+        total = torch.cat([torch.logsumexp(part, dim=-1) for part in logits.split(TargetLogprob.IN_CACHE)])
+        logprobs = logits.gather(1, chosen[:, None])[:, 0] - total
         for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), logprobs.tolist())):
             job.tokens.append(token)
             job.logprobs.append(logprob)
@@ -336,21 +337,12 @@ class Sampler:
         self.running.pop()
 
     def _make_room(self, jobs: list[SampleJob]) -> None:
-        """A cache with enough slots and positions; a larger one takes over what the running jobs hold."""
-        old, n = self.cache, len(self.running)
-        slots = round_up(n + len(jobs), 4)
-        capacity = round_up(max(job.positions for job in [*self.running, *jobs]), 64)
-        if old and old.slots >= slots and old.capacity >= capacity:
-            return
-        if old:
-            slots, capacity = max(slots, old.slots), max(capacity, old.capacity)
-        self.cache = Cache(self.model, slots, capacity)  # zeros cost no memory until they are written
-        if n:
-            used = int(old.lengths[:n].max())
-            for new, held in ((self.cache.keys, old.keys), (self.cache.values, old.values)):
-                for target, source in zip(new, held):
-                    target[:n, :, :used] = source[:n, :, :used]
-            self.cache.lengths[:n] = old.lengths[:n]
+        """A cache with enough slots, also for those that wait and come next, and positions for the new prompts."""
+        slots = round_up(min(SLOTS, len(self.running) + len(jobs) + sum(map(len, self.waiting.values()))), 4)
+        if self.cache is None:
+            self.cache = Cache(self.model, slots)
+        self.cache.widen(slots)
+        self.cache.reach(max(len(job.prompt) for job in jobs) + 1)
 
 
 def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:

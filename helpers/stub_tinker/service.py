@@ -254,7 +254,7 @@ class Service:
         model_id = f"{request.session_id}:train:{request.model_seq_id}"
 
         def work() -> Result:
-            model = self.engine.bases[base].load()[0]
+            model = self.engine.load(base)[0]
             layout = Layout(model.config, lora.rank, lora.train_attn, lora.train_mlp, lora.train_unembed)
             state = LoraState(layout, lora.seed, self.device)
             self._register(model_id, TrainingClient(request.session_id, base, owner, layout, state), dict(request.user_metadata or {}))
@@ -275,13 +275,13 @@ class Service:
         client = self._client(model_id, owner)
         return {
             "type": "get_info", "model_id": model_id, "is_lora": True, "lora_rank": client.layout.rank, "model_name": client.base,
-            "model_data": {"arch": self.engine.bases[client.base].load()[0].config.family, "model_name": client.base, "tokenizer_id": client.base},
+            "model_data": {"arch": self.engine.load(client.base)[0].config.family, "model_name": client.base, "tokenizer_id": client.base},
         }
 
     def forward_backward(self, body: bytes, owner: str) -> dict:
         request = wire.parse_forward_backward(body)
         client = self._client(request.model_id, owner)
-        model = self.engine.bases[client.base].load()[0]
+        model = self.engine.load(client.base)[0]
         config = wire.loss_config(request)
         examples = wire.examples(request, model.config.vocab, model.config.max_length)
 
@@ -377,7 +377,7 @@ class Service:
         model_id = f"{request.session_id}:train:{request.model_seq_id}"
 
         def work() -> Result:
-            model = self.engine.bases[base].load()[0]
+            model = self.engine.load(base)[0]
             layout = _layout(model, details)
             client = TrainingClient(request.session_id, base, owner, layout, LoraState(layout, 0, self.device))
             result = self._load_into(client, model_id, request, owner)
@@ -418,12 +418,15 @@ class Service:
             if other.checkpoint == checkpoint:
                 return SamplingSession(request.session_id, base, owner, other.adapter, request.model_path, checkpoint)
         tensors = self.store.load(request.model_path, owner)[0]
-        model = self.engine.bases[base].load()[0]
-        layout = _layout(model, info)
-        flat = torch.empty(layout.size, device=self.device)
-        for key, view in layout.named(flat).items():
-            view.copy_(tensors[key])
-        return SamplingSession(request.session_id, base, owner, Adapter(layout, flat, self.dtype), request.model_path, checkpoint)
+        layout = _layout(self.engine.load(base)[0], info)
+
+        def adapter() -> Adapter:
+            flat = torch.empty(layout.size, device=self.device)
+            for key, view in layout.named(flat).items():
+                view.copy_(tensors[key])
+            return Adapter(layout, flat, self.dtype)
+
+        return SamplingSession(request.session_id, base, owner, self.engine.call(adapter), request.model_path, checkpoint)
 
     def sampler(self, sampler_id: str, owner: str) -> SamplingSession:
         sampler = self.samplers.get(sampler_id)
@@ -437,7 +440,7 @@ class Service:
         sampler = self.sampler(request.sampling_session_id, owner)
         self.touch(sampler.session, owner)
         request_id = f"{request.sampling_session_id}:{request.seq_id}"
-        self.engine.bases[sampler.base].load()  # not under the lock: it may take seconds
+        self.engine.load(sampler.base)  # not under the lock: it may take seconds
         with self._lock:
             if request_id not in self.results:
                 future = self._sample(request, sampler)
@@ -446,7 +449,7 @@ class Service:
         return {"request_id": request_id, "sample_sequence_ids": [f"{request_id}:{i}" for i in range(request.num_samples)]}
 
     def _sample(self, request: types.SampleRequest, sampler: SamplingSession) -> Future:
-        model, running = self.engine.bases[sampler.base].load()
+        model, running = self.engine.load(sampler.base)
         limit, params = model.config.max_length, request.sampling_params
         prompt = wire.check_tokens(wire.chunk_tokens(request.prompt), "prompt", model.config.vocab, limit - 1)
         if not 1 <= request.num_samples <= 1024:
