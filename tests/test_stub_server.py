@@ -372,6 +372,34 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     assert result.returncode == 1 and str(folder) in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(("change", "words"), [({"model_type": "gpt2"}, "'gpt2' is not one of llama"), ({"hidden_size": None}, "hidden_size")])
+def test_a_model_that_it_cannot_serve_is_one_clear_line(small_model, tmp_path, change, words):
+    folder = tmp_path / "a" / "model"
+    shutil.copytree(small_model, folder)
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    result = start("--port", "0", "--state-dir", str(tmp_path / "state"), "--base-model", str(folder))
+    assert result.returncode == 1 and words in result.stderr and str(folder) in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_model_without_some_weights_is_an_error_at_once(small_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "a" / "model"
+    shutil.copytree(small_model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({key: value for key, value in tensors.items() if "layers.1." not in key}, folder / "model.safetensors", {"format": "pt"})
+    server = Server(folder, tmp_path / "state")
+    service = server.connect()
+    sampler = service.create_sampling_client(base_model=server.model).result()
+    with pytest.raises(tinker.BadRequestError, match="layers.1"):
+        sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=2)).result(timeout=60)
+    with pytest.raises(tinker.RequestFailedError, match="layers.1"):
+        service.create_lora_training_client(server.model, rank=4).result()
+    service.close("success").result()
+    server.stop()
+
+
 def test_it_ends_by_itself_when_unused(small_model, tmp_path):
     server = Server(small_model, tmp_path / "state", "--idle-exit", "1")
     assert server.process.wait(timeout=30) == 0

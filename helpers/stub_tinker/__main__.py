@@ -129,11 +129,18 @@ def run(options: argparse.Namespace) -> int:
     import torch
     import uvicorn
 
+    from helpers.stub_tinker.model import Config
     from helpers.stub_tinker.server import App
     from helpers.stub_tinker.service import Service
     from helpers.stub_tinker.status import TOKEN_FILE
     from helpers.stub_tinker.store import Store, lock
 
+    for folder in folders:
+        try:
+            Config.read(Path(folder))
+        except (ValueError, KeyError) as error:
+            what = f"{folder}/config.json has no {error}" if isinstance(error, KeyError) else error
+            raise CourseError(f"the stub can't serve this base model: {what}", "give it another with --base-model") from error
     try:
         lock(state, note.exists, lambda: print(f"waiting for the server that uses {state} to end", flush=True))
     except TimeoutError:

@@ -203,7 +203,7 @@ class Model:
         return frozen(x, _deltas(x, frozen.shape[0], adapters, name))
 
     def _heads(self, n: int, x, angles, adapters: Adapters):
-        """Rotated queries and keys, and values, of layer `n`, as one (tokens, heads + 2·kv_heads, head_dim)."""
+        """Of layer `n`: rotated queries and keys, (tokens, heads + kv_heads, head_dim), and values, (tokens, kv_heads, head_dim)."""
         c, layer = self.config, self.layers[n]
         norm, turn = (RmsNorm.apply, Rotate.apply) if adapters.training else (rms_norm, rotate)
         out = self._linear(norm(x, layer["norm1"].to(adapters.dtype), c.eps), layer["qkv"], adapters, f"{n}.qkv")
@@ -213,7 +213,7 @@ class Model:
             q, k = turned.split([c.heads, c.kv_heads], dim=1)
             q = norm(q, layer["q_norm"].to(adapters.dtype), c.eps)
             turned = torch.cat([q, norm(k, layer["k_norm"].to(adapters.dtype), c.eps)], dim=1)
-        return torch.cat([turn(turned, *angles), values], dim=1)
+        return turn(turned, *angles), values
 
     def _after_attention(self, n: int, x, attended, adapters: Adapters):
         layer = self.layers[n]
@@ -234,7 +234,7 @@ class Model:
         c, x = self.config, self.embedding[batch.tokens].float().requires_grad_(adapters.training)
         angles = self._angles(batch.positions, adapters.dtype)
         for n in range(c.layers):
-            grid = batch.pad(self._heads(n, x, angles, adapters))
+            grid = batch.pad(torch.cat(self._heads(n, x, angles, adapters), dim=1))
             q, k, v = grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
             if on_layer:
                 on_layer(n, k, v)
@@ -271,7 +271,8 @@ class Model:
         mask = torch.zeros(n_rows, 1, 1, cache.capacity, dtype=self.dtype, device=self.device).masked_fill_(beyond[:, None, None], -math.inf)
         angles, x = self._angles(lengths, self.dtype), self.embedding[tokens].float()
         for n in range(c.layers):
-            q, k, v = self._heads(n, x, angles, adapters).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+            turned, v = self._heads(n, x, angles, adapters)
+            q, k = turned.split([c.heads, c.kv_heads], dim=1)
             keys, values = cache.keys[n], cache.values[n]
             keys[rows, :, :, lengths], values[rows, :, lengths] = k * c.head_dim**-0.5, v
             q = q.unflatten(1, (c.kv_heads, -1))  # the queries that share a key head stand as positions of one sequence

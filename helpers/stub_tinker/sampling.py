@@ -162,7 +162,7 @@ class Sampler:
         self.waiting.pop(session, None)
         self.scoring = deque(job for job in self.scoring if job.session != session)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def work(self, steps: int, until: Callable[[], bool] = lambda: False) -> None:
         """Score one batch of prompts, admit what fits, and decode tokens for each running sequence: up to `steps`, or one at
         least and then as long as `until` is not so."""

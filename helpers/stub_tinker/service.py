@@ -5,6 +5,7 @@ who asked and the sequence number, so that a retried request finds the first one
 """
 
 import json
+import logging
 import threading
 import time
 import uuid
@@ -23,10 +24,12 @@ from helpers.stub_tinker import wire
 from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
 from helpers.stub_tinker.model import Model
-from helpers.stub_tinker.sampling import SampleJob, ScoreJob
+from helpers.stub_tinker.sampling import SampleJob, Sampler, ScoreJob
 from helpers.stub_tinker.store import URL_SECONDS, Store, StoreError, adapter_config, now, parse_path
 from helpers.stub_tinker.training import forward_backward
 from helpers.stub_tinker.wire import BadRequest
+
+log = logging.getLogger("stub_tinker")
 
 JSON, PROTO = "application/json", "application/x-protobuf"
 SESSION_SECONDS = 300  # without a heartbeat (the SDK sends one every 10 s) a session's memory is freed
@@ -230,6 +233,18 @@ class Service:
             raise BadRequest(f"base model {name!r} is not offered by this server, which has:\n  {offered}")
         return name
 
+    def _load(self, base: str) -> tuple[Model, Sampler]:
+        """A base model and its sampler.
+
+        Raises:
+            BadRequest: its files are not what the server can load.
+        """
+        try:
+            return self.engine.load(base)
+        except Exception as error:
+            log.exception("the base model %s can't be loaded", base)
+            raise BadRequest(f"the server can't load the base model {base}: {error}") from error
+
     def _client(self, model_id: str, owner: str) -> TrainingClient:
         client = self.clients.get(model_id)
         if client is None or client.owner != owner:
@@ -254,7 +269,7 @@ class Service:
         model_id = f"{request.session_id}:train:{request.model_seq_id}"
 
         def work() -> Result:
-            model = self.engine.load(base)[0]
+            model = self._load(base)[0]
             layout = Layout(model.config, lora.rank, lora.train_attn, lora.train_mlp, lora.train_unembed)
             state = LoraState(layout, lora.seed, self.device)
             self._register(model_id, TrainingClient(request.session_id, base, owner, layout, state), dict(request.user_metadata or {}))
@@ -275,13 +290,13 @@ class Service:
         client = self._client(model_id, owner)
         return {
             "type": "get_info", "model_id": model_id, "is_lora": True, "lora_rank": client.layout.rank, "model_name": client.base,
-            "model_data": {"arch": self.engine.load(client.base)[0].config.family, "model_name": client.base, "tokenizer_id": client.base},
+            "model_data": {"arch": self._load(client.base)[0].config.family, "model_name": client.base, "tokenizer_id": client.base},
         }
 
     def forward_backward(self, body: bytes, owner: str) -> dict:
         request = wire.parse_forward_backward(body)
         client = self._client(request.model_id, owner)
-        model = self.engine.load(client.base)[0]
+        model = self._load(client.base)[0]
         config = wire.loss_config(request)
         examples = wire.examples(request, model.config.vocab, model.config.max_length)
 
@@ -377,7 +392,7 @@ class Service:
         model_id = f"{request.session_id}:train:{request.model_seq_id}"
 
         def work() -> Result:
-            model = self.engine.load(base)[0]
+            model = self._load(base)[0]
             layout = _layout(model, details)
             client = TrainingClient(request.session_id, base, owner, layout, LoraState(layout, 0, self.device))
             result = self._load_into(client, model_id, request, owner)
@@ -418,7 +433,7 @@ class Service:
             if other.checkpoint == checkpoint:
                 return SamplingSession(request.session_id, base, owner, other.adapter, request.model_path, checkpoint)
         tensors = self.store.load(request.model_path, owner)[0]
-        layout = _layout(self.engine.load(base)[0], info)
+        layout = _layout(self._load(base)[0], info)
 
         def adapter() -> Adapter:
             flat = torch.empty(layout.size, device=self.device)
@@ -440,7 +455,7 @@ class Service:
         sampler = self.sampler(request.sampling_session_id, owner)
         self.touch(sampler.session, owner)
         request_id = f"{request.sampling_session_id}:{request.seq_id}"
-        self.engine.load(sampler.base)  # not under the lock: it may take seconds
+        self._load(sampler.base)  # not under the lock: it may take seconds
         with self._lock:
             if request_id not in self.results:
                 future = self._sample(request, sampler)
@@ -449,7 +464,7 @@ class Service:
         return {"request_id": request_id, "sample_sequence_ids": [f"{request_id}:{i}" for i in range(request.num_samples)]}
 
     def _sample(self, request: types.SampleRequest, sampler: SamplingSession) -> Future:
-        model, running = self.engine.load(sampler.base)
+        model, running = self._load(sampler.base)
         limit, params = model.config.max_length, request.sampling_params
         prompt = wire.check_tokens(wire.chunk_tokens(request.prompt), "prompt", model.config.vocab, limit - 1)
         if not 1 <= request.num_samples <= 1024:
