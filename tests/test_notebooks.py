@@ -135,4 +135,4 @@ def test_the_merged_model_and_vllm_answer_like_the_sampler(committed_notebooks):
     sampler = read(committed_notebooks[0] / "latest/evaluate/model_evaluation.json")["test_accuracy"]
     for stage in ("merge", "vllm"):
         results = manifest["stages"][stage]["results"]
-        assert results["parity_passed"] and abs(results["accuracy"] - sampler) <= 0.03
+        assert results["parity_passed"] and abs(results["accuracy"] - sampler) <= 0.05  # the stub samples in bfloat16, these in float32
