@@ -190,8 +190,12 @@ async def _serve(server, listener: socket.socket, app, idle_exit: float, forget)
     loop = asyncio.get_running_loop()
     app.last_request = loop.time()
     task = asyncio.create_task(server.serve(sockets=[listener]))
+    look = loop.time()
     while not task.done() and not app.stopping:
         await asyncio.wait([task], timeout=0.2)
+        if loop.time() > look:
+            await asyncio.to_thread(app.service.drop_lapsed_sessions)
+            look = loop.time() + 10
         if idle_exit and loop.time() - app.last_request > idle_exit and not app.service.engine.queued:
             break
     app.stopping = True

@@ -44,6 +44,13 @@ class SessionEnded(ValueError):
         super().__init__("the session ended before this request was done")
 
 
+class Cancelled(ValueError):
+    """A sampling request was given up by its client."""
+
+    def __init__(self):
+        super().__init__("the request was cancelled by its client")
+
+
 class Base:
     """A base model that the server offers: loaded at its first use, once, by `Engine.load`."""
 
@@ -137,6 +144,18 @@ class Engine(threading.Thread):
             self._ended.add(session)
             self._wake.notify()
 
+    def cancel(self, base: str, jobs: list[SampleJob | ScoreJob]) -> None:
+        """End jobs of a base model that nobody waits for any more."""
+        chosen = list(jobs)
+
+        def work() -> None:
+            for job in chosen:  # also those that have not yet arrived at the sampler
+                if not job.future.done():
+                    job.future.set_exception(Cancelled())
+            self.load(base)[1].drop(lambda job: job in chosen)
+
+        self.call(work)
+
     def stop(self) -> None:
         """Finish what was accepted, then end the thread."""
         with self._wake:
@@ -192,7 +211,7 @@ class Engine(threading.Thread):
             for session in ended:
                 for base in self.bases.values():
                     if base.sampler:
-                        base.sampler.drop(session, SessionEnded())
+                        base.sampler.drop(lambda job: job.session == session, SessionEnded())
             if task and (trained <= 0 or not self._sampling()):
                 trained += self._advance(client, task)
             started = time.perf_counter()
@@ -250,6 +269,8 @@ class Engine(threading.Thread):
         return [task for client in clients for task in self._queues.pop(client)]
 
     def _enqueue(self, base: str, job: SampleJob | ScoreJob) -> None:
+        if job.future.done():  # cancelled meanwhile
+            return
         try:
             self.load(base)[1].add(job)
         except Exception as error:  # a model that does not load fails the request, not the server

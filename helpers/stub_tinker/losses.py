@@ -30,7 +30,7 @@ LOSSES = {
     "gspo": Loss((*POLICY, "sequence_ratio_mask"), CLIP, tuple(zip(CLIP, (1 - 3e-4, 1 + 4e-4)))),
 }
 NOT_OFFERED = {
-    "stable_reinforce": "its objective is not published",
+    "stable_reinforce": "its objective is not published; use loss_fn='ppo' or 'importance_sampling'",
     "custom": "use forward_backward_custom, which computes the loss on the client",
 }
 FIELDS = {name for loss in LOSSES.values() for name in (*loss.required, *loss.optional)}

@@ -152,15 +152,17 @@ class Sampler:
         else:
             self.waiting.setdefault(job.session, deque()).append(job)
 
-    def drop(self, session: str, error: Exception) -> None:
-        """End what waits or runs for a session with `error`."""
-        for job in self.jobs():
-            if job.session == session:
-                if job in self.running:
-                    self._remove(job)
+    @torch.inference_mode()  # the cache was made in it
+    def drop(self, unwanted: Callable[[SampleJob | ScoreJob], bool], error: Exception | None = None) -> None:
+        """Forget jobs that wait or run, and end those that have not ended with `error`."""
+        for job in filter(unwanted, self.jobs()):
+            if job in self.running:
+                self._remove(job)
+            if not job.future.done():
                 job.future.set_exception(error)
-        self.waiting.pop(session, None)
-        self.scoring = deque(job for job in self.scoring if job.session != session)
+        left = {session: deque(job for job in queue if not unwanted(job)) for session, queue in self.waiting.items()}
+        self.waiting = {session: queue for session, queue in left.items() if queue}
+        self.scoring = deque(job for job in self.scoring if not unwanted(job))
 
     @torch.inference_mode()
     def work(self, steps: int, until: Callable[[], bool] = lambda: False) -> None:

@@ -70,6 +70,7 @@ class App:
             self.route("GET", f"{api}/healthz", self.health),
             self.route("GET", f"{api}/get_server_capabilities", self.capabilities),
             self.route("POST", f"{api}/retrieve_future", self.retrieve_future),  # APIFuture.result
+            self.route("POST", f"{api}/cancel_future", self.cancel_future),  # a sample whose client waits no more
             self.route("POST", f"{api}/create_model", self.op(types.CreateModelRequest, "create_model"), new_work=True),  # create_lora_training_client
             self.route("POST", f"{api}/get_info", self.get_info),
             self.route("POST", f"{api}/forward_backward", self.forward_backward, new_work=True),  # forward, forward_backward
@@ -173,7 +174,11 @@ class App:
         })
 
     async def dynamic_config(self, request: Request) -> Response:
-        return JSONResponse({})
+        return JSONResponse({"sample_cancel_enabled": True})
+
+    async def cancel_future(self, request: Request) -> Response:
+        await asyncio.to_thread(self.service.cancel, _field(await _body(request), "request_id"), self.owner(request))
+        return Response(status_code=204)
 
     async def heartbeat(self, request: Request) -> Response:
         self.service.touch(_field(await _body(request), "session_id"), self.owner(request))

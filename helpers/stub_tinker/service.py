@@ -4,6 +4,7 @@ Every operation that computes or writes runs on the engine's thread and ends in 
 who asked and the sequence number, so that a retried request finds the first one's result and is not done twice.
 """
 
+import hashlib
 import json
 import logging
 import threading
@@ -35,6 +36,7 @@ JSON, PROTO = "application/json", "application/x-protobuf"
 SESSION_SECONDS = 300  # without a heartbeat (the SDK sends one every 10 s) a session's memory is freed
 KEPT_RESULTS, KEPT_BYTES = 5000, 256 << 20
 MAX_RANK = 256
+KEPT_ADAPTERS = 3  # of a session's samplers in memory: who makes a sampler at each step never says which it still needs
 
 
 @dataclass
@@ -100,7 +102,24 @@ class SamplingSession:
     owner: str
     adapter: Adapter | None
     model_path: str | None
+    layout: Layout | None = None  # of the adapter, if there is one
     checkpoint: str | None = None  # the id of what model_path named then: a name can be given anew
+    inflight_of: str | None = None  # the training client whose newest inflight weights it uses
+    file: Path | None = None  # holds the adapter's weights while they are not in memory
+    used: float = field(default_factory=time.monotonic)
+
+
+class SampleFuture(Future):
+    """Of a sampling request, which can be cancelled by its jobs."""
+
+    def __init__(self, base: str, jobs: list[SampleJob | ScoreJob]):
+        super().__init__()
+        self.base, self.jobs = base, jobs
+
+
+def _seed(seed: int, number: int) -> int:
+    """The seed of a request's sample by its number: neighbouring seeds must not share samples."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8]) >> 1
 
 
 def _json(value: dict) -> Result:
@@ -171,10 +190,15 @@ class Service:
             raise BadRequest(f"no request {request_id!r} is known; the server may have restarted", 404)
         return future
 
+    def cancel(self, request_id: str, owner: str) -> None:
+        """Stop a sampling request that its client has given up. A request of another kind goes on: it may change weights."""
+        future = self.future(request_id, owner)
+        if isinstance(future, SampleFuture) and not future.done():
+            self.engine.cancel(future.base, future.jobs)
+
     # Sessions
 
     def create_session(self, request: types.CreateSessionRequest, owner: str) -> dict:
-        self._drop_lapsed_sessions()
         session_id, created, metadata = str(uuid.uuid4()), now().isoformat(), dict(request.user_metadata or {})
         self.store.save_session(session_id, {
             "owner": owner, "created": created, "user_metadata": metadata, "display_name": request.display_name,
@@ -202,7 +226,8 @@ class Service:
         if "finished" not in record:
             self.store.save_session(session_id, {**record, "finished": {"reason": reason, "detail": detail}})
 
-    def _drop_lapsed_sessions(self) -> None:
+    def drop_lapsed_sessions(self) -> None:
+        """Free sessions whose client has not been heard of for long."""
         for session_id, session in list(self.sessions.items()):
             if time.monotonic() - session.seen > SESSION_SECONDS:
                 self._free(session_id)
@@ -220,6 +245,7 @@ class Service:
         for table in (self.clients, self.samplers):
             for key in [key for key, value in table.items() if value.session == session_id]:
                 del table[key]
+        self.store.forget_set_aside(session_id)
 
     def active_sessions(self) -> int:
         """Sessions with a heartbeat in the last minute."""
@@ -354,8 +380,14 @@ class Service:
         def work() -> Result:
             if request.path is None:
                 sampler_id = f"{client.session}:sample:{request.sampling_session_seq_id}"
-                self.samplers[sampler_id] = SamplingSession(
-                    client.session, client.base, owner, client.state.snapshot(self.dtype), None)
+                sampler = SamplingSession(client.session, client.base, owner, client.state.snapshot(self.dtype), None, client.layout)
+                if request.kind == "inflight":
+                    sampler.inflight_of = request.model_id
+                    for other in list(self.samplers.values()):
+                        if other.inflight_of == request.model_id:
+                            other.adapter = sampler.adapter
+                self.samplers[sampler_id] = sampler
+                self._set_aside(client.session)
                 return _json({"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"})
             path = self.store.save(
                 request.model_id, "sampler_weights", request.path, self._weights(client),
@@ -422,6 +454,8 @@ class Service:
             else:
                 sampler = self._sampler_of(request, owner)
             self.samplers[sampler_id] = sampler
+            if sampler.adapter:
+                self.engine.call(lambda: self._set_aside(request.session_id))
         return {"type": "create_sampling_session", "sampling_session_id": sampler_id}
 
     def _sampler_of(self, request: types.CreateSamplingSessionRequest, owner: str) -> SamplingSession:
@@ -430,18 +464,41 @@ class Service:
         _, details, info = self.store.find(request.model_path, owner)
         base, checkpoint = self._base(info["base_model"]), details.get("id") or details["time"]
         for other in list(self.samplers.values()):  # one copy in memory for all who sample from the same checkpoint
-            if other.checkpoint == checkpoint:
-                return SamplingSession(request.session_id, base, owner, other.adapter, request.model_path, checkpoint)
+            if other.checkpoint == checkpoint and (adapter := other.adapter):
+                return SamplingSession(request.session_id, base, owner, adapter, request.model_path, other.layout, checkpoint)
         tensors = self.store.load(request.model_path, owner)[0]
         layout = _layout(self._load(base)[0], info)
 
-        def adapter() -> Adapter:
+        def make() -> Adapter:
             flat = torch.empty(layout.size, device=self.device)
             for key, view in layout.named(flat).items():
                 view.copy_(tensors[key])
             return Adapter(layout, flat, self.dtype)
 
-        return SamplingSession(request.session_id, base, owner, self.engine.call(adapter), request.model_path, checkpoint)
+        return SamplingSession(request.session_id, base, owner, self.engine.call(make), request.model_path, layout, checkpoint)
+
+    def _set_aside(self, session: str) -> None:
+        """Write the adapters of a session's samplers to disk, but for the last used ones. On the engine's thread."""
+        held = [s for s in list(self.samplers.values()) if s.session == session and s.adapter and not s.inflight_of]
+        for sampler in sorted(held, key=lambda s: s.used)[:-KEPT_ADAPTERS]:
+            try:
+                sampler.file = sampler.file or self.store.set_aside(session, sampler.adapter.flat)
+            except StoreError as error:
+                log.warning("an adapter stays in memory: %s", error)
+                return
+            sampler.adapter = None
+
+    def _adapter(self, sampler: SamplingSession) -> Adapter | None:
+        """The adapter to sample with, read back if it was set aside; None for the base model."""
+        sampler.used, adapter = time.monotonic(), sampler.adapter
+        return adapter or (self.engine.call(lambda: self._read_back(sampler)) if sampler.file else None)
+
+    def _read_back(self, sampler: SamplingSession) -> Adapter:
+        adapter = sampler.adapter
+        if adapter is None:
+            adapter = sampler.adapter = Adapter(sampler.layout, self.store.read_back(sampler.file).to(self.device), self.dtype)
+            self._set_aside(sampler.session)
+        return adapter
 
     def sampler(self, sampler_id: str, owner: str) -> SamplingSession:
         sampler = self.samplers.get(sampler_id)
@@ -455,41 +512,44 @@ class Service:
         sampler = self.sampler(request.sampling_session_id, owner)
         self.touch(sampler.session, owner)
         request_id = f"{request.sampling_session_id}:{request.seq_id}"
-        self._load(sampler.base)  # not under the lock: it may take seconds
+        self._load(sampler.base)  # not under the lock, as the next: they wait for the engine
+        adapter = self._adapter(sampler)
         with self._lock:
             if request_id not in self.results:
-                future = self._sample(request, sampler)
+                future = self._sample(request, sampler, adapter)
                 self._count(sampler.session, requests=1)
                 self._keep(request_id, owner, future)
         return {"request_id": request_id, "sample_sequence_ids": [f"{request_id}:{i}" for i in range(request.num_samples)]}
 
-    def _sample(self, request: types.SampleRequest, sampler: SamplingSession) -> Future:
+    def _sample(self, request: types.SampleRequest, sampler: SamplingSession, adapter: Adapter | None) -> SampleFuture:
         model, running = self._load(sampler.base)
         limit, params = model.config.max_length, request.sampling_params
-        prompt = wire.check_tokens(wire.chunk_tokens(request.prompt), "prompt", model.config.vocab, limit - 1)
+        prompt = wire.check_tokens(wire.chunk_tokens(request.prompt), "prompt", model.config.vocab, limit)
+        if len(prompt) == limit:
+            raise BadRequest(f"prompt: {limit} tokens fill the model's context, and leave no room for a new token")
         if not 1 <= request.num_samples <= 1024:
             raise BadRequest(f"num_samples must be 1 to 1024, got {request.num_samples}")
         if request.record_stability_info:
-            raise BadRequest("record_stability_info is not offered by the stub backend: it serves the stable_reinforce loss, whose objective is not published")
+            raise BadRequest("record_stability_info is not offered by the stub backend: it serves the stable_reinforce loss, whose objective is not published. Use loss_fn='ppo' or 'importance_sampling'")
         wire.check_sampling(params, request)
         stop_tokens, stop_strings = wire.stops(params.stop, running.tokenizer.eos_token_id)
         jobs: list[SampleJob | ScoreJob] = [
             SampleJob(
                 sampler.session, prompt, min(params.max_tokens or limit, limit - len(prompt)), params.temperature, params.top_k, params.top_p,
-                None if params.seed is None else params.seed + i, stop_tokens, stop_strings, sampler.adapter, request.topk_sample_logprobs)
+                None if params.seed is None else _seed(params.seed, i), stop_tokens, stop_strings, adapter, request.topk_sample_logprobs)
             for i in range(request.num_samples)
         ]
         targets = wire.prompt_targets(request.target_prompt_logprobs, len(prompt), model.config.vocab)
         if request.prompt_logprobs or request.topk_prompt_logprobs or targets or request.prompt_alt_tokens_k:
             last = request.prompt_logprobs_last_n or len(prompt) - 1
             jobs.append(ScoreJob(
-                sampler.session, prompt, sampler.adapter, last, request.topk_prompt_logprobs, targets and targets[0],
+                sampler.session, prompt, adapter, last, request.topk_prompt_logprobs, targets and targets[0],
                 request.prompt_alt_tokens_k, params.temperature, params.seed))
         return self._gather(jobs, sampler, request, targets)
 
-    def _gather(self, jobs: list[SampleJob | ScoreJob], sampler: SamplingSession, request: types.SampleRequest, targets: tuple | None) -> Future:
+    def _gather(self, jobs: list[SampleJob | ScoreJob], sampler: SamplingSession, request: types.SampleRequest, targets: tuple | None) -> SampleFuture:
         """One future for all jobs of a request."""
-        gathered: Future = Future()
+        gathered = SampleFuture(sampler.base, jobs)
         left = len(jobs)
 
         def done(_: Future) -> None:  # called on the engine's thread, one job at a time
@@ -504,6 +564,7 @@ class Service:
                 gathered.set_result(Result(wire.sample_response(results, scores, bool(request.prompt_logprobs), targets), PROTO))
             except Exception as error:  # one failed job fails the request
                 gathered.set_exception(error)
+            jobs.clear()  # the future is kept, their adapters need not be
 
         for job in jobs:
             job.future.add_done_callback(done)

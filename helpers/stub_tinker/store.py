@@ -4,6 +4,7 @@
     STATE/runs/RUN/{weights,sampler_weights,external_weights}/NAME/
         checkpoint.json  adapter_model.safetensors  adapter_config.json  [optimizer.safetensors]
     STATE/sessions/SESSION.json
+    STATE/samplers/SESSION/…      weights of samplers that are not in memory now
 
 A checkpoint is written to `.tmp-…` beside its place, synced, and renamed. One that is overwritten waits as `.old-NAME`
 until the new one is in place; a start after a kill puts it back. A file that can't be read is skipped, with a line in the log.
@@ -96,7 +97,7 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.runs, self.sessions = folder / "runs", folder / "sessions"
+        self.runs, self.sessions, self.samplers = folder / "runs", folder / "sessions", folder / "samplers"
         self._lock = threading.RLock()  # of renames, so that nobody reads between the two of an overwrite
         self._damaged: set[Path] = set()  # files that the log has named
         for made in (self.runs, self.sessions):
@@ -109,7 +110,7 @@ class Store:
         for old in self.runs.glob("*/*/.old-*"):
             target = old.with_name(old.name.removeprefix(".old-"))
             _remove(old) if target.exists() else os.replace(old, target)
-        for left in [*self.runs.glob("*/*/.tmp-*"), *self.runs.glob(".tmp-*")]:
+        for left in [*self.runs.glob("*/*/.tmp-*"), *self.runs.glob(".tmp-*"), self.samplers]:
             shutil.rmtree(left, ignore_errors=True)
         for left in [*self.runs.glob("*/.*.tmp"), *self.runs.glob("*/*/*/.*.tmp"), *self.sessions.glob(".*.tmp")]:
             left.unlink(missing_ok=True)
@@ -201,7 +202,7 @@ class Store:
         expires = _expiry(ttl)
         self._details(target)  # one that has expired makes room
         if target.exists() and not overwrite:
-            raise StoreError(f"a checkpoint {kind}/{name} exists in this run: choose another name, or overwrite=True")
+            raise StoreError(f"a checkpoint {kind}/{name} exists in this run: choose another name" + (", or overwrite=True" if kind == "weights" else ""))
         temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
         try:
             with _writing(f"checkpoint {kind}/{name}"):
@@ -346,6 +347,24 @@ class Store:
             **{key: info[key] for key in kept}, "owner": owner, "session": session, "project_id": project, "user_metadata": {}, "copied_from": source})
         own = {key: value for key, value in details.items() if key not in ("public", "id", "time", "expires_at", "files")}
         return self.save(run, kind, name, {file: folder / file for file in details["files"]}, own, ttl, overwrite=False)
+
+    # Weights of samplers that are not in memory now; they end with their session
+
+    def set_aside(self, session: str, flat: torch.Tensor) -> Path:
+        path = self.samplers / _check(session, "session") / f"{uuid.uuid4().hex}.safetensors"
+        with _writing("weights of a sampler"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"flat": flat}, path)
+        return path
+
+    def read_back(self, path: Path) -> torch.Tensor:
+        try:
+            return load_file(path)["flat"]
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"the weights of this sampler are gone: {_reason(error)}. Make a new sampling client") from error
+
+    def forget_set_aside(self, session: str) -> None:
+        shutil.rmtree(self.samplers / session, ignore_errors=True)
 
     # Sessions
 
