@@ -13,6 +13,7 @@ from helpers.stub_tinker.kernels import Frozen
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.model import Model
 from helpers.stub_tinker.sampling import SampleJob, Sampler, Sequence
+from helpers.stub_tinker.status import tensor_bytes
 
 PROMPT = [10, 400, 3, 77, 20000, 9]
 
@@ -56,6 +57,17 @@ def test_a_sample_does_not_depend_on_its_neighbours(model, adapters, temperature
         [alone] = run([jobs()[i]])
         assert alone.tokens == crowd[i].tokens
         assert alone.logprobs == pytest.approx(crowd[i].logprobs, abs=1e-5)
+
+
+def test_the_memory_of_an_adapter_in_use_can_be_told(model, adapters):
+    """In whatever layout its factors are kept for sampling: the status page sums them up."""
+    adapter = adapters[1]
+    job = SampleJob("a", PROMPT, 2, 0.0, -1, 1.0, 0, frozenset(), [], adapter)
+    sampler = Sampler(model, tokenizer=None)
+    sampler.add(job)
+    while sampler.busy:
+        sampler.work(4)
+    assert tensor_bytes([adapter]) > adapter.flat.numel() * (4 if model.dtype == torch.float32 else 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

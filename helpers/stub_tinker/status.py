@@ -67,7 +67,9 @@ def tensor_bytes(objects: list[Any]) -> int:
         if id(value) in seen or value is None or isinstance(value, str | bytes | int | float | torch.nn.Module):
             continue
         seen.add(id(value))
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and value.is_mkldnn:  # oneDNN's own layout, which tells no storage
+            storages[id(value)] = value.numel() * value.element_size()
+        elif isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
             left.append(value.grad if value.is_leaf else None)
