@@ -111,7 +111,7 @@ def committed_notebooks(course_env, tmp_path_factory):
     """nbval over all notebooks in order, in a runs folder of their own. Returns it, and nbval's report."""
     runs = tmp_path_factory.mktemp("nbval-runs")
     result = run(
-        [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "-q", "-p", "no:cacheprovider",
+        [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "--nbval-sanitize-with=tests/nbval_sanitize.cfg", "-q", "-p", "no:cacheprovider",
          *(f"notebooks/{name}.ipynb" for name in NOTEBOOKS)],
         course_env | {"COURSE_RUNS_DIR": str(runs)}, timeout=2400)
     return runs, result

@@ -107,7 +107,7 @@ def test_neighbouring_seeds_share_no_samples(server, service):
 def test_at_the_end_of_the_context(server, service):
     """256 tokens: a full prompt leaves no room and says so; a prompt with room for three gets three."""
     sampler = service.create_sampling_client(base_model=server.model).result()
-    with pytest.raises(tinker.BadRequestError, match="256 tokens fill the model's context"):
+    with pytest.raises(tinker.BadRequestError, match="256 tokens, and the model's context is 256: there is no room"):
         sampler.sample(prompt(*[9] * 256), 1, types.SamplingParams(max_tokens=1)).result()
     with pytest.raises(tinker.BadRequestError, match="257 tokens, and the model's context is 256"):
         sampler.sample(prompt(*[9] * 257), 1, types.SamplingParams(max_tokens=1)).result()

@@ -59,6 +59,27 @@ def test_a_sample_does_not_depend_on_its_neighbours(model, adapters, temperature
         assert alone.logprobs == pytest.approx(crowd[i].logprobs, abs=1e-5)
 
 
+def test_a_place_that_spoilt_weights_have_left_does_not_spoil_the_next(model, adapters):
+    """Weights of NaN leave keys and values of NaN in the cache, behind the next sequence's own."""
+    state = LoraState(Layout(model.config, 16, True, True), 1, model.device)
+    state.flat.data.fill_(float("nan"))
+    spoilt = state.snapshot(model.dtype)
+
+    def job(adapter, max_tokens: int) -> SampleJob:
+        return SampleJob("a", PROMPT, max_tokens, 0.0, -1, 1.0, 0, frozenset(), [], adapter)
+
+    sampler, first, ill, late = Sampler(model, tokenizer=None), job(None, 30), job(spoilt, 20), job(None, 8)
+    sampler.add(first)
+    sampler.add(ill)
+    while not ill.future.done():
+        sampler.work(1)
+    sampler.add(late)
+    while sampler.busy:
+        sampler.work(1)
+    assert late.future.result().tokens == first.future.result().tokens[:8]
+    assert late.future.result().logprobs == pytest.approx(first.future.result().logprobs[:8], abs=1e-5)
+
+
 def test_the_memory_of_an_adapter_in_use_can_be_told(model, adapters):
     """In whatever layout its factors are kept for sampling: the status page sums them up."""
     adapter = adapters[1]

@@ -349,8 +349,11 @@ class Cache:
         self.capacity = capacity
 
     def put(self, layer: int, slots: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write (sequences, kv_heads, length, head_dim) keys and values from position 0 on, as far as there is room."""
+        """Write (sequences, kv_heads, length, head_dim) keys and values from position 0 on, as far as there is room, and zeros
+        after them: what another sequence left there, NaN of spoilt weights perhaps, is multiplied by zero, which must give zero."""
         reach = min(keys.shape[2], self.capacity)
+        self.keys[layer][slots, ..., reach:] = 0
+        self.values[layer][slots, :, reach:] = 0
         self.keys[layer][slots, ..., :reach] = keys[:, :, :reach].transpose(2, 3) * keys.shape[3] ** -0.5
         self.values[layer][slots, :, :reach] = values[:, :, :reach]
 

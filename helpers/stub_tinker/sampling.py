@@ -308,7 +308,10 @@ class Sampler:
         if drawing:
             rows = torch.tensor(drawing, device=logits.device)
             chosen[rows] = draw(logits if len(drawing) == len(jobs) else logits[rows], [jobs[i] for i in drawing])
-        total = torch.cat([torch.logsumexp(part, dim=-1) for part in logits.split(TargetLogprob.IN_CACHE)])
+        parts = logits.split(TargetLogprob.IN_CACHE)
+        if len(parts[-1]) == 1:  # PyTorch sums up a single row in another order than several
+            parts = [*parts[:-1], parts[-1].expand(2, -1)]
+        total = torch.cat([torch.logsumexp(part, dim=-1) for part in parts])[: len(jobs)]
         logprobs = logits.gather(1, chosen[:, None])[:, 0] - total
         for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), logprobs.tolist())):
             job.tokens.append(token)

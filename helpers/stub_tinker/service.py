@@ -526,7 +526,7 @@ class Service:
         limit, params = model.config.max_length, request.sampling_params
         prompt = wire.check_tokens(wire.chunk_tokens(request.prompt), "prompt", model.config.vocab, limit)
         if len(prompt) == limit:
-            raise BadRequest(f"prompt: {limit} tokens fill the model's context, and leave no room for a new token")
+            raise BadRequest(f"prompt: {limit} tokens, and the model's context is {limit}: there is no room for a new token")
         if not 1 <= request.num_samples <= 1024:
             raise BadRequest(f"num_samples must be 1 to 1024, got {request.num_samples}")
         if request.record_stability_info:
