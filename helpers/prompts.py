@@ -10,14 +10,20 @@ from typing import Any
 from helpers.errors import DataError
 
 END_OF_ANSWER = "\n\n"
+GUIDE_STOP = (END_OF_ANSWER, "Instruction:")
 
 
 def guide_prompt(example: dict[str, Any]) -> str:
     """The prompt of the source guide: `Instruction`, an `Input` line if there is one, `Response`."""
-    lines = [f"Instruction: {example['instruction'].strip()}"]
-    if (example.get("input") or "").strip():
-        lines.append(f"Input: {example['input'].strip()}")
-    return "\n".join([*lines, "Response:"])
+    return f"Instruction: {question_text(example, 'guide')}\nResponse:"
+
+
+def question_text(example: dict[str, Any], format_name: str) -> str:
+    """What the user's turn says: the instruction, and its input below it (after `Input:` in the guide's format)."""
+    instruction, more = example["instruction"].strip(), (example.get("input") or "").strip()
+    if not more:
+        return instruction
+    return f"{instruction}\nInput: {more}" if format_name == "guide" else f"{instruction}\n{more}"
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,7 @@ class PromptFormat:
 
 
 def _messages(example: dict[str, Any]) -> list[dict[str, str]]:
-    question = example["instruction"].strip()
-    if (example.get("input") or "").strip():
-        question += f"\n{example['input'].strip()}"
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": example["output"].strip()}]
+    return [{"role": "user", "content": question_text(example, "chat")}, {"role": "assistant", "content": example["output"].strip()}]
 
 
 def prompt_format(name: str, tokenizer: Any) -> PromptFormat:
@@ -82,7 +85,7 @@ def prompt_format(name: str, tokenizer: Any) -> PromptFormat:
         DataError: there is no renderer of that name.
     """
     if name == "guide":
-        return PromptFormat("guide", tokenizer, [END_OF_ANSWER, "Instruction:"])
+        return PromptFormat("guide", tokenizer, list(GUIDE_STOP))
     from tinker_cookbook import renderers
 
     try:
