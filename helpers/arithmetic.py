@@ -63,10 +63,12 @@ def tidy_unicode(text: str) -> str:
 
 
 _LATEX = [
+    (re.compile(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)"), ","),
+    (re.compile(r"(?<=\d)(?:(,)\\!|\\[,;:])(?=\d{3}(?!\d))"), lambda m: m[1] or ""),
+    (re.compile(r"\\!"), ""),
     (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits|,|!|;|:|quad|qquad| )(?![a-zA-Z])"), " "),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),
     (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])"), "*"),
     (re.compile(r"\\div(?![a-zA-Z])"), "/"),
@@ -77,14 +79,18 @@ _LATEX = [
     (re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z])"), "≈"),
     (re.compile(r"\\(?:neq?)(?![a-zA-Z])"), "≠"),
     (re.compile(r"\\pm(?![a-zA-Z])"), "±"),
-    (re.compile(r"\^\s*\{?\s*(?:\\circ|°)\s*\}?|°|\\degree(?![a-zA-Z])"), ""),
+    (re.compile(r"(?<=[a-zA-Z\s])!="), "≠"),
+    (re.compile(r"\\(?:emptyset|varnothing)(?![a-zA-Z])"), "∅"),
+    (re.compile(r"\\langle(?![a-zA-Z])"), "⟨"),
+    (re.compile(r"\\rangle(?![a-zA-Z])"), "⟩"),
+    (re.compile(r"\^\s*\{?\s*(?:\\circ|°)\s*\}?|°|\\degree(?![a-zA-Z])"), " "),
     (re.compile(r"\\\{"), "⟦"),
     (re.compile(r"\\\}"), "⟧"),
     (re.compile(r"\\[()\[\]]"), " "),
 ]
 _BRACED = [
     (
-        re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}"),
+        re.compile(r"\\(?:text[a-z]*|mathrm|mathbf|mathit|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}"),
         r" \1 ",
     ),
     (re.compile(r"(\d)\s*\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1 ((\2)/(\3))"),

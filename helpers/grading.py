@@ -9,7 +9,8 @@ Each returns a `Verdict`: true or false in an `if`, and it says why. No text mak
 numbers are bounded, and what is not plain arithmetic goes to math-verify in a process with a time limit.
 """
 
-from helpers.answers import Verdict, check_answer, check_final_answer, final_answer, normalise
+from helpers.answers import Verdict, check_answer, check_final_answer, final_answer
+from helpers.equality import normalise
 from helpers.reasoning import check_completeness, check_reasoning_steps
 
 __all__ = [

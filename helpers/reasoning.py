@@ -5,18 +5,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from helpers.answers import (
-    MAX_TEXT,
-    Verdict,
-    _WIDE,
-    _marked,
-    _prepare,
-    _sentences,
-    _tidy_answer,
-    final_answer,
-    read_quantity,
-)
+from helpers.answers import MAX_TEXT, Verdict, final_answer, marked_answers, prepare
 from helpers.arithmetic import CURRENCY, NUMBER, Number, evaluate, plain, rounds_to, same_number
+from helpers.equality import WIDE, sentences
+from helpers.quantities import read_quantity, tidy_answer
 
 MAX_EQUATIONS = 300
 
@@ -209,7 +201,7 @@ def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
         A verdict whose evidence has `equations` (all found), `wrong` (equations that don't hold), `missing` (reference
         steps that the text never reaches), `unsupported` (results that it states without computing them).
     """
-    text = _prepare(model_output or "")
+    text = prepare(model_output or "")
     stated, steps = equations(text), equations(expected_output or "")
     wrong = [equation.text for equation in stated if not equation.right]
     computed = [value for equation in stated if equation.right for value in _results(equation)]
@@ -224,7 +216,7 @@ def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
             continue
         (unsupported if _has(step.values[-1], numbers) else missing).append(step.text)
     final = final_answer(text)
-    quantity = read_quantity(_tidy_answer(final)) if final else None
+    quantity = read_quantity(tidy_answer(final)) if final else None
     if (
         quantity
         and stated
@@ -341,17 +333,17 @@ def _concludes(text: str, end: str, last_line: str) -> Verdict:
     finished = bool(re.search(r"[.!?。！？)\]}\"'”’∎□■%]$|\d$|\w$", end))
     if _PROOF.search(text):
         tail = end[-400:]
-        if _QED.search(tail) or (_CONCLUDES.search(_sentences(last_line)[-1]) and re.search(r"[.!。！]$", end)):
+        if _QED.search(tail) or (_CONCLUDES.search(sentences(last_line)[-1]) and re.search(r"[.!。！]$", end)):
             return Verdict(True, "the proof has its conclusion")
         return Verdict(False, "the proof has no conclusion", evidence={"end": end[-80:]})
-    prepared = _prepare(text)
-    if _marked(prepared) and finished:
+    prepared = prepare(text)
+    if marked_answers(prepared) and finished:
         return Verdict(True, "it gives its final answer", final_answer(text))
     if re.match(r"[#*\s]*(?:step|步骤|第)\s*\d", last_line, re.IGNORECASE) and not _CONCLUDES.search(last_line):
         return Verdict(False, "ends on a step, without a conclusion", evidence={"end": last_line[-80:]})
     if _QED.search(last_line) or ("\n" not in end and len(end) <= 60):
         return Verdict(True, "it ends with its conclusion")
-    closed = re.search(r"[.!。！)\]}]$", end.translate(_WIDE))
+    closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE))
     if _CONCLUDES.search(last_line) and (closed or re.search(r"=\s*\S+$", last_line)):
         return Verdict(True, "it ends with its conclusion")
     if closed and final_answer(text):
@@ -374,7 +366,7 @@ def _left_open(text: str) -> str:
     if box >= 0 and text[box:].count("{") > text[box:].count("}"):
         return "\\boxed{"
     stack: list[str] = []
-    for char in re.split(r"\n\s*\n", text)[-1].translate(_WIDE).replace("（", "(").replace("）", ")"):
+    for char in re.split(r"\n\s*\n", text)[-1].translate(WIDE).replace("（", "(").replace("）", ")"):
         if char in "([{":
             stack.append(char)
         elif char in ")]}" and stack:
