@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from helpers.answers import MAX_TEXT, Verdict, final_answer, marked_answers, prepare
+from helpers.answers import MAX_TEXT, Verdict, final_answer, marked_answers, prepare, without_extras
 from helpers.arithmetic import CURRENCY, NUMBER, Number, evaluate, plain, rounds_to, same_number
 from helpers.equality import WIDE, sentences
 from helpers.quantities import read_quantity, tidy_answer
@@ -32,49 +32,49 @@ class Equation:
 
 # A word before a number or after it is a noun or a unit ("5 apples + 7 apples"); `x` between numbers multiplies.
 _NOUN = re.compile(r"[A-Za-z\u4e00-\u9fff][A-Za-z\u4e00-\u9fff'_-]*\.?")
-_SIDE_TEXT = r"[^=≈≠<>]"
+_ARITHMETIC = rf"{NUMBER}|sqrt|pi|\*\*|[-+*/^()%!{CURRENCY}]"
+_CLAUSE = re.compile(
+    r"(?<=[A-Za-z\u4e00-\u9fff]):|:\s|[;?]|[,.]\s|[,.]$|,(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff]),"
+    r"|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?|because|since|as)\s"
+)
+_END_OF_VALUE = re.compile(r"[;?。，；]|[,.](?:\s|$)|,(?=[\u4e00-\u9fff])|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b")
 
 
-def _side(text: str, where: str) -> str | None:
-    """The arithmetic of one side of an equation: the text's end for a first side, its start for a last one."""
-    text = text.replace("\\", " ")
-    text = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d($])", " * ", text)
-    text = re.sub(r"(?<=\d)\s*[xX]\s+(?=[\d($])", " * ", text)
-    text = re.sub(r"(%|\d\s*/\s*\d+\)*)\s*of\s+(?=[\d($])", r"\1 * ", text)
+def _side(text: str, where: str, known: dict[str, Number] | None = None) -> str | None:
+    """The arithmetic of one side of an equation: the text's end for a first side, its start for a last one.
+
+    Args:
+        known: values of unknowns that the text finds, put in their place.
+    """
     if where == "first":
-        text = re.split(
-            r":\s|[;?]|[,.]\s|[,.]$|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?)\s", text
-        )[-1]
+        text = _CLAUSE.split(text)[-1]
         text = re.sub(r"^\s*\(?[a-z\d]{1,2}\)\s+(?=[\d(-])|^\s*\d+\.\s+(?=[\d(-])", "", text)
     elif where == "last":
-        text = re.split(
-            r"[;?。，；]|[,.](?:\s|$)|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b", text
-        )[0]
-    allowed = [token for token in re.split(rf"({NUMBER}|sqrt|pi|\*\*|[-+*/^()%!{CURRENCY}])", text) if token.strip()]
+        text = _END_OF_VALUE.split(text)[0]
+    for name, value in (known or {}).items():
+        text = re.sub(rf"(?<=\d)\s*{name}\b", f" * ({value})", re.sub(rf"(?<![A-Za-z\d])(?<!\d )-?{name}\b", lambda m: f"{m[0][:-1]}({value})", text))
+    allowed = [token for token in re.split(rf"({_ARITHMETIC})", text) if token.strip()]
     kept: list[str] = []
-    nouns_before_number = False
     for token in allowed:
-        if re.fullmatch(rf"{NUMBER}|sqrt|pi|\*\*|[-+*/^()%!{CURRENCY}]", token):
+        if re.fullmatch(_ARITHMETIC, token):
+            if re.match(r"[\d.]", token) and kept and kept[-1] == " " and any(re.match(r"[\d.)]", piece) for piece in kept):
+                if where != "first":
+                    break  # "60 cups for 3 people": the value is 60
+                kept = []  # "for 20 chickens 3 * 20": the arithmetic is 3 * 20
             kept.append(token)
             continue
         words = token.split()
         if any(not _NOUN.fullmatch(word) for word in words):
             return None
         if where == "first" and not any(re.match(r"[\d.]", piece) for piece in kept):
-            kept, nouns_before_number = [], True  # "Total cost 5 + 7": words before the arithmetic
-        elif (
-            len("".join(words)) == 1
-            and re.match(r"[a-zA-Z]$", "".join(words))
-            and words[0] not in ("m", "g", "l", "L", "h", "s")
-        ):
+            kept = []  # "Total cost 5 + 7": words before the arithmetic
+        elif len(token.strip()) == 1 and re.match(r"[a-zA-Z]$", token.strip()) and token.strip() not in ("m", "g", "l", "L", "h", "s"):
             return None  # a variable: 5x
         elif kept and kept[-1] in "+-*/^(" and where != "first":
             return None
         else:
             kept.append(" ")
-    del nouns_before_number
-    side = " ".join(kept)
-    side = re.sub(r"\(\s*\)", " ", side)
+    side = re.sub(r"\(\s*\)", " ", " ".join(kept))
     return re.sub(r"\s+", " ", side).strip() or None
 
 
@@ -82,61 +82,123 @@ def _nouns(text: str) -> set[str]:
     return {word.lower().rstrip("s.") for word in re.findall(r"[A-Za-z]{2,}", text)} - {"sqrt", "pi", "step"}
 
 
-def equations(text: str) -> list[Equation]:
-    """The equations between numbers that a text states, in its order. Those with unknowns are left out."""
-    found: list[Equation] = []
+_BREAK = re.compile(
+    r"\n|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])"
+)
+_WORDS_FOR_SIGNS = {r"plus|added to": "+", r"minus": "-", r"times|multiplied by": "*", r"divided by": "/"}
+_REMAINDER = re.compile(r"(\d{1,18})\s*[/÷]\s*(\d{1,18})\s*=\s*(\d{1,18})[^\d=.]{0,20}(?:remainder|\br\b|\bR|余|\.{3,}|…+)(?:\s+of)?\s*(\d{1,18})")
+
+
+def _in_signs(text: str) -> str:
+    """A solution with signs where it has words, without units that look like arithmetic, one equation a line."""
     text = re.sub(r"<<[^<>\n]{0,200}>>", "", text[-MAX_TEXT:])
-    for line in re.split(
-        r"\n|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])",
-        text,
-    ):
-        if "=" not in line and "≈" not in line and "\\approx" not in line or len(line) > 800:
-            continue
-        line = re.sub(r"\*\*(?=\D|$)|(?<!\d)\*\*|`", " ", line)
-        line = re.sub(r"\$\$|\\[()\[\]]|(?<![\d(+*/=-])\s?\$(?=\s|\\|$)|\$(?![\d.])", " ", line.replace("\\$", "$"))
-        line = plain(
-            line.replace("&", " ")
-            .replace("\\implies", ";")
-            .replace("\\Rightarrow", ";")
-            .replace("⇒", ";")
-            .replace("→", ";")
-        )
-        line = re.sub(
-            r"^\s*(?:[-*•]\s+)?(?:step|步骤|第)?\s*\d+\s*步?\s*[.:)、]\s*(?=\S)", "", line, flags=re.IGNORECASE
-        )
-        for piece in line.split("; "):
-            found += _chain(piece)
-        if len(found) >= MAX_EQUATIONS:
+    text = re.sub(r"\\(?:begin|end)\{[^{}]{0,40}\}|\\(?:qquad|quad|tag\{[^{}]*\})", " ", text)
+    text = re.sub(r"(?:\\\\|\n)\s*&?\s*=(?!=)", " = ", text)
+    text = re.sub(r"[（(]\s*(?:[\u4e00-\u9fff]{1,4}|cm|km|kg|mm|m)(?:[²³]|\^\d)?(?:/[\u4e00-\u9fffA-Za-z]{1,4})?\s*[)）]", " ", text)
+    for words, sign in _WORDS_FOR_SIGNS.items():
+        text = re.sub(rf"(?<=[\d%])\s+(?:{words})\s+(?=[{CURRENCY}]?\d)", f" {sign} ", text)
+    text = re.sub(rf"(\d%|\d\s*/\s*\d+\)*)\s+of\s+(?=[{CURRENCY}(]?\d)", r"\1 * ", text)
+    return re.sub(rf"([-+*/]\s*[{CURRENCY}]?{NUMBER})\s+(?:is|equals|gives|makes)\s+(?=[{CURRENCY}]?\d)", r"\1 = ", text)
+
+
+def _plain_line(line: str) -> str:
+    line = re.sub(r"\*\*(?=\D|$)|(?<!\d)\*\*|`", " ", line)
+    line = re.sub(r"\$\$|\\[()\[\]]|(?<![\d(+*/=-])\s?\$(?=\s|\\|$)|\$(?![\d.])", " ", line.replace("\\$", "$"))
+    for sign in ("\\implies", "\\Rightarrow", "⇒", "→"):
+        line = line.replace(sign, ";")
+    line = plain(line.replace("&", " "))
+    line = re.sub(r"\b([A-Za-z]{2,}|m)\s*\^\s*\(?[23]\)?", r"\1", line)  # 12 cm^2
+    line = re.sub(r"(?<=[\w)])\s*/\s*(?!sqrt|pi\b)[A-Za-z]{2,}", " ", line)  # $2/egg
+    line = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d($])|(?<=\d)\s*[xX]\s+(?=[\d($])", " * ", line.replace("\\", " "))
+    return re.sub(r"^\s*(?:[-*•]\s+)?(?:step|步骤|第)?\s*\d+\s*步?\s*(?:\.(?!\d)|[:)、])\s*(?=\S)", "", line, flags=re.IGNORECASE)
+
+
+def equations(text: str) -> list[Equation]:
+    """The equations that a text states, in its order.
+
+    An equation with an unknown counts where the text gives that unknown one value: `0.75x = 19.50` with `x = 26`.
+    """
+    lines = []
+    for line in _BREAK.split(_in_signs(text)):
+        if ("=" in line or "≈" in line or "\\approx" in line) and len(line) <= 800:
+            lines += _plain_line(line).split("; ")
+        if len(lines) >= MAX_EQUATIONS:
             break
-    return found[:MAX_EQUATIONS]
+    known = _unknowns(lines)
+    return [equation for line in lines for equation in _chain(line, known)][:MAX_EQUATIONS]
 
 
-def _chain(line: str) -> list[Equation]:
+def _unknowns(lines: list[str]) -> dict[str, Number]:
+    """Unknowns to which a text gives one single value."""
+    values: dict[str, set[Number]] = {}
+    for line in lines:
+        for name, value in re.findall(rf"(?<![A-Za-z\d)/*+^-])(?<![/*+^-] )\b([a-zA-Z])\s*=\s*[{CURRENCY}]?\s*(-?{NUMBER}(?:\s*/\s*\d+)?)\s*(?=$|[.,;]|[A-Za-z])", line):
+            result = evaluate(value)
+            if result:
+                values.setdefault(name, set()).add(result[0])
+    return {name: found.pop() for name, found in values.items() if len(found) == 1}
+
+
+def _chain(line: str, known: dict[str, Number]) -> list[Equation]:
     if re.search(r"[<>≠]|!=", line):
         return []
+    if division := _REMAINDER.search(line):
+        top, bottom, whole, rest = (Fraction(number) for number in division.groups())
+        return [Equation(division[0][:200], (whole,), (top, bottom, whole, rest), bool(bottom) and top == bottom * whole + rest and rest < bottom)]
     pieces = re.split(r"(==?|≈)", line)
-    sides, signs = pieces[::2], pieces[1::2]
+    sides, signs = _split_middles(pieces[::2], pieces[1::2])
     read: list[tuple[str, Number, list[Number], str] | None] = []
     for place, side in enumerate(sides):
-        where = "first" if place == 0 else "last" if place == len(sides) - 1 else "middle"
+        where = "first" if place == 0 or not signs[place - 1] else "last" if place == len(sides) - 1 or not signs[place] else "middle"
         arithmetic = _side(side, where)
+        if arithmetic is None and known:
+            arithmetic = _side(side, where, known)
         result = evaluate(arithmetic) if arithmetic else None
         read.append((arithmetic, *result, side) if result else None)
     found, run = [], []
     for place, item in enumerate([*read, None]):
-        if item is not None:
+        if item is not None and (not run or signs[place - 1]):
             run.append((item, signs[place - 1] if place and run else ""))
             continue
+        run = _without_conversion(run)
         if len(run) >= 2 and _says_something(run):
             found.append(_judge(run))
-        run = []
+        run = [(item, "")] if item is not None else []
     return found
+
+
+def _split_middles(sides: list[str], signs: list[str]) -> tuple[list[str], list[str]]:
+    """`5 + 7 = 12 and 12 * 2 = 24`: its middle side ends one equation and starts another. An empty sign parts them."""
+    split_sides, split_signs = sides[:1], []
+    for place, side in enumerate(sides[1:], start=1):
+        split_signs.append(signs[place - 1])
+        ends = re.match(rf"\s*[{CURRENCY}]?\s*-?{NUMBER}%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*(?=[{CURRENCY}(]?\d)", side)
+        if ends and place < len(sides) - 1:
+            split_sides += [side[: ends.end()], side[ends.end() :]]
+            split_signs.append("")
+        else:
+            split_sides.append(side)
+    return split_sides, split_signs
+
+
+def _without_conversion(run: list) -> list:
+    """`3 hours = 3 * 60 = 180 minutes` converts: its first side is a number of another unit, not an equal value."""
+    if len(run) < 3:
+        return run
+    (first, _), (second, _), (last, _) = run[0], run[1], run[-1]
+    nouns = _nouns(first[3])
+    if nouns and not _computes(first[0]) and _computes(second[0]) and _nouns(last[3]) and not nouns & _nouns(last[3]) and not same_number(first[1], last[1]):
+        return [(second, ""), *run[2:]]
+    return run
+
+
+def _computes(arithmetic: str) -> bool:
+    return bool(re.search(r"[\d)%]\s*[-+*/^!]|sqrt|%|\d\s*\(", arithmetic))
 
 
 def _says_something(run: list) -> bool:
     """`1 foot = 12 inches` converts units: it is no arithmetic. One side at least must compute, or the nouns agree."""
-    computes = any(re.search(r"[\d)%]\s*[-+*/^!]|sqrt|%", item[0]) for item, _ in run)
-    if computes:
+    if any(_computes(item[0]) for item, _ in run):
         return True
     first, last = _nouns(run[0][0][3]), _nouns(run[-1][0][3])
     return not (first or last)
@@ -292,6 +354,9 @@ _PROOF = re.compile(
 )
 
 
+_WHOLE_COMMANDS = {"blacksquare", "square", "qed", "Box", "pi", "infty", "emptyset", "varnothing", "circ", "checkmark", "alpha", "beta", "theta", "omega", "lambda"}
+
+
 def check_completeness(model_output: str, stop_reason: str | None = None) -> Verdict:
     """Whether a text comes to its end: a conclusion, nothing left open, not cut off.
 
@@ -302,13 +367,14 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
     text = (model_output or "").strip()
     if not text:
         return Verdict(False, "the text is empty")
+    stopped = str(stop_reason or "").lower().rsplit(".", 1)[-1] in ("stop", "eos", "end_turn")
     if str(stop_reason or "").lower().rsplit(".", 1)[-1] in ("length", "max_tokens"):
         return Verdict(False, "cut off by the token limit", evidence={"stop_reason": str(stop_reason)})
     if re.search(r"<think(?:ing)?>", text, re.IGNORECASE) and not re.search(
         r"</think(?:ing)?>\s*\S", text, re.IGNORECASE
     ):
         return Verdict(False, "the thinking never ends in an answer")
-    text = text[-MAX_TEXT:]
+    text = re.sub(r"</?answer>|<<[^<>\n]{0,200}>>", " ", without_extras(text[-MAX_TEXT:])).strip()
     opened = _left_open(text)
     if opened:
         return Verdict(False, f"left open: {opened}", evidence={"open": opened})
@@ -316,20 +382,23 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
     last_line = end.rsplit("\n", 1)[-1].strip()
     if re.search(r"(?:\.\.\.|…)$", end):
         return Verdict(False, "the text trails off", evidence={"end": end[-40:]})
+    command = re.search(r"\\([a-zA-Z]*)$", end)
+    if command and command[1] not in _WHOLE_COMMANDS:
+        return Verdict(False, f"ends in the middle: {end[-40:]!r}", evidence={"end": end[-40:]})
     dangling = _DANGLING.search(end)
     if (
         dangling
         and not re.search(r"[)\]]$", end)
         and not (len(end) <= 3 and end.isalpha())
-        and not re.search(r"(?:answer\W+(?:is\W+)?|\()\(?[aA]$", end)
+        and not re.search(r"(?:(?:answer|答案)\W+(?:is\W+)?|\()\(?[aA]$", end)
     ):
         return Verdict(False, f"ends in the middle: {end[-40:]!r}", evidence={"end": end[-40:]})
     if re.fullmatch(r"[#*\s]*(?:step|步骤|第)\s*\d+\s*步?\W*", last_line, re.IGNORECASE):
         return Verdict(False, "ends with the head of a step", evidence={"end": last_line})
-    return _concludes(text, end, last_line)
+    return _concludes(text, end, last_line, stopped)
 
 
-def _concludes(text: str, end: str, last_line: str) -> Verdict:
+def _concludes(text: str, end: str, last_line: str, stopped: bool) -> Verdict:
     finished = bool(re.search(r"[.!?。！？)\]}\"'”’∎□■%]$|\d$|\w$", end))
     if _PROOF.search(text):
         tail = end[-400:]
@@ -341,9 +410,12 @@ def _concludes(text: str, end: str, last_line: str) -> Verdict:
         return Verdict(True, "it gives its final answer", final_answer(text))
     if re.match(r"[#*\s]*(?:step|步骤|第)\s*\d", last_line, re.IGNORECASE) and not _CONCLUDES.search(last_line):
         return Verdict(False, "ends on a step, without a conclusion", evidence={"end": last_line[-80:]})
-    if _QED.search(last_line) or ("\n" not in end and len(end) <= 60):
+    closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE)) or stopped
+    if _QED.search(last_line) or "\n" not in end and len(end) <= 60 and (closed or len(end.split()) <= 3 or re.search(r"[\d%$]$", end)):
         return Verdict(True, "it ends with its conclusion")
-    closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE))
+    if re.fullmatch(r"\*\*[^*]+\*\*|\\[(\[].+|\|.*\d.*\|?|\$[^$]+", last_line) or text.rstrip().rsplit("\n", 1)[-1].startswith(("**", "\\(", "\\[", "$", "|")):
+        if final_answer(text) or stopped:
+            return Verdict(True, "it ends with its result", final_answer(text))
     if _CONCLUDES.search(last_line) and (closed or re.search(r"=\s*\S+$", last_line)):
         return Verdict(True, "it ends with its conclusion")
     if closed and final_answer(text):
@@ -357,6 +429,9 @@ def _left_open(text: str) -> str:
         return "```"
     if len(re.findall(r"(?<!\\)\$\$", text)) % 2:
         return "$$"
+    dollars = [match.start() for match in re.finditer(r"(?<!\\)\$", text)]
+    if len(dollars) % 2 and re.match(r"\$[^$\d\s][^$\n]*[=^\\_]|\$\d[^$\n]*\\[a-z]", text[dollars[-1] :]):
+        return "$"
     if text.count("\\[") > text.count("\\]"):
         return "\\["
     for name in set(re.findall(r"\\begin\{(\w+\*?)\}", text)):
