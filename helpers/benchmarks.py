@@ -35,9 +35,9 @@ from tinker_cookbook.eval.inspect_utils import DEFAULT_MAX_TOKENS, InspectAPIFro
 
 from helpers import guide_renderer
 from helpers.data import load_json_files
-from helpers.errors import BackendError, DataError, ModelError
+from helpers.errors import BackendError, DataError
 from helpers.grading import check_final_answer
-from helpers.prompts import question_text
+from helpers.prompts import question_text, renderer_for
 from helpers.runs import runs_dir
 
 guide_renderer.register()
@@ -300,26 +300,6 @@ class _Sampler(InspectAPIFromTinkerSampling):
             output.choices[0].stop_reason = "max_tokens"
         self.on_answer()
         return output
-
-
-def renderer_for(base_model: str, tokenizer: Any = None) -> str:
-    """The cookbook's name of the chat format that a model was made for.
-
-    Args:
-        base_model: its name on the hub, or a folder.
-        tokenizer: of the model, for a folder that the cookbook does not know.
-
-    Raises:
-        ModelError: neither the cookbook nor the tokenizer's chat template says.
-    """
-    from tinker_cookbook import model_info
-
-    try:
-        return model_info.get_recommended_renderer_name(base_model)
-    except Exception as error:  # the cookbook raises several kinds for a model that it doesn't know
-        if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
-            return "qwen3_instruct"  # ChatML
-        raise ModelError(f"no chat format is known for {base_model}", "name one: renderer='role_colon' for a base model, or 'guide'") from error
 
 
 def _tinker_model(sampling_client: Any, renderer: str | None, on_answer: Callable[[], None]) -> tuple[Model, str]:

@@ -5,6 +5,7 @@ print(f"{result['correct']}/{result['total']}", result["ci95"])
 print(mcnemar(base["samples"], tuned["samples"]))     # the same problems, two models
 """
 
+import contextlib
 import math
 import sys
 import time
@@ -267,7 +268,7 @@ def _next_done(flying: deque) -> _Request:
                 return request
 
 
-def _sample_all(
+def sample_all(
     client: Any,
     test_data: list[dict],
     fmt: PromptFormat,
@@ -279,8 +280,14 @@ def _sample_all(
     max_in_flight: int,
     description: str,
     on_answer: Callable[[int, Any], int],
+    word: str = "right",
 ) -> float:
-    """Sample every prompt, hand each response to `on_answer` (which returns how many are right), return the seconds."""
+    """Sample every prompt, hand each response to `on_answer` (which returns how many are right), return the seconds.
+
+    Raises:
+        DataError: `max_in_flight` is below 1.
+        BackendError: requests failed twice; its `failed` lists their indices. All others were handed on before.
+    """
     from tinker import types
     from tqdm import tqdm
 
@@ -309,7 +316,7 @@ def _sample_all(
             scored = done - len(failures)
             speed = tokens / max(1e-6, time.monotonic() - start)
             bar.set_postfix_str(
-                f"{right}/{scored} right, {speed:.0f} tok/s" + (f", {len(failures)} FAILED" if failures else ""),
+                f"{right}/{scored} {word}, {speed:.0f} tok/s" + (f", {len(failures)} FAILED" if failures else ""),
                 refresh=False,
             )
             bar.update()
@@ -327,6 +334,22 @@ def _sample_all(
         failure.failed = [index for index, _ in failures]
         raise failure from (error if isinstance(error, Exception) else None)
     return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def _kept_if_cut_short(samples: dict[int, dict], samples_path: str | Path | None) -> Iterator[None]:
+    """Write the answers that came before a failure or Ctrl-C to `….partial.jsonl`: they were paid for."""
+    partial = Path(samples_path).with_suffix(".partial.jsonl") if samples_path is not None else None
+    try:
+        yield
+    except (BackendError, KeyboardInterrupt) as error:
+        if partial is not None and samples:
+            write_jsonl(partial, [samples[index] for index in sorted(samples)])
+            if isinstance(error, BackendError):
+                error.args = (f"{error}\nThe {len(samples)} answers that came are in {partial}.",)
+        raise
+    if partial is not None:
+        partial.unlink(missing_ok=True)
 
 
 def _sequence_fields(sequence: Any) -> dict[str, Any]:
@@ -366,7 +389,8 @@ def evaluate_model(
         grader: takes (answer, reference), gives something true or false, with a `why` if it has one. The reference is
             the record's `answer`, or its `output` where it has none.
         max_in_flight: requests under way at once.
-        samples_path: a file for the per-sample records, as JSON Lines.
+        samples_path: a file for the per-sample records, as JSON Lines. If the evaluation is cut short, those that came are
+            in `….partial.jsonl` beside it.
         description: the progress bar's label.
 
     Returns:
@@ -390,18 +414,19 @@ def evaluate_model(
         )
         return int(samples[index]["score"])
 
-    seconds = _sample_all(
-        sampling_client,
-        test_data,
-        fmt,
-        num_samples=1,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        max_in_flight=max_in_flight,
-        description=description,
-        on_answer=on_answer,
-    )
+    with _kept_if_cut_short(samples, samples_path):
+        seconds = sample_all(
+            sampling_client,
+            test_data,
+            fmt,
+            num_samples=1,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            max_in_flight=max_in_flight,
+            description=description,
+            on_answer=on_answer,
+        )
     ordered = [samples[index] for index in sorted(samples)]
     if samples_path is not None:
         write_jsonl(samples_path, ordered)
@@ -438,6 +463,7 @@ def evaluate_math_reasoning(
     temperature: float | None = None,
     seed: int | None = 42,
     max_in_flight: int = 64,
+    judge: Callable[[Sequence[dict]], Sequence[Any]] | None = None,
     description: str = "Evaluating reasoning",
 ) -> dict[str, Any]:
     """Judge answers, steps and completeness of mathematical reasoning.
@@ -446,6 +472,8 @@ def evaluate_math_reasoning(
         max_tokens: mathematics needs long answers.
         num_samples: answers a problem. Above 1, `pass_at_k` and `majority_vote` are added.
         temperature: 0 for one sample; 0.7 for several, which would otherwise all be the same.
+        judge: decides the steps of problems whose reference states no equation, such as proofs: a
+            `helpers.judge.ProofJudge`, or any function from records with `problem` and `proof` to verdicts.
         The other arguments are those of `evaluate_model`.
 
     Returns:
@@ -469,7 +497,7 @@ def evaluate_math_reasoning(
         by_problem[index] = [_reasoning_record(index, example, fmt, sequence) for sequence in response.sequences]
         return int(by_problem[index][0]["score"])
 
-    seconds = _sample_all(
+    seconds = sample_all(
         sampling_client,
         test_data,
         fmt,
@@ -482,6 +510,8 @@ def evaluate_math_reasoning(
         on_answer=on_answer,
     )
     samples = [sample for index in sorted(by_problem) for sample in by_problem[index]]
+    if judge is not None:
+        _ask_judge(judge, [s for s in samples if not check_reasoning_steps("", test_data[s["index"]]["output"]).evidence["missing"]])
     result: dict[str, Any] = {"counts": {}, "ci95": {}, "total": len(samples), "problems": len(test_data)}
     for name, key in (("answer_accuracy", "score"), ("step_accuracy", "steps_right"), ("completeness", "complete")):
         correct = sum(sample[key] for sample in samples)
@@ -511,6 +541,14 @@ def _reasoning_record(index: int, example: dict, fmt: PromptFormat, sequence: An
         "complete": complete.passed,
         "complete_why": complete.why,
     }
+
+
+def _ask_judge(judge: Callable[[Sequence[dict]], Sequence[Any]], samples: list[dict]) -> None:
+    written = [sample for sample in samples if sample["output"]]
+    if not written:
+        return
+    for sample, verdict in zip(written, judge([{"problem": s["problem"], "proof": s["output"]} for s in written]), strict=True):
+        sample["steps_right"], sample["steps_why"] = verdict.passed, f"judged: {verdict.why}"
 
 
 def _several(test_data: list[dict], by_problem: dict[int, list[dict]], num_samples: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ that ends the answer, and the stop rule for sampling.
 from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.errors import DataError
+from helpers.errors import DataError, ModelError
 
 END_OF_ANSWER = "\n\n"
 GUIDE_STOP = (END_OF_ANSWER, "Instruction:")
@@ -93,6 +93,26 @@ def prompt_format(name: str, tokenizer: Any) -> PromptFormat:
     except ValueError as error:
         raise DataError(f"no prompt format {name!r}: {error}", "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'") from error
     return PromptFormat(name, tokenizer, renderer.get_stop_sequences(), renderer)
+
+
+def renderer_for(base_model: str, tokenizer: Any = None) -> str:
+    """The cookbook's name of the chat format that a model was made for.
+
+    Args:
+        base_model: its name on the hub, or a folder.
+        tokenizer: of the model, for a folder that the cookbook does not know.
+
+    Raises:
+        ModelError: neither the cookbook nor the tokenizer's chat template says.
+    """
+    from tinker_cookbook import model_info
+
+    try:
+        return model_info.get_recommended_renderer_name(base_model)
+    except Exception as error:  # the cookbook raises several kinds for a model that it doesn't know
+        if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
+            return "qwen3_instruct"  # ChatML
+        raise ModelError(f"no chat format is known for {base_model}", "name one: renderer='role_colon' for a base model, or 'guide'") from error
 
 
 def build_datum(example: dict[str, Any], fmt: PromptFormat, max_length: int = 2048) -> Any:

@@ -20,10 +20,10 @@ from types import SimpleNamespace
 import pytest
 from inspect_ai.log import read_eval_log
 
-from helpers.benchmarks import own_data, renderer_for, run_inspect_eval
+from helpers.benchmarks import own_data, run_inspect_eval
 from helpers.errors import BackendError, DataError, ModelError
 from helpers.models import load_tokenizer
-from helpers.prompts import prompt_format, question_text
+from helpers.prompts import prompt_format, question_text, renderer_for
 from helpers.runs import ROOT
 
 GSM8K = [{"question": f"Ann has {n} pens and buys {n + 1}. How many pens has she?",

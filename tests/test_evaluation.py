@@ -160,6 +160,21 @@ def test_a_request_that_fails_twice_is_reported_and_never_scored(error):
     assert raised.value.failed == [3] and raised.value.__cause__ is error and max(client.attempts.values()) == 2
 
 
+def test_answers_that_came_before_a_failure_are_kept(tmp_path):
+    def broken(prompt, attempt):
+        if "What is 4 +" in prompt:
+            raise RuntimeError("connection lost")
+        return right(prompt, attempt)
+
+    path = tmp_path / "samples.jsonl"
+    with pytest.raises(BackendError, match="29 answers that came are in .*samples.partial.jsonl"):
+        evaluate_model(Client(broken), ROWS, Characters(), samples_path=path)
+    kept = [json.loads(line) for line in (tmp_path / "samples.partial.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(kept) == 29 and all(sample["score"] for sample in kept) and not path.exists()
+    evaluate_model(Client(right), ROWS, Characters(), samples_path=path)
+    assert path.exists() and not (tmp_path / "samples.partial.jsonl").exists()
+
+
 def test_bad_test_sets_are_errors():
     for rows in ([], [{"instruction": "?"}], [{"instruction": "?", "output": " "}]):
         with pytest.raises(DataError):
