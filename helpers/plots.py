@@ -21,6 +21,21 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
+class LiveFigure:
+    """A figure in a notebook's output that is drawn again in its place: `live.show(figure)`."""
+
+    def __init__(self) -> None:
+        self._handle = None
+
+    def show(self, figure: "Figure") -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(figure, display_id=True)
+        else:
+            self._handle.update(figure)
+
+
 def length_histogram(prompts: list[int], answers: list[int]) -> "Figure":
     """How long prompts and answers are.
 

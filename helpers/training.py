@@ -57,14 +57,22 @@ def plan_steps(size: int, batch_size: int, epochs: float, learning_rate: float, 
     return steps
 
 
-def evaluation_steps(total: int, every: int) -> list[int]:
+def evaluation_steps(total: int, every: int, epochs: float = 1.0, every_epochs: float = 0.0) -> list[int]:
     """Steps after which to evaluate: 0 (before training), every `every`, and the last, which replaces one just before it.
 
+    Args:
+        total: steps of the run.
+        every: steps between two looks.
+        epochs: of the run.
+        every_epochs: above 0, the epochs between two looks; `every` is then not used.
+
     Raises:
-        DataError: `every` is not above zero.
+        DataError: `every` is not above zero, or `every_epochs` is below it.
     """
-    if every < 1:
-        raise DataError(f"eval_every={every} must be at least 1", "correct the parameter")
+    if every < 1 or every_epochs < 0:
+        raise DataError(f"eval_every={every}, eval_every_epochs={every_epochs}: the first must be at least 1, the second at least 0", "correct the parameter")
+    if every_epochs:
+        every = max(1, round(every_epochs * total / epochs))
     return [0, *(step for step in range(every, total, every) if total - step >= every / 2), total]
 
 
@@ -88,21 +96,37 @@ def target_tokens(datums: list[Any]) -> int:
     return sum(int((datum.loss_fn_inputs["weights"].to_numpy() != 0).sum()) for datum in datums)
 
 
+BEST = {
+    "accuracy": lambda checkpoint: (checkpoint["accuracy"], -checkpoint["loss"]),
+    "loss": lambda checkpoint: (-checkpoint["loss"], checkpoint["accuracy"]),
+}
+
+
 class TrainingLog:
     """The files of the train stage, and where to go on.
 
         metrics.jsonl            one line a step: step, epoch, train_nll, learning_rate, tokens_per_second
         checkpoints.jsonl        one line an evaluation: step, epoch, state_path, sampler_path, accuracy, loss
         evaluation_history.json  [{epoch, step, accuracy, loss}]
-        best_checkpoint.json     the line of checkpoints.jsonl with the highest validation accuracy
+        best_checkpoint.json     the line of checkpoints.jsonl that is best by `best_metric`
 
     Args:
         folder: the stage's folder.
         settings: everything that decides the result. Files of another setting, or of a finished run, are begun anew.
+        best_metric: what the best checkpoint has: the highest `accuracy` (of equals the lowest loss), or the lowest `loss`
+            (of equals the highest accuracy), on validation data.
+        patience: looks without a new best after which `stop_early` is true; 0 for never.
+
+    Raises:
+        DataError: there is no such metric, or patience is below 0.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
-        self.folder = folder
+    def __init__(self, folder: Path, settings: dict[str, Any], best_metric: str = "accuracy", patience: int = 0):
+        if best_metric not in BEST:
+            raise DataError(f"best_metric={best_metric!r}", f"use {' or '.join(BEST)}")
+        if patience < 0:
+            raise DataError(f"patience={patience}", "use 0 for never, or the number of looks to wait")
+        self.folder, self._goodness, self._patience = folder, BEST[best_metric], patience
         self._settings_path = folder / "settings.json"
         old = read_json(self._settings_path) if self._settings_path.exists() else {}
         self.resumed = old == {**settings, "finished": False} and bool(self.checkpoints)
@@ -131,8 +155,14 @@ class TrainingLog:
 
     @property
     def best(self) -> dict:
-        """The checkpoint with the highest validation accuracy; of equals the one with the lowest validation loss."""
-        return max(self.checkpoints, key=lambda c: (c["accuracy"], -c["loss"]))
+        """The best checkpoint so far, by `best_metric`; of equals the first."""
+        return max(self.checkpoints, key=self._goodness)
+
+    @property
+    def stop_early(self) -> bool:
+        """Whether the last `patience` looks brought nothing better."""
+        rows = self.checkpoints
+        return bool(self._patience and rows) and len(rows) - 1 - rows.index(self.best) >= self._patience
 
     def step(self, step: Step, train_nll: float, tokens: int, seconds: float) -> None:
         """Record one optimizer step."""

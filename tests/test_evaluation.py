@@ -296,4 +296,5 @@ def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
 def test_token_f1_is_that_of_squad():
     assert token_f1("The Eiffel Tower!", "eiffel tower") == 1
     assert token_f1("in the big city of Paris", "Paris city") == pytest.approx(2 * 2 / (5 + 2))
+    assert token_f1("答案是北京。", "北京") == pytest.approx(2 * 2 / (5 + 2)) and token_f1("北京！", "北京") == 1
     assert token_f1("", "") == 1 and token_f1("", "Paris") == 0 and token_f1("Rome", "Paris") == 0

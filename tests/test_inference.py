@@ -119,7 +119,7 @@ def test_a_cpu_that_is_too_old_is_named(monkeypatch):
     import helpers.inference as inference
 
     monkeypatch.setattr(inference.Path, "read_text", lambda self, **_: "flags : sse4_2 avx")
-    assert "AVX2" in inference._vllm_advice(True)
+    assert "AVX2" in inference.vllm_advice(True)
 
 
 def test_throughput_counts_tokens_and_calls():

@@ -1,0 +1,98 @@
+"""vLLM's server, really started: the answers and scores are those of the model in `transformers`, and nothing stays behind."""
+
+import os
+import subprocess
+import sys
+import time
+
+import openai
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM
+
+from helpers.benchmarks import own_data, run_inspect_eval
+from helpers.errors import BackendError, ModelError
+from helpers.inference import generate_with_transformers
+from helpers.models import load_tokenizer
+from helpers.prompts import prompt_format, question_text
+from helpers.runs import ROOT
+from helpers.serve import GUIDE_TEMPLATE, ask_server, serve_vllm
+
+ROWS = [{"instruction": f"What is {n} + {n + 2}?", "input": "Answer with a number." if n % 2 else "", "output": str(2 * n + 2)} for n in range(1, 13)]
+
+
+@pytest.fixture(scope="module")
+def fmt(base_model):
+    return prompt_format("guide", load_tokenizer(base_model))
+
+
+@pytest.fixture(scope="module")
+def started(base_model, fmt):
+    """A server, its process tree while it ran, and what became of that."""
+    seen = {}
+    with serve_vllm(base_model, fmt=fmt, dtype="float32", max_model_len=512) as server:
+        seen["tree"] = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        yield server, seen
+    deadline = time.monotonic() + 20
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in seen["tree"]):
+        assert time.monotonic() < deadline, "the server left a process behind"
+        time.sleep(0.1)
+    with pytest.raises(BackendError, match="did not answer"):
+        ask_server(server, ["Still there?"], fmt, 4)
+
+
+def test_the_server_answers_as_the_model_does(started, base_model, fmt):
+    server, _ = started
+    served = ask_server(server, [question_text(row, "guide") for row in ROWS], fmt, 16)
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype="float32")
+    answers = generate_with_transformers(model, fmt, [fmt.prompt_tokens(row) for row in ROWS], 16, progress=False)
+    same = sum(a["text"] == b.text and a["stop_reason"] == b.stop_reason for a, b in zip(served, answers))
+    assert same >= len(ROWS) - 1  # float32 sums in another order: a near tie may fall otherwise
+
+
+def test_inspect_asks_it_the_same_task(started, tmp_path):
+    server, _ = started
+    results = run_inspect_eval(benchmark=own_data(ROWS), server_url=server.url, api_key=server.api_key, renderer="guide", max_tokens=16, log_dir=tmp_path)
+    right = sum(str(2 * n + 2) in answer["text"] for n, answer in enumerate(ask_server(server, [question_text(row, "guide") for row in ROWS], prompt_format("guide", None), 16), 1))
+    assert results["samples"] == len(ROWS) and 0 < results["score"] <= 100 * right / len(ROWS)
+
+
+def test_only_its_own_key_opens_it_and_no_command_line_shows_it(started):
+    server, seen = started
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=server.url, api_key="another", max_retries=0).models.list()
+    assert server.api_key not in repr(server) and not any(server.api_key in " ".join(process.cmdline()) for process in seen["tree"])
+
+
+def test_the_template_makes_the_prompts_of_training(base_model, fmt):
+    messages = lambda row: [{"role": "user", "content": question_text(row, "guide")}]  # noqa: E731
+    for row in ROWS:
+        assert fmt.tokenizer.apply_chat_template(messages(row), chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False) == fmt.prompt_tokens(row)
+    turn = [*messages(ROWS[0]), {"role": "assistant", "content": ROWS[0]["output"]}]
+    tokens = fmt.tokenizer.apply_chat_template(turn, chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False)
+    assert tokens == fmt.prompt_tokens(ROWS[0]) + fmt.answer_tokens(ROWS[0])
+
+
+def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):
+    for arguments, message in (({"model_folder": tmp_path}, "there is no model in"), ({"model_folder": base_model, "adapters": {"a": tmp_path}}, "is no PEFT adapter")):
+        with pytest.raises(ModelError, match=message), serve_vllm(**arguments):
+            pass
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(ModelError, match="ended at its start"), serve_vllm(tmp_path):
+        pass
+
+
+def test_a_dead_notebook_takes_its_server_along(tmp_path):
+    """`python` is killed while the server starts: the kernel of the machine ends the server."""
+    script = "import sys; from helpers.serve import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: pass"
+    from helpers.models import local_base_model
+
+    process = subprocess.Popen([sys.executable, "-c", script, str(local_base_model())], cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ)
+    deadline = time.monotonic() + 60
+    while not (children := psutil.Process(process.pid).children()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(children, timeout=20)
+    assert not any(child.is_running() for child in children)
