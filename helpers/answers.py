@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helpers.arithmetic import CURRENCY, NUMBER
-from helpers.equality import WIDE, choice, looks_symbolic, normalise, same_answer, sentences, stated_by
+from helpers.equality import WIDE, choice, looks_symbolic, normalise, same_answer, sentences, stated_by, structure
 from helpers.quantities import MAX_ANSWER, NUMBER_WORDS, clock_time, read_quantity, tidy_answer, unit_at
 
 MAX_TEXT = 20_000
@@ -154,11 +154,12 @@ def _boxed(text: str) -> list[tuple[int, str]]:
         content = match[1] or _group(text, match.end() - 1)
         if content is None or not content.strip():
             continue
+        content = f"({content})" if content.rstrip().endswith("!") else content  # a factorial, not joy
         if last_end >= 0 and _joins(text[last_end : match.start()]):
             found[-1] = (found[-1][0], f"{found[-1][1]}, {content}")
         else:
             found.append((match.start(), content))
-        last_end = match.end() + len(content) + 1 if not match[1] else match.end()
+        last_end = match.end() if match[1] else match.end() + len(_group(text, match.end() - 1)) + 1
     return found
 
 
@@ -254,7 +255,7 @@ _VALUE = re.compile(
     rf"|(?<![\w)])-?(?:π|√\s*\d+)"
 )
 _BRACKETED = re.compile(r"(?<![\w)])[(\[{][^()\[\]{}]{1,80},[^()\[\]{}]{1,80}[)\]}](?=[\s.。,]*$)")
-_GIVEN = re.compile(r"\b(?:in|for|after|within|over|during|per|every|with|each of|out of)\s+(?:the\s+|all\s+|about\s+|only\s+)?$", re.IGNORECASE)
+_GIVEN = re.compile(r"\b(?:in|for|after|within|over|during|per|every|with|each of|out of|all|of (?:the|these|those|his|her|their)|[a-z]{3,}s of)\s+(?:the\s+|all\s+|about\s+|only\s+)?$", re.IGNORECASE)
 
 
 def _conclusion(text: str) -> str | None:
@@ -298,6 +299,8 @@ def _value_of_sentence(last: str, alone: bool) -> str | None:
         return None
     if "=" in plain_text:
         return _right_side(plain_text)
+    if listed := re.search(rf"\b(?:are|were|be)\s+([{CURRENCY}]?-?{NUMBER}(?:,\s*[{CURRENCY}]?-?{NUMBER})*,?\s+and\s+[{CURRENCY}]?-?{NUMBER})\W*$", plain_text):
+        return listed[1]
     if bracketed := _BRACKETED.search(plain_text):
         return bracketed[0]
     items = [(m.end() - len(m[0].lstrip()), m.end(), m[0].strip()) for m in _VALUE.finditer(plain_text) if m[0].strip(" -−")]
@@ -312,7 +315,8 @@ def _value_of_sentence(last: str, alone: bool) -> str | None:
     if not items or re.search(r"\d\s*[-+*/×÷]\s*\d+\s*\.?$", plain_text.replace("/", "|")):
         return None
     for start, end, value in reversed(items):  # "180 miles in 3 hours": a number after `in` is given, not found
-        if not _GIVEN.search(plain_text[:start]) or len(items) == 1:
+        given = _GIVEN.search(plain_text[:start]) or re.search(r"\d.*\sto (?!\d)[a-z]+\b(?:(?!\b(?:is|are)\b).)*$", plain_text[:start])
+        if not given or len(items) == 1:
             break
     else:
         start, end, value = items[-1]
@@ -367,7 +371,7 @@ def _right_side(text: str) -> str | None:
 
 
 def _negated(text: str) -> bool:
-    return bool(re.search(rf"\b(?:not|cannot be|never)\s+(?:be\s+)?(?:equal to\s+)?[{CURRENCY}]?{NUMBER}\W*$", text))
+    return bool(re.search(rf"\b(?:not|cannot be|never|(?:more|less|fewer|greater|larger|smaller) than)\s+(?:be\s+)?(?:equal to\s+)?[{CURRENCY}]?{NUMBER}\W*$", text))
 
 
 def _with_unit(text: str, start: int, end: int, value: str) -> str:
@@ -426,7 +430,22 @@ def check_final_answer(model_output: str, expected_output: str) -> Verdict:
     if same_text and normalise(model_output):
         return Verdict(True, "the same text", (found or reference)[:MAX_ANSWER], reference[:MAX_ANSWER])
     passed, why = same_answer(reference[:MAX_ANSWER], found[:MAX_ANSWER])
+    if not passed and marked:
+        for other in _other_readings(reference, marked):
+            if same_answer(reference[:MAX_ANSWER], other[:MAX_ANSWER])[0]:
+                passed, why, found = True, "the same value", other
     return Verdict(passed, why, found[:MAX_ANSWER], reference[:MAX_ANSWER])
+
+
+def _other_readings(reference: str, marked: list[str]) -> list[str]:
+    """What a marked answer may also say: the value of a whole sentence after the mark, or the last of several, for a list."""
+    readings = []
+    if re.match(r"[A-Za-z]", marked[-1]) and len(marked[-1].split()) >= 5 and read_quantity(tidy_answer(reference)):
+        readings.append(_value_of_sentence(marked[-1], alone=False) or "")
+    wanted = structure(tidy_answer(reference.replace("$", "")))
+    if wanted and wanted[0] in ("list", "set") and len(marked) >= len(wanted[1]):
+        readings.append(", ".join(marked[-len(wanted[1]) :]))
+    return [reading for reading in readings if reading]
 
 
 def _reference(text: str) -> str:
@@ -444,7 +463,7 @@ def _reference(text: str) -> str:
 
 def _is_words(reference: str) -> bool:
     return (
-        bool(re.search(r"[A-Za-z]{2,}|[\u4e00-\u9fff]|^\W*[A-J]\W*$", reference))
+        bool(re.search(r"[A-Za-z]{2,}|[\u4e00-\u9fff]|^\W*[A-J]\W*$", re.sub(r"(?<=\d)\W*\b(?:and|or)\b", "", reference)))
         and read_quantity(tidy_answer(reference)) is None
         and clock_time(reference) is None
         and "\\" not in reference

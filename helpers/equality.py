@@ -18,8 +18,14 @@ def normalise(text: str | None) -> str:
 
 
 def sentences(line: str) -> list[str]:
-    """A line's sentences; a full stop between digits ends none."""
-    return [part for part in re.split(r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+|(?<=[。！？])", line) if part.strip()]
+    """A line's sentences; a full stop between digits or after `i.e.` ends none."""
+    return [part for part in _SENTENCES.split(line) if part.strip()]
+
+
+_SENTENCES = re.compile(
+    r"(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\bvs\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bSt\.)(?<!\bapprox\.)"
+    r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+|(?<=[。！？])"
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,7 +160,7 @@ def _number_in(text: str) -> Quantity | None:
         re.search(rf"{NUMBER}\s*[*^+/:-]\s*\d", re.sub(r"\d\s*/\s*\d", "", text))
         or structure(text)
         and len(numbers) > 1
-        or re.search(r"\b(?:half|twice|double|triple)\b|\d\s*(?:(?:to|(?:more|less|fewer) than)\s+\d|remainder)", text)
+        or re.search(r"\b(?:half|twice|double|triple)\b|\d\s*(?:(?:to|(?:more|less|fewer) than)\s+\d|remainder)|\b(?:more|less|fewer|greater|larger|smaller) than\s", text)
     ):
         return None
     if len(numbers) == 1:
@@ -223,6 +229,8 @@ def same_answer(gold: str, found: str) -> tuple[bool, str]:
     if quantity:
         if "±" in found_tidy and "±" not in gold_tidy:
             return False, "two values, and the reference has one"
+        if (quantity.decimals or 0) and re.fullmatch(r"-?\d+,\d{1,2}|-?\d+,\d{4,}", found_tidy):
+            direct = read_quantity(found_tidy.replace(",", "."))  # 3,5 as it is written in German
         other = direct or _number_in(found_tidy)
         if other:
             passed = same_quantity(quantity, other)

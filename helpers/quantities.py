@@ -256,9 +256,9 @@ def _with_rest(quantity: Quantity, rest: str, apart: bool = False) -> Quantity |
     two_units = re.match(r"([A-Za-z]+)(\s*(?:,|and)*\s*\d.*)", text)
     if two_units and two_units[1].lower() in UNITS:
         return _compound(quantity, two_units[1].lower(), two_units[2])
-    out_of = re.match(r"out of\s+(?:the\s+)?(\d+)\b", text)
-    if out_of and int(out_of[1]) and isinstance(quantity.value, Fraction):
-        return Quantity(quantity.value / int(out_of[1]))
+    out_of = re.match(r"out of\s+(?:the\s+)?(\d+)\b|in\s+(\d+)[\s.]*$", text)
+    if out_of and int(out_of[1] or out_of[2]) and isinstance(quantity.value, Fraction):
+        return Quantity(quantity.value / int(out_of[1] or out_of[2]))
     if re.match(r"(?:to|more than|less than|fewer than|times)\s+[-$]?\d|(?:remainder|R)\s*\d|余\d", text):
         return None
     if re.match(r"\\(?:Omega|mu)", text):

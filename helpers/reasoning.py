@@ -1,6 +1,7 @@
 """Reasoning: is every stated equation right, is every step of the reference there, does the text come to its end."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from helpers.answers import MAX_TEXT, Verdict, final_answer, marked_answers, prepare, without_extras
 from helpers.arithmetic import CURRENCY, NUMBER, Number, evaluate, plain, rounds_to, same_number
 from helpers.equality import WIDE, sentences
-from helpers.quantities import read_quantity, tidy_answer
+from helpers.quantities import read_quantity, tidy_answer, unit_at
 
 MAX_EQUATIONS = 300
 
@@ -32,7 +33,7 @@ class Equation:
 
 # A word before a number or after it is a noun or a unit ("5 apples + 7 apples"); `x` between numbers multiplies.
 _NOUN = re.compile(r"[A-Za-z\u4e00-\u9fff][A-Za-z\u4e00-\u9fff'_-]*\.?")
-_ARITHMETIC = rf"{NUMBER}|sqrt|pi|\*\*|[-+*/^()%!{CURRENCY}]"
+_ARITHMETIC = rf"{NUMBER}|(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])|\*\*|[-+*/^()%!{CURRENCY}]"
 _CLAUSE = re.compile(
     r"(?<=[A-Za-z\u4e00-\u9fff]):|:\s|[;?]|[,.]\s|[,.]$|,(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff]),"
     r"|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?|because|since|as)\s"
@@ -53,9 +54,11 @@ def _side(text: str, where: str, known: dict[str, Number] | None = None) -> str 
         text = _END_OF_VALUE.split(text)[0]
     for name, value in (known or {}).items():
         text = re.sub(rf"(?<=\d)\s*{name}\b", f" * ({value})", re.sub(rf"(?<![A-Za-z\d])(?<!\d )-?{name}\b", lambda m: f"{m[0][:-1]}({value})", text))
-    allowed = [token for token in re.split(rf"({_ARITHMETIC})", text) if token.strip()]
+    if where == "first" and re.search(r"(?<![A-Za-z])[A-Za-z]\w?\s*(?:_\s*[({]?\w+[)}]?|\([^()]{1,20}\))\s*$", text):
+        return None  # S_3 or f(0): a name, no value
+    tokens = [token for token in re.split(rf"({_ARITHMETIC})", text) if token.strip()]
     kept: list[str] = []
-    for token in allowed:
+    for token, following in zip(tokens, [*tokens[1:], ""]):
         if re.fullmatch(_ARITHMETIC, token):
             if re.match(r"[\d.]", token) and kept and kept[-1] == " " and any(re.match(r"[\d.)]", piece) for piece in kept):
                 if where != "first":
@@ -67,6 +70,8 @@ def _side(text: str, where: str, known: dict[str, Number] | None = None) -> str 
         if any(not _NOUN.fullmatch(word) for word in words):
             return None
         if where == "first" and not any(re.match(r"[\d.]", piece) for piece in kept):
+            if re.search(r"(?:^|\s)[b-zB-HJ-Z]\s*$", token) and following in ("+", "-", "*", "/", "^", "**"):
+                return None  # x + 66
             kept = []  # "Total cost 5 + 7": words before the arithmetic
         elif len(token.strip()) == 1 and re.match(r"[a-zA-Z]$", token.strip()) and token.strip() not in ("m", "g", "l", "L", "h", "s"):
             return None  # a variable: 5x
@@ -83,7 +88,7 @@ def _nouns(text: str) -> set[str]:
 
 
 _BREAK = re.compile(
-    r"\n|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])"
+    r"\n|\s+and\s+(?=[A-Za-z]\w*\s*=)|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])"
 )
 _WORDS_FOR_SIGNS = {r"plus|added to": "+", r"minus": "-", r"times|multiplied by": "*", r"divided by": "/"}
 _REMAINDER = re.compile(r"(\d{1,18})\s*[/÷]\s*(\d{1,18})\s*=\s*(\d{1,18})[^\d=.]{0,20}(?:remainder|\br\b|\bR|余|\.{3,}|…+)(?:\s+of)?\s*(\d{1,18})")
@@ -109,8 +114,9 @@ def _plain_line(line: str) -> str:
     line = plain(line.replace("&", " "))
     line = re.sub(r"\b([A-Za-z]{2,}|m)\s*\^\s*\(?[23]\)?", r"\1", line)  # 12 cm^2
     line = re.sub(r"(?<=[\w)])\s*/\s*(?!sqrt|pi\b)[A-Za-z]{2,}", " ", line)  # $2/egg
-    line = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d($])|(?<=\d)\s*[xX]\s+(?=[\d($])", " * ", line.replace("\\", " "))
-    return re.sub(r"^\s*(?:[-*•]\s+)?(?:step|步骤|第)?\s*\d+\s*步?\s*(?:\.(?!\d)|[:)、])\s*(?=\S)", "", line, flags=re.IGNORECASE)
+    line = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d($]|\.\d)|(?<=\d)\s*[xX]\s+(?=[\d($]|\.\d)|(?<=[a-z])\s+x\s+(?=[\d($])", " * ", line.replace("\\", " "))
+    line = re.sub(r"^\s*[-*•]\s+(?=\S)", "", line)
+    return re.sub(r"^\s*(?:step|步骤|第)?\s*\d+\s*步?\s*(?:\.(?!\d)|[:)、])\s*(?=\S)", "", line, flags=re.IGNORECASE)
 
 
 def equations(text: str) -> list[Equation]:
@@ -134,7 +140,7 @@ def _unknowns(lines: list[str]) -> dict[str, Number]:
     for line in lines:
         for name, value in re.findall(rf"(?<![A-Za-z\d)/*+^-])(?<![/*+^-] )\b([a-zA-Z])\s*=\s*[{CURRENCY}]?\s*(-?{NUMBER}(?:\s*/\s*\d+)?)\s*(?=$|[.,;]|[A-Za-z])", line):
             result = evaluate(value)
-            if result:
+            if result and name not in "ie":  # 2i: the imaginary unit
                 values.setdefault(name, set()).add(result[0])
     return {name: found.pop() for name, found in values.items() if len(found) == 1}
 
@@ -172,7 +178,7 @@ def _split_middles(sides: list[str], signs: list[str]) -> tuple[list[str], list[
     split_sides, split_signs = sides[:1], []
     for place, side in enumerate(sides[1:], start=1):
         split_signs.append(signs[place - 1])
-        ends = re.match(rf"\s*[{CURRENCY}]?\s*-?{NUMBER}%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*(?=[{CURRENCY}(]?\d)", side)
+        ends = re.match(rf"\s*[{CURRENCY}]?\s*-?{NUMBER}(?![,.]?\d)%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*(?=[{CURRENCY}(]?\d)", side)
         if ends and place < len(sides) - 1:
             split_sides += [side[: ends.end()], side[ends.end() :]]
             split_signs.append("")
@@ -182,12 +188,16 @@ def _split_middles(sides: list[str], signs: list[str]) -> tuple[list[str], list[
 
 
 def _without_conversion(run: list) -> list:
-    """`3 hours = 3 * 60 = 180 minutes` converts: its first side is a number of another unit, not an equal value."""
-    if len(run) < 3:
+    """The sides without a first one that only names what is computed: `Cost of 3 pens = 3 * 2 = 6`, `3 hours = 3 * 60 = 180 minutes`."""
+    if len(run) < 2:
         return run
     (first, _), (second, _), (last, _) = run[0], run[1], run[-1]
+    if _computes(first[0]) or not _computes(second[0]) or same_number(first[1], second[1]):
+        return run
+    labelled = re.search(r"[A-Za-z\u4e00-\u9fff]{2,}[^\d]*\d", _CLAUSE.split(first[3])[-1])
     nouns = _nouns(first[3])
-    if nouns and not _computes(first[0]) and _computes(second[0]) and _nouns(last[3]) and not nouns & _nouns(last[3]) and not same_number(first[1], last[1]):
+    counted = nouns and not labelled and _has(first[1], second[2][:-1])  # 4 quarters = 4 * 0.25
+    if labelled or counted or nouns and _nouns(last[3]) and not nouns & _nouns(last[3]):
         return [(second, ""), *run[2:]]
     return run
 
@@ -207,7 +217,10 @@ def _says_something(run: list) -> bool:
 def _judge(run: list) -> Equation:
     right = True
     for (left, _), (item, sign) in zip(run, run[1:]):
-        right &= _equal_sides(left[1], item[1], left[0], item[0], sign == "≈")
+        a, b = left[1], item[1]
+        if ("cent" in left[3]) != ("cent" in item[3]) and "$" in left[3] + item[3]:  # 100 cents = $1
+            a, b = (a / 100, b) if "cent" in left[3] else (a, b / 100)
+        right &= _equal_sides(a, b, left[0], item[0], sign == "≈")
     parts = [value for item, _ in run for value in item[2]]
     text = " = ".join(item[0] for item, _ in run)
     return Equation(text[:200], tuple(item[1] for item, _ in run), tuple(parts), right)
@@ -378,6 +391,9 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
     opened = _left_open(text)
     if opened:
         return Verdict(False, f"left open: {opened}", evidence={"open": opened})
+    if re.search(r"\d\s+\*$", text):
+        return Verdict(False, f"ends in the middle: {text[-40:]!r}", evidence={"end": text[-40:]})
+    text = "".join(char for char in text if unicodedata.category(char) != "So" or char in "□■∎°").rstrip()
     end = re.sub(r"[\s*_`$]+$|\\[\])]\s*$", "", text).strip()
     last_line = end.rsplit("\n", 1)[-1].strip()
     if re.search(r"(?:\.\.\.|…)$", end):
@@ -413,6 +429,9 @@ def _concludes(text: str, end: str, last_line: str, stopped: bool) -> Verdict:
     closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE)) or stopped
     if _QED.search(last_line) or "\n" not in end and len(end) <= 60 and (closed or len(end.split()) <= 3 or re.search(r"[\d%$]$", end)):
         return Verdict(True, "it ends with its conclusion")
+    result = re.search(rf".*=\s*[{CURRENCY}]?{NUMBER}(?P<rest>.*)$", last_line)
+    if result and unit_at(result["rest"]) == len(result["rest"]) or "\n" in end and read_quantity(tidy_answer(last_line)) and len(last_line) <= 30:
+        return Verdict(True, "it ends with its result", final_answer(text))
     if re.fullmatch(r"\*\*[^*]+\*\*|\\[(\[].+|\|.*\d.*\|?|\$[^$]+", last_line) or text.rstrip().rsplit("\n", 1)[-1].startswith(("**", "\\(", "\\[", "$", "|")):
         if final_answer(text) or stopped:
             return Verdict(True, "it ends with its result", final_answer(text))
