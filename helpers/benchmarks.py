@@ -438,7 +438,7 @@ def _evaluate(made: Task, model: Model, **settings: Any) -> Any:
     def work() -> None:
         try:
             outcome["log"] = inspect_ai.eval(
-                made, model, display="none", fail_on_error=True, retry_on_error=1, log_realtime=False, ctl_server=False,
+                made, model, display="log", log_level="warning", fail_on_error=True, retry_on_error=1, log_realtime=False, ctl_server=False,
                 score_display=False, **settings)[0]
         except BaseException as error:  # it crosses to the caller's thread, where it is raised
             outcome["error"] = error

@@ -16,7 +16,7 @@ from helpers.inference import generate_with_transformers
 from helpers.models import load_tokenizer
 from helpers.prompts import prompt_format, question_text
 from helpers.runs import ROOT
-from helpers.serve import GUIDE_TEMPLATE, ask_server, serve_vllm
+from helpers.serve import GUIDE_TEMPLATE, _wait, ask_server, serve_vllm
 
 ROWS = [{"instruction": f"What is {n} + {n + 2}?", "input": "Answer with a number." if n % 2 else "", "output": str(2 * n + 2)} for n in range(1, 13)]
 
@@ -77,9 +77,15 @@ def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):
     for arguments, message in (({"model_folder": tmp_path}, "there is no model in"), ({"model_folder": base_model, "adapters": {"a": tmp_path}}, "is no PEFT adapter")):
         with pytest.raises(ModelError, match=message), serve_vllm(**arguments):
             pass
-    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
-    with pytest.raises(ModelError, match="ended at its start"), serve_vllm(tmp_path):
-        pass
+    with open(tmp_path / "log", "wb") as log:  # in place of vLLM, which takes its time to fail
+        process = subprocess.Popen([sys.executable, "-c", "print('much'); raise ValueError('no such dtype')"], stdout=log, stderr=subprocess.STDOUT)
+    with pytest.raises(ModelError, match="ended at its start:\n.*no such dtype"):
+        _wait(process, 1, 60, tmp_path / "log", True)
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(["sleep", "60"], stdout=log)
+    with pytest.raises(ModelError, match="did not answer in 1 s"):
+        _wait(process, 1, 1, tmp_path / "log", True)
+    process.kill()
 
 
 def test_a_dead_notebook_takes_its_server_along(tmp_path):
