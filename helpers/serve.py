@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import re
 import secrets
 import signal
 import socket
@@ -76,7 +77,7 @@ def serve_vllm(
     """Start vLLM's server on loopback (what `vllm serve` starts, which the build for CPUs lacks), wait until it answers, and end it with the block.
 
     Args:
-        model_folder: the model, a Hugging Face folder.
+        model_folder: the model: a Hugging Face folder, or its name on the hub.
         fmt: the prompt format of training. `guide` gets a chat template that makes the same prompts; with another format, or
             None, the server uses the template in the model's folder.
         name: what clients ask for.
@@ -90,7 +91,8 @@ def serve_vllm(
             of its log is in the message.
     """
     folder = Path(model_folder)
-    if not (folder / "config.json").is_file():
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model_folder)) and not folder.exists()
+    if not on_hub and not (folder / "config.json").is_file():
         raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
     if importlib.util.find_spec("vllm") is None:
         raise ModelError("vLLM is not installed", NOT_INSTALLED)
