@@ -81,7 +81,8 @@ def _made_by_this_run(run: Run, done: dict[str, Any]) -> bool:
     if not typed:
         return True
     best = _read(run, "train/best_checkpoint.json")
-    return typed in (best.get("state_path"), best.get("sampler_path")) or done["merge"].get("results", {}).get("parity_passed") is True
+    is_best = typed in (best.get("state_path"), best.get("sampler_path"))
+    return is_best or done["merge"].get("results", {}).get("parity_passed") is True  # compared with the best checkpoint
 
 
 def _base_model(recorded: str) -> dict[str, str]:
@@ -93,7 +94,8 @@ def _base_model(recorded: str) -> dict[str, str]:
     if text == models.README:
         note = "The base model came from a 4-bit file, dequantised, which costs a little quality against its original weights."
         return {"id": f"HuggingFaceTB/{models.LOCAL_MODEL}", "licence": "apache-2.0", "name": models.LOCAL_MODEL, "note": note}
-    return {"id": "", "licence": _licence(text), "name": Path(recorded).name, "note": "The base model was a local folder; its name on the hub is not known."}
+    note = "The base model was a local folder; its name on the hub is not known."
+    return {"id": "", "licence": _licence(text), "name": Path(recorded).name, "note": note}
 
 
 def _licence(card: str) -> str:
@@ -115,10 +117,11 @@ def _front_matter(base: dict[str, str]) -> str:
 
 def _summary(base: dict[str, str], done: dict[str, Any], manifest: dict[str, Any]) -> str:
     name = f"[{base['id']}](https://huggingface.co/{base['id']})" if base["id"] else f"`{base['name'] or 'a base model without a name'}`"
-    where = {"stub": "the Tinker course's stub backend", "hosted": "hosted Tinker"}.get(manifest.get("backend", {}).get("kind"), "a Tinker server")
+    kind = manifest.get("backend", {}).get("kind")
+    where = {"stub": "the Tinker course's stub backend", "hosted": "hosted Tinker"}.get(kind, "a Tinker server")
     export, merge = (done.get(stage, {}).get("results", {}) for stage in ("export", "merge"))
-    lines = [f"{name}, fine-tuned with LoRA on {where}, and merged: adapter and base model are one, in {merge.get('dtype', 'the saved precision')}.",
-             base["note"]]
+    lines = [f"{name}, fine-tuned with LoRA on {where}, and merged: adapter and base model are one"
+             + (f", in {merge['dtype']}." if "dtype" in merge else "."), base["note"]]
     if "rank" in export:
         lines.append(f"The adapter has rank {export['rank']}, alpha {export['alpha']:g} and {export['parameters']:,} numbers.")
     if not base["licence"]:
@@ -148,8 +151,8 @@ def _scores(done: dict[str, Any], evaluation: dict[str, Any]) -> str:
         cells.append((name, f"{correct}/{total}", f"{correct / total:.1%}", f"{low:.1%} to {high:.1%}"))
     text += "\n\n" + _table(["", "right", "rate", "95% interval"], cells)
     if "p_value" in evaluation:
-        text += (f"\n\nOf the problems that only one of the two got right, the tuned model gained {evaluation['gained']} and lost {evaluation['lost']} "
-                 f"against the base model: McNemar's exact p = {evaluation['p_value']:.2g}.")
+        text += (f"\n\nOf the problems that only one of the two got right, the tuned model gained {evaluation['gained']} and lost "
+                 f"{evaluation['lost']} against the base model: McNemar's exact p = {evaluation['p_value']:.2g}.")
     return text
 
 
@@ -158,7 +161,8 @@ def _usage(done: dict[str, Any]) -> str:
     if name is None:
         return ""
     if name != "guide":
-        return f"## Prompt\n\nTrained and scored on chat prompts as `tinker_cookbook`'s renderer `{name}` writes them. Other prompts may do worse."
+        return ("## Prompt\n\nTrained and scored on chat prompts as `tinker_cookbook`'s renderer "
+                f"`{name}` writes them. Other prompts may do worse.")
     prompt = prompts.guide_prompt({"instruction": "…", "input": "…"})
     return ("## Prompt\n\nTrained and scored on this prompt; other prompts may do worse. The `Input` line is left out if there is none, and "
             f"an answer ends at {' or '.join(f'`{stop!r}`' for stop in prompts.GUIDE_STOP)}.\n\n```\n{prompt}\n```")
@@ -198,10 +202,12 @@ def _training(done: dict[str, Any], manifest: dict[str, Any]) -> str:
 
 def _parity(run: Run, done: dict[str, Any]) -> str:
     rows = []
-    for stage, name in (("merge", "this model with the trained one, as Tinker samples it"), ("vllm", "this model in vLLM with it in transformers")):
+    for stage, name in (("merge", "this model with the trained one, as Tinker samples it"),
+                        ("vllm", "this model in vLLM with it in transformers")):
         parity = _read(run, f"{stage}/parity.json") if stage in done else {}
         if parity:
-            rows.append((name, f"{parity['max_abs_logprob_diff']:.1e}", f"{parity['tolerance']:.1e}", parity["prompts"], "yes" if parity["passed"] else "**no**"))
+            rows.append((name, f"{parity['max_abs_logprob_diff']:.1e}", f"{parity['tolerance']:.1e}", parity["prompts"],
+                         "yes" if parity["passed"] else "**no**"))
     if not rows:
         return ""
     return ("## Is it the trained model?\n\nLog-probabilities (nats) of the same answers, compared.\n\n"
@@ -211,7 +217,8 @@ def _parity(run: Run, done: dict[str, Any]) -> str:
 def _limits(base: dict[str, str], done: dict[str, Any], evaluation: dict[str, Any]) -> str:
     lines = []
     if evaluation:
-        lines.append(f"The scores are of {evaluation['test_size']} problems from the same files as its training data. They say nothing about other tasks.")
+        lines.append(f"The scores are of {evaluation['test_size']} problems from the same files as its training data. "
+                     "They say nothing about other tasks.")
         if evaluation.get("p_value", 0) > 0.05:
             lines.append("Its difference from the base model may be chance: the test can't tell the two apart.")
         lines.append("Only final answers were scored: a right answer can stand below wrong steps.")
@@ -232,7 +239,8 @@ def _table(head: list[str], rows: list[Any]) -> str:
 # ---- the hub
 
 
-def publish_to_hub(run_or_folder: Run | str | Path, repo_id: str, dry_run: bool = True, private: bool = True, token: str | None = None) -> str | None:
+def publish_to_hub(run_or_folder: Run | str | Path, repo_id: str, dry_run: bool = True, private: bool = True,
+                   token: str | None = None) -> str | None:
     """Send a merged model to the Hugging Face hub, or show what would be sent.
 
     Args:
@@ -285,9 +293,11 @@ def check_publishable(folder: str | Path) -> dict[str, int]:
     for path in paths:
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in PICKLES:
-            raise ModelError(f"{name} may be a pickle, which can run code when it is loaded", "save the weights as safetensors, and delete that file")
+            raise ModelError(f"{name} may be a pickle, which can run code when it is loaded",
+                             "save the weights as safetensors, and delete that file")
         if path.is_symlink() or not path.is_file() or not MODEL_FILES.fullmatch(name):
-            raise ModelError(f"{name} is not one of the files that a model needs", f"move it out of {folder.name}: what is in there is published")
+            raise ModelError(f"{name} is not one of the files that a model needs",
+                             f"move it out of {folder.name}: what is in there is published")
     for path in paths:
         if path.suffix != ".safetensors" and (match := KEY.search(content := path.read_bytes())):
             line = content.count(b"\n", 0, match.start()) + 1
@@ -323,7 +333,7 @@ def _send(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
     except Exception as error:  # the hub's client has errors of its own, and of two network libraries
         reason = f"{type(error).__name__}: {error}".splitlines()[0].replace(token, "(token)")
         raise BackendError(f"the Hugging Face hub did not take {repo_id}: {reason}",
-                           "check the network (and HF_HUB_OFFLINE), that the token may write, and that the owner is you; then run it again") from error
+                           "check the network (and HF_HUB_OFFLINE), that the token may write, and that the owner is you; then again") from error
     print(f"Sent: {url}")
     return url
 
@@ -338,6 +348,7 @@ def _is_public(repo_id: str, token: str) -> bool:
     except RepositoryNotFoundError:
         return False
     except HfHubHTTPError as error:
-        raise BackendError(f"the Hugging Face hub does not say whether {repo_id} is public: {str(error).splitlines()[0]}", "try again later") from error
+        raise BackendError(f"the Hugging Face hub does not say whether {repo_id} is public: {str(error).splitlines()[0]}",
+                           "try again later") from error
     except Exception:  # no connection: sending has none either, and says so
         return False
