@@ -1,6 +1,6 @@
 """From a checkpoint on the server to adapter files on this machine.
 
-    made = download_checkpoint_archive(service_client, "tinker://RUN/external_weights/final", "model-checkpoint.tar.gz")
+    made = download_checkpoint_archive(service_client, "tinker://RUN/weights/final", "model-checkpoint.tar.gz")
     extract_archive("model-checkpoint.tar.gz", "model_weights")
     describe_adapter("model_weights")["rank"]
 
@@ -8,6 +8,7 @@ An archive is a file from elsewhere: it is unpacked only after every member has 
 """
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -17,12 +18,15 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import time
+import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
 import warnings
 from datetime import datetime, timedelta, timezone
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Iterator
 
@@ -33,7 +37,12 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHUNK = 1 << 20
 MIB, GIB = 1 << 20, 1 << 30
 MAX_RATIO = 100  # trained weights hardly compress; 100 to 1 is a bomb
-TRIES = 3
+MAX_DEPTH = 16  # folders in a name: a header of 4 KiB can name 2,000
+TRIES = 4
+PAUSE = 1.0  # seconds before the second try, twice that before the third, and so on
+EXPORT_SECONDS = 6 * 3600  # how long a temporary export lives if it can't be deleted
+PROBE = list(range(100, 164))  # tokens that every vocabulary has, to tell one set of weights from another
+SAME_WEIGHTS = 1e-3  # nats a token, on average; one step at a learning rate of 1e-3 moved a small model by 3e-2
 
 
 # ---- folders that appear whole or not at all
@@ -43,7 +52,7 @@ TRIES = 3
 def fresh_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder next to `folder`, and rename it to `folder` when the block ends well.
 
-    When the block fails, or is interrupted, the temporary folder goes and `folder` stays as it was.
+    When the block fails, or is interrupted, the temporary folder and the parents made for it go, and `folder` stays as it was.
 
     Raises:
         RunError: `folder` exists and holds something while `overwrite` is off, or can't be written.
@@ -55,6 +64,7 @@ def fresh_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise RunError(f"{folder} exists and is not empty", "choose another folder, delete it, or pass overwrite=True")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
@@ -69,6 +79,9 @@ def fresh_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        for parent in new_parents:
+            with contextlib.suppress(OSError):  # not empty: it holds the new folder, or what another put there
+                parent.rmdir()
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -84,49 +97,55 @@ def _remove_leftovers(folder: Path) -> None:
 
 def download_checkpoint_archive(service_client: Any, path: str, out: str | Path, progress: bool = True,
                                 rest_client: Any = None) -> dict[str, Any]:
-    """Make the guide's `model-checkpoint.tar.gz` from a checkpoint path.
+    """Make the guide's `model-checkpoint.tar.gz` from a checkpoint path, of this run or of any other that you may read.
 
     Args:
         service_client: `tinker.ServiceClient`.
-        path: `tinker://RUN/external_weights/NAME`, whose files have their URLs, or `tinker://RUN/weights/NAME`, which is
-            first loaded into a new training client and saved as external weights for an hour.
-        out: the archive to write. It appears when it is complete; same content, same bytes.
+        path: `tinker://RUN/external_weights/NAME`, whose files have their URLs; `tinker://RUN/weights/NAME`, which is first
+            loaded into a new training client and saved as external weights for a while; or
+            `tinker://RUN/sampler_weights/NAME`, which has no files: then `weights/NAME` of the same run is taken, if it is
+            there and both score the same tokens alike. A line says so.
+        out: the archive to write. It appears when it is complete; same content, same bytes (with the same zlib).
         progress: show a bar that counts bytes.
         rest_client: `tinker.RestClient` of the same service; made from `service_client` if left out.
 
     Returns:
-        `{"checkpoint", "archive" (file name), "bytes", "sha256", "files": {name: {"bytes", "sha256"}}}`.
+        `{"checkpoint": path, "source": the checkpoint that was exported, "archive" (file name), "bytes", "sha256",
+        "files": {name: {"bytes", "sha256"}}}`.
 
     Raises:
-        BackendError: the path is not one, is a sampler checkpoint, or the server or the transfer fails.
+        BackendError: the path is not one, is a sampler checkpoint without its training checkpoint, or the server or the
+            transfer fails.
         ModelError: the checkpoint is not a LoRA adapter.
+        RunError: `out` can't be written.
     """
-    out = Path(out)
+    out, path = Path(out), str(path).strip()
     kind = _checkpoint_kind(path)
     rest = rest_client or _rest_client(service_client)
-    if kind == "sampler":
-        raise BackendError(f"{path} is a sampler checkpoint: the server samples from it, but gives no files of it",
-                           _advice_for_sampler_path(rest, path))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=out.parent) as scratch:
-        folder = Path(scratch)
-        with _external_path(service_client, rest, path, kind) as external:
+    source = _training_checkpoint_of(rest, path) if kind == "sampler" else path
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".download-", dir=out.parent)
+    except OSError as error:
+        raise RunError(f"can't write into {out.parent}: {error.strerror}", "choose a folder you may write to") from error
+    with scratch:
+        folder = Path(scratch.name)
+        with _external_path(service_client, rest, path, source) as external:
             _download_files(rest, external, folder, progress)
-        missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"the checkpoint {path} holds no {' and no '.join(missing)}",
-                             "export a LoRA training client's weights with save_weights_external(name)")
+        _check_adapter_files(folder, path)
         files = {name: _size_and_hash(folder / name) for name in _file_names(folder)}
         pack_folder(folder, out)
-    return {"checkpoint": path, "archive": out.name, **_size_and_hash(out), "files": files}
+    return {"checkpoint": path, "source": source, "archive": out.name, **_size_and_hash(out), "files": files}
 
 
 def _checkpoint_kind(path: str) -> str:
     from tinker import ParsedCheckpointTinkerPath
 
     try:
+        if "" in path.removeprefix("tinker://").split("/"):
+            raise ValueError("a part is empty")
         return ParsedCheckpointTinkerPath.from_tinker_path(path).checkpoint_type
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise BackendError(f"{path!r} is not a checkpoint path",
                            "it looks like tinker://RUN/external_weights/NAME or tinker://RUN/weights/NAME") from error
 
@@ -138,86 +157,179 @@ def _rest_client(service_client: Any) -> Any:
         return service_client.create_rest_client()
 
 
-def _advice_for_sampler_path(rest: Any, path: str) -> str:
-    """Name the paths of the same run that can be downloaded; without an answer, how to make one."""
+# ---- sampler checkpoints, which have no files
+
+
+def _training_checkpoint_of(rest: Any, path: str) -> str:
+    """The one training checkpoint with the run and the name of a sampler checkpoint.
+
+    Raises:
+        BackendError: there is none, or more than one; names the paths that can be downloaded.
+    """
     run, _, name = path.removeprefix("tinker://").split("/")
     try:
-        found = [c.tinker_path for c in rest.list_checkpoints(run).result().checkpoints if c.checkpoint_type != "sampler"]
-    except Exception:  # this is only to make a better message
-        found = []
-    same = [p for p in found if p.endswith(f"/{name}")]
-    if same or found:
-        return f"use a checkpoint of the same run that has files: {', '.join((same or found)[:4])}"
-    return ("save one from the training client, training_client.save_weights_external(name).result().path, "
-            f"or use the training checkpoint of the same step, like tinker://{run}/weights/{name}")
+        listed = rest.list_checkpoints(run).result().checkpoints
+    except Exception as error:
+        raise BackendError(f"{path} is a sampler checkpoint, which has no files, and the server lists no others of its run: {error}",
+                           "check the path, or use a weights/ or external_weights/ path") from error
+    with_files = [checkpoint.tinker_path for checkpoint in listed if checkpoint.checkpoint_type != "sampler"]
+    same_name = [other for other in with_files if other == f"tinker://{run}/weights/{name}"]
+    if len(same_name) == 1:
+        return same_name[0]
+    if with_files:
+        fix = f"if one of these is what you want, give its path: {', '.join(with_files[:4])}"
+    else:
+        fix = ("save files from the training client, training_client.save_weights_external(name).result().path, "
+               f"or the training state beside the sampler's weights, training_client.save_state({name!r})")
+    found = "lists more than one training checkpoint" if same_name else "has no training checkpoint"
+    raise BackendError(f"{path} is a sampler checkpoint, which has no files, and its run {found} of that name", fix)
+
+
+def _check_same_weights(service_client: Any, training_client: Any, path: str, source: str) -> None:
+    """Say that `source`, loaded in `training_client`, holds the weights that `path` samples from, or refuse.
+
+    A name proves little: `save_state(name, overwrite=True)` may have come steps later. So both score the same tokens, and
+    may differ by no more than `path` does from itself, asked twice (a busy service rounds each call otherwise).
+    """
+    from tinker import ModelInput
+
+    asked = service_client.create_sampling_client(model_path=path).result()
+    loaded = training_client.save_weights_and_get_sampling_client().result()
+    futures = [client.compute_logprobs(ModelInput.from_ints(PROBE)) for client in (asked, asked, loaded)]
+    first, again, other = [future.result()[1:] for future in futures]
+    noise, difference = _mean_difference(first, again), _mean_difference(first, other)
+    measured = f"log-probabilities of {len(PROBE)} tokens differ by {difference:.0e} on average, and by {noise:.0e} from call to call"
+    if not difference <= max(SAME_WEIGHTS, 3 * noise):
+        raise BackendError(f"{path} has no files, and {source} has its name but other weights: {measured}",
+                           f"if {source} is what you want, give that path")
+    print(f"{path} has no files: took {source}, which has the same run, name and weights ({measured})")
+
+
+def _mean_difference(left: list[float], right: list[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)
 
 
 @contextlib.contextmanager
-def _external_path(service_client: Any, rest: Any, path: str, kind: str) -> Iterator[str]:
-    """The path itself, or a temporary export of a training checkpoint that is deleted after use."""
-    if kind == "external":
-        yield path
+def _external_path(service_client: Any, rest: Any, path: str, source: str) -> Iterator[str]:
+    """`source` itself if it has files, or a temporary export of it that is deleted after use."""
+    if _checkpoint_kind(source) == "external":
+        yield source
         return
     try:
-        client = service_client.create_training_client_from_state(path).result()
-        external = client.save_weights_external(f"download-{uuid.uuid4().hex[:8]}", ttl_seconds=3600).result().path
+        client = service_client.create_training_client_from_state(source).result()
+        if source != path:
+            _check_same_weights(service_client, client, path, source)
+        external = client.save_weights_external(f"download-{uuid.uuid4().hex[:8]}", ttl_seconds=EXPORT_SECONDS).result().path
+    except BackendError:
+        raise
     except Exception as error:
-        raise BackendError(f"can't export {path}: {error}", "check the path and that its run still exists") from error
+        raise BackendError(f"can't export {source}: {error}", "check the path and that its run still exists") from error
     try:
         yield external
     finally:
-        with contextlib.suppress(Exception):  # it expires by itself in an hour
+        with contextlib.suppress(Exception):  # it expires by itself
             rest.delete_checkpoint_from_tinker_path(external).result()
+
+
+# ---- transfer
+
+
+class _SignedUrls:
+    """The signed addresses of a checkpoint's files; new ones are asked for before they end, or when one is refused."""
+
+    def __init__(self, rest: Any, path: str):
+        self._rest, self._path = rest, path
+        self.renew()
+
+    def renew(self) -> None:
+        try:
+            self._answer = self._rest.get_external_weights_urls(self._path).result()
+        except Exception as error:
+            raise BackendError(f"the server has no files for {self._path}: {error}",
+                               "check the path; exports can expire, then save_weights_external(name) again") from error
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._answer.urls)
+
+    def of(self, name: str) -> str:
+        if datetime.now(timezone.utc) >= self._answer.expires - timedelta(minutes=5):
+            self.renew()
+        url = self._answer.urls.get(name)
+        if url is None:
+            raise BackendError(f"the server no longer lists {name} of {self._path}", "export the checkpoint again")
+        if urllib.parse.urlparse(url).scheme not in ("http", "https"):
+            raise BackendError(f"the server gave a download address that is not http(s) for {name}", "report it to them")
+        return url
 
 
 def _download_files(rest: Any, path: str, folder: Path, progress: bool) -> None:
     from tqdm import tqdm
 
-    signed = _signed_urls(rest, path)
-    names = {name: _safe_name(name) for name in sorted(signed.urls)}
-    with tqdm(unit="B", unit_scale=True, file=sys.stdout, mininterval=1, ncols=90, disable=not progress,
+    urls = _SignedUrls(rest, path)
+    if not urls.names:
+        raise BackendError(f"the server lists no files for {path}", "export the checkpoint again")
+    names = {name: _safe_name(name) for name in urls.names}
+    with tqdm(total=0, unit="B", unit_scale=True, file=sys.stdout, mininterval=1, ncols=90, disable=not progress,
               desc="downloading") as bar:
         for name, safe in names.items():
             if safe.endswith(".age"):
                 raise BackendError(f"{path} is encrypted ({name})", "decrypt it with `age -d`, or export it without age keys")
-            if datetime.now(timezone.utc) >= signed.expires - timedelta(minutes=5):
-                signed = _signed_urls(rest, path)
-            _fetch(signed.urls[name], folder / safe, bar)
+            _fetch(urls, name, folder / safe, bar)
 
 
-def _signed_urls(rest: Any, path: str) -> Any:
-    try:
-        response = rest.get_external_weights_urls(path).result()
-    except Exception as error:
-        raise BackendError(f"the server has no files for {path}: {error}",
-                           "check the path; exports can expire, then save_weights_external(name) again") from error
-    if not response.urls:
-        raise BackendError(f"the server lists no files for {path}", "export the checkpoint again")
-    return response
-
-
-def _fetch(url: str, target: Path, bar: Any) -> None:
-    """Download one file; after a cut, start it again, `TRIES` times in all."""
-    if urllib.parse.urlparse(url).scheme not in ("http", "https"):
-        raise BackendError(f"the server gave a download address that is not http(s) for {target.name}", "report it to them")
+def _fetch(urls: _SignedUrls, name: str, target: Path, bar: Any) -> None:
+    """Download one file in up to `TRIES` tries. What a cut left is kept if the server can go on from there."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    start, etag = bar.n, None
     for attempt in range(1, TRIES + 1):
-        done = 0
+        have = target.stat().st_size if etag and target.exists() else 0
+        # With If-Range a server that has another file by now sends all of it, with status 200.
+        request = urllib.request.Request(urls.of(name), headers={"Range": f"bytes={have}-", "If-Range": etag} if have else {})
         try:
-            with urllib.request.urlopen(url, timeout=60) as response, open(target, "wb") as file:
-                expected = response.headers.get("Content-Length")
-                while block := response.read(CHUNK):
-                    file.write(block)
-                    done += len(block)
-                    bar.update(len(block))
-            if expected is not None and done != int(expected):
-                raise ConnectionError(f"got {done:,} of {int(expected):,} bytes")
+            with urllib.request.urlopen(request, timeout=60) as response:
+                have = have if response.status == 206 else 0
+                etag = response.headers.get("ETag")
+                bar.update(start + have - bar.n)
+                bar.total = start + have + (response.length or 0)
+                _append(response, target, have, bar)
             return
-        except OSError as error:  # URLError, timeouts and cut connections are OSErrors
-            bar.update(-done)
+        except (OSError, HTTPException) as error:  # URLError, timeouts and cut connections are OSErrors
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise RunError(f"can't write {target.name}: {error.strerror}", "free disk space, or choose another folder") from error
             if attempt == TRIES:
-                raise BackendError(f"can't download {target.name}: {error}",
-                                   "check the connection and run the cell again") from error
+                raise BackendError(f"can't download {name}: {error}", "check the connection and run the cell again") from error
+            if isinstance(error, urllib.error.HTTPError):  # most often 403: the address has expired
+                etag = None if error.code == 416 else etag
+                urls.renew()
+        time.sleep(PAUSE * attempt)
+
+
+def _append(response: Any, target: Path, have: int, bar: Any) -> None:
+    expected, done = response.length, 0
+    with open(target, "ab" if have else "wb") as file:
+        while block := response.read(CHUNK):
+            file.write(block)
+            done += len(block)
+            bar.update(len(block))
+    if expected is not None and done != expected:
+        raise ConnectionError(f"got {have + done:,} of {have + expected:,} bytes")
+
+
+def _check_adapter_files(folder: Path, path: str) -> None:
+    """Raises ModelError if a file of an adapter is missing, or is another thing under its name, an error page for one."""
+    from safetensors import SafetensorError, safe_open
+
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"the checkpoint {path} holds no {' and no '.join(missing)}",
+                         "export a LoRA training client's weights with save_weights_external(name)")
+    try:
+        read_json(folder / "adapter_config.json")
+        with safe_open(folder / "adapter_model.safetensors", framework="pt"):
+            pass
+    except (SafetensorError, RunError, OSError) as error:
+        raise ModelError(f"what the server sent for {path} is damaged: {str(error).splitlines()[0]}", "run the cell again") from error
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:
@@ -293,9 +405,9 @@ def extract_archive(archive: str | Path, folder: str | Path, max_bytes: int = 64
                     overwrite: bool = False) -> dict[str, int]:
     """Unpack a checkpoint archive into `folder`, or leave nothing behind.
 
-    Refused: absolute paths, `..`, links, devices, sparse files, duplicate names, names that other systems can't hold,
-    more than `max_members` members, more than `max_bytes` bytes, and more than 100 bytes for each byte of the archive
-    (64 MiB are always allowed).
+    Refused: absolute paths, `..`, links, devices, sparse files, names that are equal or would be on a system that ignores
+    case or the form of accents, more than 16 folders deep, more than `max_members` members, more than `max_bytes` bytes,
+    and more than 100 bytes for each byte of the archive (64 MiB are always allowed).
 
     Returns:
         Size in bytes of each file, by name.
@@ -316,7 +428,7 @@ def extract_archive(archive: str | Path, folder: str | Path, max_bytes: int = 64
                 sizes = _extract(_Counted(stream, limit + (max_members + 2) * 4096), temporary, limit, max_members)
         except _Refused as error:
             raise ModelError(f"{archive} is not safe to unpack: {error}", "use an archive from a source you trust") from error
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, UnicodeError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, ValueError, OverflowError, LookupError, RecursionError) as error:
             raise ModelError(f"{archive} is damaged: {error}", "download it again") from error
         except OSError as error:
             cause = error.strerror or str(error)
@@ -338,9 +450,9 @@ def _extract(stream: BinaryIO, folder: Path, limit: int, max_members: int) -> di
             if member.isdir() and member.name.strip("/") in (".", ""):
                 continue
             name = _safe_member(member)
-            if name.casefold() in seen:
-                raise _Refused(f"the name {name!r} comes twice")
-            seen.add(name.casefold())
+            if _folded(name) in seen:
+                raise _Refused(f"the name {name!r} comes twice, perhaps in another spelling")
+            seen.add(_folded(name))
             if member.isdir():
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 continue
@@ -352,6 +464,11 @@ def _extract(stream: BinaryIO, folder: Path, limit: int, max_members: int) -> di
     if not sizes:
         raise _Refused("it holds no files")
     return dict(sorted(sizes.items()))
+
+
+def _folded(name: str) -> str:
+    """What is equal for two names that macOS or Windows take for one: case and form of accents don't count."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def _safe_member(member: tarfile.TarInfo) -> str:
@@ -372,7 +489,7 @@ def _safe_name(name: str) -> str:
     parts = PurePosixPath(name).parts
     bad = (not parts or name.startswith(("/", "~")) or ".." in parts or "\\" in name or ":" in name
            or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name)
-           or max(len(part.encode("utf-8", "replace")) for part in parts) > 255)
+           or len(parts) > MAX_DEPTH or max(len(part.encode("utf-8", "replace")) for part in parts) > 255)
     if bad:
         raise BackendError(f"unsafe file name {name[:80]!r}", "use a checkpoint from a source you trust")
     return PurePosixPath(name).as_posix()

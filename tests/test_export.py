@@ -1,16 +1,24 @@
 """Archives: downloaded whole, packed reproducibly, unpacked only when safe. Adapters: described right."""
 
 import gzip
+import hashlib
 import io
+import json
+import os
 import tarfile
 import threading
+import unicodedata
+import warnings
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+import tinker
+from tinker import types
 
+from helpers import export
 from helpers.errors import BackendError, ModelError, RunError
 from helpers.export import (
     describe_adapter,
@@ -27,7 +35,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class _CutsFirst(_Handler):
-    """Cuts the first answer for each file after 10 bytes."""
+    """Cuts the first answer for each file after 10 bytes, and can't go on in the middle of a file."""
 
     seen: set = set()
 
@@ -37,6 +45,47 @@ class _CutsFirst(_Handler):
             outputfile.write(source.read(10))
             return
         super().copyfile(source, outputfile)
+
+
+class _GoesOn(_Handler):
+    """Cuts the first answer for the weights half way, and goes on from there when asked with the right ETag."""
+
+    def do_GET(self):
+        content = open(self.translate_path(self.path), "rb").read()
+        self.server.asked.append(self.headers.get("Range"))
+        etag, start = f'"{hashlib.md5(content).hexdigest()}"', 0
+        if self.headers.get("Range") and self.headers["If-Range"] == etag:
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("ETag", etag)
+        self.end_headers()
+        cut = not start and len(content) > 1000 and self.server.asked.count(None) < 3
+        self.wfile.write(content[start : len(content) // 2 if cut else None])
+
+
+class _Chunked(_Handler):
+    """Cuts an answer whose length it did not say."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"ff\r\nhalf")
+        self.close_connection = True
+
+
+class _Expires(_Handler):
+    """Refuses addresses that end in `?old`."""
+
+    def do_GET(self):
+        if self.path.endswith("?old"):
+            return self.send_error(403)
+        super().do_GET()
 
 
 class _CutsAlways(_Handler):
@@ -52,7 +101,10 @@ class FakeService:
     """What download_checkpoint_archive uses of a ServiceClient; the files come over real HTTP."""
 
     def __init__(self, folder, url):
-        self.folder, self.url, self.deleted, self.loaded = folder, url, [], []
+        self.folder, self.url, self.deleted, self.loaded, self.signed = folder, url, [], [], 0
+        self.suffixes, self.expires_in = [""], timedelta(hours=1)
+        self.listed = [("training", "tinker://run/weights/epoch-2"), ("sampler", "tinker://run/sampler_weights/epoch-2"),
+                       ("training", "tinker://run/weights/epoch-1"), ("sampler", "tinker://run/sampler_weights/epoch-3")]
 
     def create_rest_client(self):
         return self
@@ -64,24 +116,33 @@ class FakeService:
 
     def get_external_weights_urls(self, path):
         names = [p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()]
-        return _ready(SimpleNamespace(urls={n: f"{self.url}/{n}" for n in names}, expires=datetime.now(timezone.utc) + timedelta(hours=1)))
+        suffix = self.suffixes[min(self.signed, len(self.suffixes) - 1)]
+        self.signed += 1
+        return _ready(SimpleNamespace(urls={n: f"{self.url}/{n}{suffix}" for n in names}, expires=datetime.now(timezone.utc) + self.expires_in))
 
     def delete_checkpoint_from_tinker_path(self, path):
         self.deleted.append(path)
         return _ready(None)
 
     def list_checkpoints(self, run):
-        rows = [("training", "tinker://run/weights/epoch-2"), ("sampler", "tinker://run/sampler_weights/epoch-2")]
-        return _ready(SimpleNamespace(checkpoints=[SimpleNamespace(checkpoint_type=t, tinker_path=p) for t, p in rows]))
+        return _ready(SimpleNamespace(checkpoints=[SimpleNamespace(checkpoint_type=t, tinker_path=p) for t, p in self.listed]))
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
     folder = tmp_path / "server"
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
-    (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 400)
+    save_file({"x.lora_A.weight": torch.arange(100_000.0).reshape(4, -1)}, folder / "adapter_model.safetensors")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(export, "PAUSE", 0)
 
 
 @pytest.fixture
@@ -90,9 +151,12 @@ def serve():
 
     def start(folder, handler=_Handler):
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.asked = []
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
-        return FakeService(folder, f"http://127.0.0.1:{server.server_port}")
+        service = FakeService(folder, f"http://127.0.0.1:{server.server_port}")
+        service.server = server
+        return service
 
     yield start
     for server in servers:
@@ -128,12 +192,24 @@ def test_training_path_goes_through_a_temporary_export(tmp_path, checkpoint, ser
     assert service.deleted == ["tinker://run/external_weights/temporary"]
 
 
-def test_sampler_path_names_the_path_to_use(tmp_path, checkpoint, serve):
-    with pytest.raises(BackendError, match="tinker://run/weights/epoch-2"):
-        download_checkpoint_archive(serve(checkpoint), "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False)
+def test_a_sampler_path_without_its_training_checkpoint_names_paths_to_use(tmp_path, checkpoint, serve):
+    service = serve(checkpoint)
+    with pytest.raises(BackendError, match="(?s)no training checkpoint of that name.*tinker://run/weights/epoch-2"):
+        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-3", tmp_path / "a.tar.gz", False)
+    service.listed *= 2
+    with pytest.raises(BackendError, match="more than one"):
+        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False)
+    service.listed = []
+    with pytest.raises(BackendError, match="save_weights_external"):
+        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False)
+    service.listed = None
+    with pytest.raises(BackendError, match="lists no others"):
+        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False)
+    assert not (tmp_path / "a.tar.gz").exists() and service.loaded == []
 
 
-@pytest.mark.parametrize("path", ["", "final", "tinker://run/final", "https://x/y/z", "tinker://a/b/c/d", "tinker://a/models/b"])
+@pytest.mark.parametrize("path", ["", "final", "tinker://run/final", "https://x/y/z", "tinker://a/b/c/d", "tinker://a/models/b",
+                                  "tinker:///weights/b", "tinker://a/weights/"])
 def test_what_is_no_path_is_refused(tmp_path, checkpoint, serve, path):
     with pytest.raises(BackendError, match="not a checkpoint path"):
         download_checkpoint_archive(serve(checkpoint), path, tmp_path / "a.tar.gz", False)
@@ -142,8 +218,79 @@ def test_what_is_no_path_is_refused(tmp_path, checkpoint, serve, path):
 def test_a_cut_transfer_starts_again(tmp_path, checkpoint, serve):
     _CutsFirst.seen = set()
     made = download_checkpoint_archive(serve(checkpoint, _CutsFirst), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
-    assert made["files"]["adapter_model.safetensors"]["bytes"] == 102400
+    assert made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors")
     assert len(_CutsFirst.seen) == 2
+
+
+def recorded(file):
+    return {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def test_a_cut_transfer_goes_on_where_it_stopped(tmp_path, checkpoint, serve, capsys):
+    service = serve(checkpoint, _GoesOn)
+    made = download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "a.tar.gz")
+    whole = checkpoint / "adapter_model.safetensors"
+    assert made["files"]["adapter_model.safetensors"] == recorded(whole)
+    assert service.server.asked == [None, None, f"bytes={whole.stat().st_size // 2}-"]
+    assert "100%" in capsys.readouterr().out
+
+
+def test_a_file_that_changed_under_a_cut_is_fetched_anew(tmp_path, checkpoint, serve, monkeypatch):
+    import torch
+    from safetensors.torch import save_file
+
+    whole = checkpoint / "adapter_model.safetensors"
+    monkeypatch.setattr(export.time, "sleep", lambda _: save_file({"x.lora_A.weight": torch.ones(4, 25_000)}, whole))
+    made = download_checkpoint_archive(serve(checkpoint, _GoesOn), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+    assert made["files"]["adapter_model.safetensors"] == recorded(whole)
+
+
+def test_a_cut_without_a_stated_length_is_seen(tmp_path, checkpoint, serve):
+    with pytest.raises(BackendError, match="can't download"):
+        download_checkpoint_archive(serve(checkpoint, _Chunked), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+
+
+def test_an_expired_address_is_asked_for_again(tmp_path, checkpoint, serve):
+    service = serve(checkpoint, _Expires)
+    service.suffixes = ["?old", "?new"]
+    made = download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+    assert made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors") and service.signed == 2
+    service.suffixes = ["?old"]
+    with pytest.raises(BackendError, match="403"):
+        download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "b.tar.gz", False)
+
+
+def test_an_address_about_to_expire_is_not_used(tmp_path, checkpoint, serve):
+    service = serve(checkpoint)
+    service.expires_in = timedelta(minutes=4)
+    download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+    assert service.signed == 3  # once to list, once for each file
+
+
+def test_the_bar_counts_bytes(tmp_path, checkpoint, serve, capsys):
+    download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz")
+    last = capsys.readouterr().out.split("\r")[-1]
+    assert "100%" in last and "400k/400k" in last and "B/s" in last
+    download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", progress=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_page_is_not_taken_for_weights(tmp_path, checkpoint, serve):
+    (checkpoint / "adapter_model.safetensors").write_text("<html>Please log in</html>")
+    with pytest.raises(ModelError, match="damaged"):
+        download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+    assert not (tmp_path / "a.tar.gz").exists()
+
+
+def test_a_full_disk_is_not_called_a_connection(tmp_path, checkpoint, serve, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_append", full)
+    with pytest.raises(RunError, match="(?s)No space left.*free disk space"):
+        download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+    with pytest.raises(RunError, match="can't write into"):
+        download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", "/proc/none/a.tar.gz", False)
 
 
 def test_a_transfer_that_stays_cut_leaves_nothing(tmp_path, checkpoint, serve):
@@ -181,7 +328,7 @@ def _archive(path, members, compress=True):
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for info, data in members:
-            tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
+            tar.addfile(info, io.BytesIO(data) if info.size else None)
     path.write_bytes(gzip.compress(raw.getvalue()) if compress else raw.getvalue())
     return path
 
@@ -206,6 +353,10 @@ HOSTILE = {
     "twice": [_member("a"), _member("a", b"y")],
     "twice, other spelling": [_member("a"), _member("./a", b"y")],
     "twice, other case": [_member("Model"), _member("model", b"y")],
+    "twice, other letters for one accent": [_member(unicodedata.normalize("NFC", "é")), _member(unicodedata.normalize("NFD", "é"), b"y")],
+    "twice, other case and accent": [_member("stra\u00dfe/\u00c9"), _member("STRASSE/e\u0301", b"y")],
+    "folders in folders": [_member("a/" * 17 + "b")],
+    "headers in headers": [_member("././@LongLink", b"n", type=tarfile.GNUTYPE_LONGNAME)] * 2000,
     "file as folder": [_member("a"), _member("a/b")],
     "long name": [_member("n" * 300)],
     "empty": [],
@@ -217,7 +368,7 @@ def test_hostile_archives_leave_nothing(tmp_path, case, after_a_good_one):
     archive = _archive(tmp_path / "a.tar.gz", ([GOOD] if after_a_good_one else []) + HOSTILE[case])
     (tmp_path / "in").mkdir()
     with pytest.raises(ModelError):
-        extract_archive(archive, tmp_path / "in" / "model_weights")
+        extract_archive(archive, tmp_path / "in" / "new" / "model_weights")
     assert list((tmp_path / "in").iterdir()) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar.gz", "in"]
 
@@ -253,8 +404,6 @@ def test_a_bomb_in_a_header_is_not_read_into_memory(tmp_path):
 
 
 def test_damaged_archives(tmp_path):
-    import os
-
     good = _archive(tmp_path / "good.tar.gz", [GOOD, _member("weights", os.urandom(200_000))]).read_bytes()
     broken = {
         "cut": good[: len(good) // 2],
@@ -284,8 +433,6 @@ def test_good_archives_of_other_makers(tmp_path):
 
 
 def test_packing_forgets_times_and_owners(tmp_path):
-    import os
-
     for name in ("one", "two"):
         (tmp_path / name / "sub").mkdir(parents=True)
         for file in ("b", "a", "sub/c") if name == "one" else ("sub/c", "a", "b"):
@@ -312,8 +459,6 @@ def test_fresh_folder_is_whole_or_absent(tmp_path):
 
 
 def test_describe_adapter_agrees_with_the_full_product(tmp_path):
-    import json
-
     import torch
     from safetensors.torch import save_file
 
@@ -348,3 +493,57 @@ def test_describe_adapter_says_what_is_wrong(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 4}')
     with pytest.raises(ModelError, match="damaged"):
         describe_adapter(tmp_path)
+
+
+# ---- on the stub, through the SDK
+
+
+@pytest.fixture(scope="module")
+def trained(server, service):
+    """A client with step-1 saved as training, sampler and external weights, and `latest` saved for training one step later."""
+    client = service.create_lora_training_client(base_model=server.model, rank=4, seed=0).result()
+
+    def step():
+        datum = types.Datum(model_input=types.ModelInput.from_ints(list(range(100, 140))), loss_fn_inputs={
+            "target_tokens": tinker.TensorData(data=list(range(101, 141)), dtype="int64", shape=[40]),
+            "weights": tinker.TensorData(data=[1.0] * 40, dtype="float32", shape=[40])})
+        client.forward_backward([datum], "cross_entropy")
+        client.optim_step(types.AdamParams(learning_rate=1e-3)).result()
+
+    step()
+    paths = {"training": client.save_state("step-1").result().path, "sampler": client.save_weights_for_sampler("step-1").result().path,
+             "external": client.save_weights_external("step-1").result().path, "overwritten": client.save_weights_for_sampler("latest").result().path,
+             "alone": client.save_weights_for_sampler("alone").result().path}
+    step()
+    client.save_state("latest").result()
+    return paths
+
+
+def test_one_archive_from_three_kinds_of_path(tmp_path, server, service, trained, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        made = {kind: download_checkpoint_archive(service, f" {trained[kind]}\n", tmp_path / f"{kind}.tar.gz", False) for kind in ("external", "training", "sampler")}
+    assert len({m["sha256"] for m in made.values()}) == 1
+    assert {kind: m["source"] for kind, m in made.items()} == {kind: trained["training" if kind == "sampler" else kind] for kind in made}
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and f"{trained['sampler']} has no files: took {trained['training']}, which has the same run, name and weights" in said[0]
+    left = [c.tinker_path for c in server.rest().list_user_checkpoints().result().checkpoints if "/download-" in c.tinker_path]
+    assert left == []
+    extract_archive(tmp_path / "sampler.tar.gz", tmp_path / "model_weights")
+    description = describe_adapter(tmp_path / "model_weights")
+    assert description["rank"] == 4 and all(row["norm"] > 0 for row in description["modules"] if row["layer"] is not None)
+
+
+def test_a_name_that_was_used_again_is_not_taken_for_the_same_weights(tmp_path, service, trained):
+    with pytest.raises(BackendError, match="(?s)/weights/latest has its name but other weights.*give that path"):
+        download_checkpoint_archive(service, trained["overwritten"], tmp_path / "a.tar.gz", False)
+    with pytest.raises(BackendError, match="(?s)no training checkpoint of that name.*/weights/"):
+        download_checkpoint_archive(service, trained["alone"], tmp_path / "a.tar.gz", False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_that_the_stub_does_not_have(tmp_path, service, trained):
+    run = trained["training"].split("/")[2]
+    for path in (f"tinker://{run}/weights/none", f"tinker://{run}/external_weights/none", "tinker://nobody/weights/x", "tinker://nobody/sampler_weights/x"):
+        with pytest.raises(BackendError, match="(?s)(nobody|none).*→"):
+            download_checkpoint_archive(service, path, tmp_path / "a.tar.gz", False)
