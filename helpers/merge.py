@@ -321,12 +321,12 @@ def merge_adapter(base_model: str | Path, adapter_folder: str | Path, out_folder
         work = temporary / ".work"
         work.mkdir()
         base = untie(folder, work / "untied") if untied else folder
-        plan = plan_merge(base, adapter_folder)
+        plan_merge(base, adapter_folder)  # refuses what doesn't fit; made again below, so that the merge has its memory
         (_merge_in_memory if method == "memory" else _merge_by_shards)(base, adapter_folder, temporary, work, dtype)
         for name in COMPANIONS:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
-        changed, rounding = compare_with_plan(base, temporary, plan, dtype)
+        changed, rounding = compare_with_plan(base, temporary, plan_merge(base, adapter_folder), dtype)
         shutil.rmtree(work)
         return {
             "dtype": dtype,
