@@ -17,7 +17,7 @@ NOTEBOOKS = ["00_start_here", *(notebook for notebook, _ in STAGES.values()), "s
 COURSE = Path(sys.executable).parent / "course"
 SHORT = {
     "max_train": 96, "max_validation": 8, "max_test": 12, "rank": 8, "batch_size": 8, "learning_rate": 2e-3, "eval_every": 6,
-    "max_tokens": 48, "parity_prompts": 8, "throughput_tokens": 8, "batch_sizes": "1,4", "serve_prompts": 4, "subset": 6, "sampled_problems": 2, "samples_each": 2,
+    "max_tokens": 48, "parity_prompts": 8, "throughput_tokens": 8, "batch_sizes": "1,4", "serve_prompts": 0, "subset": 6, "sampled_problems": 2, "samples_each": 2,
 }
 DESIGN = """manifest.json report.html
 split/train.json split/validation.json split/test_set.json
