@@ -13,7 +13,7 @@ from the precision of the two computations (see `logit_noise` and `compare_logpr
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Sequence
 
 from helpers.errors import BackendError, ModelError
 
@@ -149,6 +149,34 @@ def score_with_vllm(llm: Any, pairs: Pairs, name: str = "vLLM") -> Scores:
         logprobs.append([place[token].logprob for token, place in zip(continuation, places)])
         greedy.append([max(place, key=lambda token: place[token].logprob) for place in places])
     return Scores(name, logprobs, greedy)
+
+
+# ---- the tokenizer
+
+
+def check_same_tokenizer(reference: Any, other: Any, texts: Sequence[str]) -> None:
+    """Check that two tokenizers make the same tokens of some texts, and the same texts of those.
+
+    Log-probabilities can't show it: whoever scores tokens by their numbers never asks what the numbers stand for.
+
+    Args:
+        reference: the tokenizer of training.
+        other: the one that was saved with the merged model.
+        texts: real prompts and answers; more texts see more of the vocabulary.
+
+    Raises:
+        ModelError: they differ, with the first text at which they do; or there are no texts.
+    """
+    if not texts:
+        raise ModelError("no texts to compare the tokenizers with", "give prompts and answers of the test set")
+    fix = "merge again: the base model's own tokenizer belongs beside the merged weights"
+    if reference.eos_token_id != other.eos_token_id:
+        raise ModelError(f"the tokenizers end a text with different tokens: {reference.eos_token_id} and {other.eos_token_id}", fix)
+    for text in texts:
+        a, b = reference.encode(text), other.encode(text)
+        if a != b or reference.decode(a) != other.decode(b):
+            place = next((n for n, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
+            raise ModelError(f"the tokenizers differ on {text[:60]!r}: token {place} is {a[place : place + 3]} and {b[place : place + 3]}", fix)
 
 
 # ---- what rounding alone may do

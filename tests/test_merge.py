@@ -21,7 +21,7 @@ import torch
 from helpers.errors import ModelError, RunError
 from helpers.export import fresh_folder
 from helpers.merge import adapter_to_peft, base_folder, load_base, load_peft, memory_needed, merge_adapter
-from helpers.parity import Scores, compare_logprobs, logit_noise, measured_noise, score_with_sampler, score_with_transformers
+from helpers.parity import Scores, check_same_tokenizer, compare_logprobs, logit_noise, measured_noise, score_with_sampler, score_with_transformers
 
 LAYERS, HIDDEN, VOCABULARY = 3, 32, 64
 MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -560,6 +560,25 @@ def test_parity_fails_for_a_wrong_model(made, fault):
     scores = score_with_transformers(WRONG[fault](made), PAIRS)
     result = compare_logprobs(made["scores"], scores, noise_for(made["scores"], "float32", "float32"))
     assert not result["passed"], result
+
+
+def test_a_swapped_tokenizer_is_found_where_logprobs_are_blind(made, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(made["merged"], tmp_path / "swapped")
+    words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = words["model"]["vocab"]
+    vocabulary["w5"], vocabulary["w6"] = vocabulary["w6"], vocabulary["w5"]
+    (folder / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+    trained, merged, swapped = (AutoTokenizer.from_pretrained(path) for path in (made["base"], made["merged"], folder))
+    check_same_tokenizer(trained, merged, ["w3 w5", "w9"])
+    check_same_tokenizer(trained, swapped, ["w3 w4"])
+    with pytest.raises(ModelError, match="differ on 'w3 w5': token 1 is .5. and .6."):
+        check_same_tokenizer(trained, swapped, ["w1", "w3 w5"])
+    swapped.eos_token = "w7"
+    for other, texts, message in ((swapped, ["w3"], "end a text with different tokens"), (merged, [], "no texts")):
+        with pytest.raises(ModelError, match=message):
+            check_same_tokenizer(trained, other, texts)
 
 
 @pytest.mark.parametrize("fault", ["base model", "double scale", "scale 1 (alpha / r forgotten)", "a layer dropped"])
