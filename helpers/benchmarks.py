@@ -314,16 +314,19 @@ def _tinker_model(sampling_client: Any, renderer: str | None, on_answer: Callabl
     return Model(api, GenerateConfig()), renderer
 
 
-def _served_model(server_url: str, api_key: str, on_answer: Callable[[], None]) -> Model:
+def _served_model(server_url: str, api_key: str, wanted: str | None, on_answer: Callable[[], None]) -> Model:
     import httpx
 
     try:
         answer = httpx.get(f"{server_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {api_key}"}, timeout=10)
         answer.raise_for_status()
-        name = answer.json()["data"][0]["id"]
+        names = [entry["id"] for entry in answer.json()["data"]]
+        name = wanted or names[0]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
         raise BackendError(f"no OpenAI-compatible server answers at {server_url}: {error}",
                            "start one (`vllm serve FOLDER`) and give its address with /v1 at the end") from error
+    if name not in names or wanted is None and len(names) > 1:
+        raise DataError(f"{server_url} serves {', '.join(names)}", "say which one: model=…")
     model = get_model(f"openai-api/vllm/{name}", base_url=server_url, api_key=api_key, memoize=False)
     ask = model.api.generate
 
@@ -356,6 +359,7 @@ def run_inspect_eval(
     log_dir: str | Path | None = None,
     server_url: str | None = None,
     api_key: str = "none",
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Run a benchmark through Inspect and give its score.
 
@@ -376,6 +380,7 @@ def run_inspect_eval(
         log_dir: where Inspect's log goes; `runs/inspect` by default. `inspect view --log-dir` shows it.
         server_url: address of an OpenAI-compatible server, with `/v1`: vLLM's, to ask a merged model the same.
         api_key: for that server.
+        model: which of the server's models or adapters to ask; needed where it has more than one.
 
     Returns:
         `score` and `stderr` in percent, `metric` (what the score is), `benchmark`, `samples` (number asked), `total` (in
@@ -396,12 +401,12 @@ def run_inspect_eval(
     asked = min(limit or len(made.dataset), len(made.dataset))
     with _progress(name, asked) as on_answer:
         if server_url is None:
-            model, used = _tinker_model(sampling_client, renderer, on_answer)
+            asked_model, used = _tinker_model(sampling_client, renderer, on_answer)
         else:
-            model, used = _served_model(server_url, api_key, on_answer), "chat template of the server"
+            asked_model, used = _served_model(server_url, api_key, model, on_answer), "chat template of the server"
         folder = Path(log_dir) if log_dir else runs_dir() / "inspect"
         start = time.monotonic()
-        log = _evaluate(made, model, limit=limit, log_dir=str(folder), max_connections=batch_size, max_samples=batch_size,
+        log = _evaluate(made, asked_model, limit=limit, log_dir=str(folder), max_connections=batch_size, max_samples=batch_size,
                         max_tokens=max_tokens, temperature=temperature, seed=seed,
                         stop_seqs=_stop_of(renderer) if server_url else None)
     return _summary(log, name, used, time.monotonic() - start)

@@ -8,6 +8,7 @@ The test part is cut off first, as in the guide: scikit-learn's `train_test_spli
 validation part then comes out of train: checkpoints are chosen on it, and the test set is scored once, at the end.
 """
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from math import ceil
@@ -89,7 +90,10 @@ def split_data(
     rest, test = _draw(records, seen, min(max(1, from_seen), len(seen) - 2), seed, stratify_by, notes, "test")
     train, validation = _draw(records, rest, max(1, min(ceil(validation_size * len(rest)), len(rest) - 1)), seed,
                               stratify_by, notes, "validation")
-    parts = {"train": train, "validation": validation, "test": test + held_out}
+    test = test + held_out
+    if held_out:
+        random.Random(seed).shuffle(test)  # so that the first problems of the test set are a fair sample of it
+    parts = {"train": train, "validation": validation, "test": test}
     chosen = {name: [records[i] for group in part for i in group] for name, part in parts.items()}
     kept = {
         name: _cap(chosen[name], cap, seed, stratify_by, notes, name)

@@ -572,6 +572,18 @@ def _several(test_data: list[dict], by_problem: dict[int, list[dict]], num_sampl
     }
 
 
+def before_after_table(base: dict[str, Any], tuned: dict[str, Any]) -> str:
+    """Two results of `evaluate_model` side by side: all, each category, each kind of template, with counts and intervals."""
+
+    def cell(row: dict[str, Any]) -> str:
+        return f"{row['correct']:3}/{row['total']:<3} {row['accuracy']:4.0%}  [{row['ci95'][0]:.0%}, {row['ci95'][1]:.0%}]"
+
+    lines = [f"{'':16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
+    for group in ("by_category", "by_template"):
+        lines += ["", *(f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items())]
+    return "\n".join(line.rstrip() for line in lines)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The cookbook's interface
 

@@ -135,7 +135,7 @@ class _StopRule:
 
 
 def load_vllm(model_folder: str | Path, dtype: str = "bfloat16", max_model_len: int = 1024, seed: int = 0,
-              tensor_parallel_size: int = 1, gpu_memory_utilization: float = 0.9, kv_cache_gib: int = 1,
+              tensor_parallel_size: int = 1, gpu_memory_utilization: float = 0.9, kv_cache_gib: int = 1, executor: str = "",
               **engine: Any) -> Any:
     """Start vLLM on a merged model, in this process.
 
@@ -147,6 +147,7 @@ def load_vllm(model_folder: str | Path, dtype: str = "bfloat16", max_model_len: 
         tensor_parallel_size: GPUs to split each layer over.
         gpu_memory_utilization: share of a GPU's memory that vLLM may take. On a CPU it is not used.
         kv_cache_gib: memory for keys and values on a CPU, in GiB.
+        executor: "ray" spreads the engine over several machines; empty leaves it to vLLM.
         engine: anything else that `vllm.LLM` takes.
 
     Returns:
@@ -160,6 +161,8 @@ def load_vllm(model_folder: str | Path, dtype: str = "bfloat16", max_model_len: 
         raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
     vllm, on_cpu = _import_vllm(kv_cache_gib)
     settings = {"dtype": dtype, "max_model_len": max_model_len, "seed": seed, "tensor_parallel_size": tensor_parallel_size, **engine}
+    if executor:
+        settings["distributed_executor_backend"] = executor
     if on_cpu:
         settings.setdefault("enforce_eager", True)  # compiling costs more than a short batch wins back
     else:

@@ -137,6 +137,7 @@ def _scores(done: dict[str, Any], evaluation: dict[str, Any]) -> str:
         total = evaluation["test_size"]
         base_correct = evaluation.get("base_correct", round(evaluation["base_accuracy"] * total))
         rows = [("base model", base_correct, total), ("tuned model, Tinker sampler", evaluation["test_correct"], total)]
+        rows += [(f"… {kind} templates", row["correct"], row["total"]) for kind, row in evaluation.get("by_template", {}).items()]
         if "temperature" in (settings := done["evaluate"].get("parameters", {})):
             text += f" The sampler's temperature was {settings['temperature']:g}."
     for stage, name in (("merge", "this model, transformers"), ("vllm", "this model, vLLM")):

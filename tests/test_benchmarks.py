@@ -294,6 +294,8 @@ def test_a_served_model_is_asked_the_same(served, tmp_path, capsys):
     results = run_inspect_eval(benchmark=own_data(ROWS), server_url=served, api_key=KEY, log_dir=tmp_path, batch_size=2)
     assert results["score"] == 100 and results["samples"] == 8 and results["tokens"] == 32 and "8/8" in capsys.readouterr().out
     assert KEY.encode() not in b"".join(zipfile.ZipFile(results["log"]).read(name) for name in zipfile.ZipFile(results["log"]).namelist())
+    with pytest.raises(DataError, match="serves folder/merged\n.*model="):
+        run_inspect_eval(benchmark=own_data(ROWS), server_url=served, api_key=KEY, model="another")
     with pytest.raises(BackendError, match="401") as raised:
         run_inspect_eval(benchmark=own_data(ROWS), server_url=served, api_key=KEY + "x")
     assert KEY not in str(raised.value)

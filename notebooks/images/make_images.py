@@ -61,12 +61,12 @@ def numbers(run: Run) -> list[tuple[str, str]]:
         *((f"… {kind} templates", _score(templates[kind])) for kind in ("seen", "unseen") if kind in templates),
         ("merged model in `transformers`", _score(merge)),
         ("merged model in vLLM", _score(vllm)),
-        ("largest logprob difference to the trained model", f"{merge['max_abs_logprob_diff']:.0e} merged, float32; "
-                                                            f"{vllm['max_abs_logprob_diff']:.0e} vLLM, {stages['vllm']['parameters']['dtype']}"),
+        ("largest logprob difference, merged to trained model", f"{merge['max_abs_logprob_diff']:.0e} nats, {stages['merge']['parameters']['dtype']}"),
+        ("… vLLM to merged model in `transformers`", f"{vllm['max_abs_logprob_diff']:.0e} nats, {stages['vllm']['parameters']['dtype']}"),
         ("training loss", f"{train['first_nll']:.3f} in the first batch, {train['last_nll']:.3f} in the last of {train['steps']}, "
                           "nats an answer token"),
         ("validation", f"{_score(first)} before, {_score(best)} at step {best['step']}, which was chosen"),
-        ("speed", f"training {rate:.0f} tokens/s; vLLM {vllm['tokens_per_second']:.0f} tokens/s at most"),
+        ("speed", f"training {rate:.0f} tokens/s; vLLM {vllm['tokens_per_second']:.0f} tokens/s in its fastest test"),
         ("time a notebook", ", ".join(f"{STAGES[name][0][:2]} {_clock(spent)}" for name, spent in seconds.items())
                             + f"; {_clock(sum(seconds.values()))} in all, the start of each not counted"),
         ("of it", ", ".join(f"{kind} {_clock(spent)}" for kind, spent in work.items())),
