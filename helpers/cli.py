@@ -56,8 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", run_course, "run the notebooks in order, into a run folder", (
         "Run the notebooks in order through papermill. Everything they make goes into runs/NAME, and runs/latest names the newest run."), (
-        "course run -p epochs=1 -p max_test=60 --until evaluate", "course run --dry-run --profile full      # how much, how long, what it costs",
-        "course run --resume                      # go on where the newest run stopped", "course run --like latest -p rank=16      # the same again, but for one setting"))
+        "course run -p epochs=1 -p max_test=60 --until evaluate",
+        "course run --dry-run --profile full      # how much, how long, what it costs",
+        "course run --resume                      # go on where the newest run stopped",
+        "course run --like latest -p rank=16      # the same again, but for one setting"))
     run.add_argument("--name", default="", metavar="RUN", help="name of the run folder (default: date and time)")
     run.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a notebook parameter; may be given more than once")
@@ -76,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="as JSON")
 
     show = _command(commands, "show", show_command, "one run: parameters, stages, scores, files, versions", (
-        "Everything that a run's manifest says, and how it differs from the notebooks' defaults of today."), ("course show", "course show my-run --json"))
+        "Everything that a run's manifest says, and how it differs from the notebooks' defaults of today."), (
+        "course show", "course show my-run --json"))
     show.add_argument("run", nargs="?", default="latest", metavar="RUN", help="its name (default: latest)")
     show.add_argument("--json", action="store_true", help="as JSON")
 
@@ -86,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         "course clean my-run other-run", "course clean --older-than 30           # all in which nothing changed for 30 days",
         "course clean my-run --yes              # without asking"))
     clean.add_argument("runs", nargs="*", metavar="RUN", help="names of runs")
-    clean.add_argument("--older-than", type=float, metavar="DAYS", help="only runs in which nothing changed for so many days; without names, of all runs")
+    clean.add_argument("--older-than", type=float, metavar="DAYS",
+                       help="only runs in which nothing changed for so many days; without names, of all runs")
     clean.add_argument("--yes", action="store_true", help="don't ask; needed where there is no terminal")
 
     check = _command(commands, "check", check_machine, "say what works on this machine, and what to do about the rest", (
@@ -94,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or a URL")
 
     stub = _command(commands, "stub", stub_command, "the stub Tinker backend that notebooks start by themselves: say what it does, or stop it", (
-        "The stub starts when a notebook needs it, and ends when it was unused for a while."), ("course stub status", "course stub stop      # free its memory now"))
+        "The stub starts when a notebook needs it, and ends when it was unused for a while."), (
+        "course stub status", "course stub stop      # free its memory now"))
     stub.add_argument("action", choices=["status", "stop"])
 
     completion = _command(commands, "completion", completion_command, "print a script that completes commands with the Tab key", (
@@ -105,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], help: str, description: str, examples: tuple[str, ...]) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], help: str, description: str,
+             examples: tuple[str, ...]) -> argparse.ArgumentParser:
     """A subcommand, whose help ends with examples."""
     epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
     parser = commands.add_parser(name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,6 +1,6 @@
 """`course completion bash|zsh`: what the Tab key offers.
 
-The printed script asks `course completion words -- WORD...` at each Tab. So it always knows the options of today's parser, the
+The printed script asks `course completion words -- WORD...` at each Tab, a tenth of a second. So it always knows the options of today's parser, the
 profiles, the runs that are there now, and the notebooks' parameters.
 """
 
@@ -14,7 +14,7 @@ BASH = """\
 # bash completion of `course`. For this shell:  eval "$(course completion bash)"
 _course() {
     local IFS=$'\\n'
-    COMPREPLY=($(course completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    COMPREPLY=($("$1" completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
     [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2>/dev/null
     return 0
 }
@@ -26,14 +26,14 @@ ZSH = """\
 # zsh completion of `course`. For this shell, after compinit:  eval "$(course completion zsh)"
 _course() {
     local -a found assigned plain
-    found=("${(@f)$(course completion words -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    found=(${(f)"$("${words[1]}" completion words -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
     assigned=(${(M)found:#*=})
     plain=(${found:#*=})
     (( $#assigned )) && compadd -S '' -a assigned
     (( $#plain )) && compadd -a plain
-    (( $#assigned + $#plain )) || _files
+    (( $#found )) || _files
 }
-compdef _course course
+if [[ ${funcstack[1]} == _course ]]; then _course "$@"; else compdef _course course; fi
 """
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH}

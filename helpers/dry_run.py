@@ -65,8 +65,9 @@ def _time_line(plan: dict[str, Any]) -> str:
         return "time      unknown: speeds were measured for the local base model on the stub only"
     total = sum(plan["seconds"].values())
     parts = ", ".join(f"{stage} {_minutes(spent)}" for stage, spent in plan["seconds"].items())
+    speed = TOKENS_PER_SECOND
     return (f"time      about {_minutes(total)} on the stub ({parts})\n"
-            f"          an estimate, from {TOKENS_PER_SECOND['training']} tokens/s in training and {TOKENS_PER_SECOND['sampling']} in sampling on {MEASURED_ON}")
+            f"          an estimate, from {speed['training']} tokens/s in training and {speed['sampling']} in sampling on {MEASURED_ON}")
 
 
 def _cost_lines(plan: dict[str, Any]) -> list[str]:

@@ -16,11 +16,28 @@ def parameters_like(manifest: dict[str, Any], known: dict[str, dict[str, Any]], 
 
     Returns:
         Parameters, those of `chosen` included, and notes: a sentence each.
+
+    Raises:
+        BackendError: there is no such backend.
     """
     parameters, notes = run_parameters(manifest, known)
     parameters |= chosen
-    data = data_notes(manifest, parameters.get("data_files", known["split"]["data_files"]))
-    return parameters, notes + version_notes(manifest.get("packages", {})) + data
+    notes += backend_notes(manifest, parameters.get("backend_name", known["train"]["backend_name"]))
+    notes += version_notes(manifest.get("packages", {}))
+    return parameters, notes + data_notes(manifest, parameters.get("data_files", known["split"]["data_files"]))
+
+
+def backend_notes(manifest: dict[str, Any], backend_name: str) -> list[str]:
+    """A note if `auto` means another service now, or the user chose another.
+
+    Raises:
+        BackendError: there is no such backend.
+    """
+    from helpers.backend import choose_backend
+
+    then, now = manifest.get("backend"), choose_backend(backend_name)[0]
+    kind = then.get("kind") if isinstance(then, dict) else None
+    return [f"it ran on {kind}, this one will on {now}"] if kind and kind != now else []
 
 
 def version_notes(then: dict[str, str]) -> list[str]:

@@ -225,7 +225,7 @@ class Run:
         Raises:
             RunError: another process holds it, or the folder can't be written.
         """
-        lock = FileLock(str(self.path / RUN_LOCK), timeout=2)  # `course list` may hold it for a moment
+        lock = FileLock(str(self.path / RUN_LOCK), timeout=0.5)  # `course list` may hold it for a moment
         try:
             lock.acquire()
         except Timeout as error:

@@ -130,7 +130,8 @@ def _page(details: dict[str, Any]) -> str:
         rows = [["file", "size"]] + [[row["path"], "missing" if row["bytes"] is None else size_text(row["bytes"])] for row in details["artefacts"]]
         lines += ["", table(rows, right={1})]
     if details["data"]:
-        lines += ["", "data", *(f"  {row.get('path')}  {size_text(row.get('bytes'))}  sha256 {str(row.get('sha256'))[:12]}…" for row in details["data"] if isinstance(row, dict))]
+        lines += ["", "data", *(f"  {row.get('path')}  {size_text(row.get('bytes'))}  sha256 {str(row.get('sha256'))[:12]}…"
+                                for row in details["data"] if isinstance(row, dict))]
     lines += ["", "versions", *(f"  {name} {row['version']}" + ("" if row["now"] == row["version"] else f"   (now {row['now'] or 'not installed'})")
                                 for name, row in details["packages"].items())]
     return "\n".join(lines)
