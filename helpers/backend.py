@@ -72,7 +72,7 @@ def connect(backend: str = "auto") -> Backend:
     Raises:
         BackendError: it can't be reached or started, or it refuses the key.
     """
-    kind, url = _choose(backend)
+    kind, url = choose_backend(backend)
     key = os.environ.get("TINKER_API_KEY")
     if kind == "hosted" and not key:
         raise BackendError("hosted Tinker needs a key, and TINKER_API_KEY is not set", "export TINKER_API_KEY=tml-…, or use backend 'stub'")
@@ -103,7 +103,12 @@ def _close(service: Any) -> None:
         service.close("success").result(timeout=5)
 
 
-def _choose(backend: str) -> tuple[str, str | None]:
+def choose_backend(backend: str) -> tuple[str, str | None]:
+    """Kind and address of a backend by its name, without asking it.
+
+    Raises:
+        BackendError: there is no such backend.
+    """
     if backend == "auto":
         if url := os.environ.get("TINKER_BASE_URL"):
             return "url", url

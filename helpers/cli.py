@@ -1,60 +1,149 @@
 """The `course` command: the notebooks in order through papermill, and what surrounds them."""
 
 import argparse
-import difflib
 import os
 import sys
 import time
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
-from helpers.errors import CourseError, RunError
-from helpers.runs import ROOT, STAGES, Run, new_run, open_run
+from helpers.errors import CourseError, RunError, UsageError
+from helpers.run_info import readable_run
+from helpers.runs import STAGES, Run, check_new_run, new_run
+from helpers.settings import NOTEBOOKS, check_parameters, chosen_parameters, notebook_parameters
 
-NOTEBOOKS = ROOT / "notebooks"
 OWN_ERRORS = ("CourseError", "DataError", "ModelError", "BackendError", "RunError")
 INTERRUPTED = 130
 
 
+EXIT_CODES = """exit status:
+  0    done
+  1    an error was reported, a check failed, or the answer to a question was no
+  2    wrong usage: an unknown command or option, or options that don't go together
+  130  interrupted (Ctrl-C)"""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0 done, 1 an error was reported, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:3] == ["completion", "words", "--"]:  # asked by the script at each Tab; the words are not ours to parse
+        from helpers.completion import words
+
+        print("\n".join(words(_parser(), arguments[3:])))
+        return 0
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        status = options.command(options)
+        sys.stdout.flush()
+        return status
     except CourseError as error:
         print(f"course: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("\ncourse: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `course list | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="course", description="The Tinker course: from a JSON file of examples to a fine-tuned model in vLLM.")
+    """The parser. A metavar says what an argument takes; helpers/completion.py offers by it."""
+    parser = argparse.ArgumentParser(
+        prog="course", description="The Tinker course: from a JSON file of examples to a fine-tuned model in vLLM.",
+        epilog="`course COMMAND --help` explains a command, with examples.\n\n" + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run the notebooks in order, into a run folder", description=(
-        "Run the notebooks in order through papermill. Everything they make goes into runs/NAME, and runs/latest names the newest run."),
-        epilog="example: course run -p epochs=1 -p max_test=60 --until evaluate")
-    run.add_argument("--name", default="", help="name of the run folder (default: date and time)")
-    run.add_argument("--profile", help="a set of parameters from helpers/profiles.toml (default: quick)")
+    run = _command(commands, "run", run_course, "run the notebooks in order, into a run folder", (
+        "Run the notebooks in order through papermill. Everything they make goes into runs/NAME, and runs/latest names the newest run."), (
+        "course run -p epochs=1 -p max_test=60 --until evaluate",
+        "course run --dry-run --profile full      # how much, how long, what it costs",
+        "course run --resume                      # go on where the newest run stopped",
+        "course run --like latest -p rank=16      # the same again, but for one setting"))
+    run.add_argument("--name", default="", metavar="RUN", help="name of the run folder (default: date and time)")
+    run.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a notebook parameter; may be given more than once")
     run.add_argument("--data", nargs="+", metavar="FILE", help="your own .json or .jsonl files")
-    run.add_argument("--backend", help="auto, stub, hosted, or the URL of a Tinker-compatible server")
+    run.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or the URL of a Tinker-compatible server")
     run.add_argument("--from", dest="first", choices=STAGES, help="start at this stage of an existing run")
     run.add_argument("--until", dest="last", choices=STAGES, help="end after this stage")
     run.add_argument("--resume", action="store_true", help="go on with an existing run (--name, default: latest) where it stopped, with its parameters")
-    run.set_defaults(command=run_course)
+    run.add_argument("--like", metavar="RUN", help="a new run with the parameters of this one; says what changed since: packages, data files")
+    run.add_argument("--dry-run", action="store_true", help="say what would run, how long it takes and what it costs; start and write nothing")
+    run.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
 
-    check = commands.add_parser("check", help="say what works on this machine, and what to do about the rest")
-    check.add_argument("--backend", help="auto, stub, hosted, or a URL")
-    check.set_defaults(command=check_machine)
+    listing = _command(commands, "list", list_command, "the runs, newest first", (
+        "One line a run: when it was made, accuracy of base and tuned model on the test set, size on disk, stages done."), (
+        "course list", "course list --json | python -m json.tool"))
+    listing.add_argument("--json", action="store_true", help="as JSON")
 
-    stub = commands.add_parser("stub", help="the stub Tinker backend that notebooks start by themselves: say what it does, or stop it")
+    show = _command(commands, "show", show_command, "one run: parameters, stages, scores, files, versions", (
+        "Everything that a run's manifest says, and how it differs from the notebooks' defaults of today."), (
+        "course show", "course show my-run --json"))
+    show.add_argument("run", nargs="?", default="latest", metavar="RUN", help="its name (default: latest)")
+    show.add_argument("--json", action="store_true", help="as JSON")
+
+    clean = _command(commands, "clean", clean_command, "delete runs, after asking", (
+        "Show what would go, with sizes, and ask. Only run folders in the runs folder are deleted, and links are never followed. A run that is\n"
+        "under way is refused. If the newest run goes, runs/latest names the one before it. Checkpoints on the Tinker server stay."), (
+        "course clean my-run other-run", "course clean --older-than 30           # all in which nothing changed for 30 days",
+        "course clean my-run --yes              # without asking"))
+    clean.add_argument("runs", nargs="*", metavar="RUN", help="names of runs")
+    clean.add_argument("--older-than", type=float, metavar="DAYS",
+                       help="only runs in which nothing changed for so many days; without names, of all runs")
+    clean.add_argument("--yes", action="store_true", help="don't ask; needed where there is no terminal")
+
+    check = _command(commands, "check", check_machine, "say what works on this machine, and what to do about the rest", (
+        "One line a thing that the course needs: [OK], [NOTE] or [FAIL], and the fix."), ("course check", "course check --backend hosted"))
+    check.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or a URL")
+
+    stub = _command(commands, "stub", stub_command, "the stub Tinker backend that notebooks start by themselves: say what it does, or stop it", (
+        "The stub starts when a notebook needs it, and ends when it was unused for a while."), (
+        "course stub status", "course stub stop      # free its memory now"))
     stub.add_argument("action", choices=["status", "stop"])
-    stub.set_defaults(command=stub_command)
+
+    completion = _command(commands, "completion", completion_command, "print a script that completes commands with the Tab key", (
+        "Completes commands, options, profiles, runs and parameters."), (
+        'eval "$(course completion bash)"                            # in this shell', "course completion bash >> ~/.bashrc                         # in every new one",
+        "course completion zsh > ~/.zfunc/_course                    # zsh, with ~/.zfunc in fpath"))
+    completion.add_argument("shell", choices=["bash", "zsh"])
     return parser
+
+
+def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], help: str, description: str,
+             examples: tuple[str, ...]) -> argparse.ArgumentParser:
+    """A subcommand, whose help ends with examples."""
+    epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
+    parser = commands.add_parser(name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def list_command(options: argparse.Namespace) -> int:
+    from helpers.runs_table import list_runs
+
+    list_runs(options.json)
+    return 0
+
+
+def show_command(options: argparse.Namespace) -> int:
+    from helpers.runs_table import show_run
+
+    show_run(options.run, options.json)
+    return 0
+
+
+def clean_command(options: argparse.Namespace) -> int:
+    from helpers.cleaning import clean_runs
+
+    return clean_runs(options.runs, options.older_than, options.yes)
+
+
+def completion_command(options: argparse.Namespace) -> int:
+    from helpers.completion import SCRIPTS
+
+    print(SCRIPTS[options.shell], end="")
+    return 0
 
 
 def check_machine(options: argparse.Namespace) -> int:
@@ -83,13 +172,37 @@ def stub_command(options: argparse.Namespace) -> int:
 
 
 def run_course(options: argparse.Namespace) -> int:
-    """Run stages of a run, print a line for each and a table at the end."""
-    chosen = chosen_parameters(options)
+    """Run stages of a run, print a line for each and a table at the end; or, with --dry-run, say what that would be."""
+    if options.json and not options.dry_run:
+        raise UsageError("--json goes with --dry-run", "add --dry-run, or see a finished run: course show --json")
+    if options.like and (options.resume or options.first):
+        raise UsageError("--like starts a new run, --resume and --from go on with one", "leave one of them out")
     known = notebook_parameters()
+    chosen, notes = chosen_parameters(options), []
     check_parameters(chosen, known)
+    if options.like:
+        from helpers.like import parameters_like
+
+        like = readable_run(options.like)
+        chosen, notes = parameters_like(like.manifest, known, chosen)
+        check_parameters(chosen, known)
     run, stages = _choose_run(options)
-    parameters = run.manifest.get("parameters", {}) | chosen  # an existing run keeps what it was started with
-    run.update(parameters=parameters)
+    parameters = (run.manifest.get("parameters", {}) if run else {}) | chosen  # an existing run keeps what it was started with
+    if options.dry_run:
+        from helpers.dry_run import print_plan
+
+        print_plan(run, options.name, stages, parameters, known, notes, options.json)
+        return 0
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    run = run or new_run(options.name)
+    with run.in_use():
+        run.update(parameters=parameters, **({"like": like.name} if options.like else {}))
+        return run_stages(run, stages, parameters, known)
+
+
+def run_stages(run: Run, stages: list[str], parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> int:
+    """Execute the notebooks of these stages, one after the other. Returns the exit status."""
     print(f"run {run.name} → {_short(run.path)}", flush=True)
     started = time.monotonic()
     for number, stage in enumerate(stages, start=1):
@@ -106,86 +219,23 @@ def run_course(options: argparse.Namespace) -> int:
     return 0
 
 
-def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """Parameters of the profile, then of -p, then of the other options; each beats the ones before.
-
-    Raises:
-        CourseError: there is no such profile, or a -p is not NAME=VALUE.
-    """
-    profiles = tomllib.loads((ROOT / "helpers" / "profiles.toml").read_text(encoding="utf-8"))
-    if options.profile and options.profile not in profiles:
-        raise CourseError(f"there is no profile {options.profile!r}", f"profiles are {', '.join(profiles)}")
-    default = {} if options.resume or options.first else profiles["quick"]
-    parameters = dict(profiles[options.profile] if options.profile else default)
-    for text in options.parameter:
-        name, sign, value = text.partition("=")
-        if not sign or not name.strip():
-            raise CourseError(f"-p {text!r} is not NAME=VALUE", "write for example -p epochs=1")
-        parameters[name.strip()] = _value(value.strip())
-    if options.data:
-        files = [Path(file).absolute() for file in options.data]
-        parameters["data_files"] = ",".join(map(str, files))
-    if options.backend:
-        parameters["backend_name"] = options.backend
-    return parameters
-
-
-def _value(text: str) -> Any:
-    """A TOML value, or else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return {"True": True, "False": False}.get(text, text)
-
-
-def notebook_parameters() -> dict[str, dict[str, Any]]:
-    """Each stage's parameters with their defaults, from the cell tagged `parameters` of its notebook."""
-    import ast
-
-    import nbformat
-
-    found = {}
-    for stage, (notebook, _) in STAGES.items():
-        cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-        source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-        found[stage] = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign)}
-    return found
-
-
-def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> None:
-    """Refuse what no notebook takes, before anything starts.
-
-    Raises:
-        CourseError: an unknown name (with the near ones), or a value of another type than the default's.
-    """
-    defaults = {name: value for stage in known.values() for name, value in stage.items()}
-    for name, value in parameters.items():
-        if name == "run_name" or name not in defaults:
-            near = difflib.get_close_matches(name, [n for n in defaults if n != "run_name"])
-            fix = f"did you mean {' or '.join(near)}?" if near else f"parameters are {', '.join(sorted(set(defaults) - {'run_name'}))}"
-            raise CourseError(f"no notebook has a parameter {name!r}" if name != "run_name" else "run_name is set by --name", fix)
-        wanted = type(defaults[name])
-        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise CourseError(f"parameter {name} must be of type {wanted.__name__}, as its default {defaults[name]!r}; got {value!r}", "correct the value")
-
-
-def _choose_run(options: argparse.Namespace) -> tuple[Run, list[str]]:
-    """The run to work in, and its stages to do."""
+def _choose_run(options: argparse.Namespace) -> tuple[Run | None, list[str]]:
+    """The run to go on with, None for a new one, and the stages to do. Makes nothing."""
     stages = list(STAGES)
     if options.resume or options.first:
-        run = open_run(options.name or "latest")
+        run = Run(readable_run(options.name or "latest").path)
         done = run.manifest["stages"]
         first = options.first or next((s for s in stages if done.get(s, {}).get("status") != "done"), None)
         if first is None:
             raise RunError(f"run {run.name} is complete", "leave out --resume to start another, or name a stage with --from")
     else:
-        run, first = new_run(options.name), stages[0]
+        check_new_run(options.name)
+        run, first = None, stages[0]
     last = options.last or stages[-1]
     chosen = stages[stages.index(first) : stages.index(last) + 1]
     if not chosen:
         raise RunError(f"stage {first} comes after {last}", "correct --from or --until")
-    for needed in STAGES[chosen[0]][1]:
+    for needed in STAGES[chosen[0]][1] if run else ():
         run.stage(needed)
     return run, chosen
 

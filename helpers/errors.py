@@ -17,6 +17,10 @@ class CourseError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class UsageError(CourseError):
+    """The words of a command don't go together. `course` ends with exit status 2."""
+
+
 class DataError(CourseError):
     """A data file, line, record or field is not usable."""
 

