@@ -35,7 +35,7 @@ from helpers.stub_tinker.store import Store
 from stub import Server
 from test_stub_server import datums, prompt, train
 
-ROUNDS = 12
+ROUNDS = 8
 API = "/api/v1"
 KINDS = ("weights", "sampler_weights", "external_weights")
 OPERATIONS = {"weights": "save_weights", "sampler_weights": "save_weights_for_sampler", "external_weights": "save_weights_external"}

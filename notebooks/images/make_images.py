@@ -85,7 +85,7 @@ def table(run: Run) -> str:
     changed = sorted({f"-p {name}={value}" for stage in STAGES for name, value in run.stage(stage)["parameters"].items()
                       if name in defaults[stage] and value != defaults[stage][name]})
     packages = run.manifest["packages"]
-    lines = [f"From the run `{run.name}` of {run.manifest['created'][:10]}, made by `course run {' '.join(changed)}".rstrip() + "`, "
+    lines = [f"From the run `{run.name}` of {run.manifest['created'][:10]}, with the settings of `course run {' '.join(changed)}".rstrip() + "`, "
              f"with tinker {packages['tinker']}, torch {packages['torch']} and transformers {packages['transformers']}:",
              "", "| | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in numbers(run))])
