@@ -251,7 +251,7 @@ _UNSURE = re.compile(
 )
 _DANGLES = re.compile(r"(?:(?<!\*)[-+*/=^(,:]|\\times|\\cdot|×|÷|\b(?:is|are|the|of|and|or|to|has|have|a|get|equals))\s*$")
 _VALUE = re.compile(
-    rf"[-−]?\s?[{CURRENCY}]?[-−]?(?<![A-Za-z\d_^])(?:\d{{1,3}}(?:\.\d{{3}})+,\d{{1,2}}(?!\d)|\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+ \d+/\d+|{NUMBER}(?:\s*/\s*\d+(?!\d|\.\d))?)(?:\s*\\?%)?(?:\s*(?:[*·]\s*)?(?:π|pi\b|√\s*\d+|sqrt\(\d+\)))?"
+    rf"[-−]?\s?[{CURRENCY}]?[-−]?(?<![A-Za-z\d_^])(?:\d{{1,3}}(?:\.\d{{3}})+,\d{{1,2}}(?!\d)|\d+,\d{{1,2}}(?![\d,])|\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+ \d+/\d+|{NUMBER}(?:\s*/\s*\d+(?!\d|\.\d))?)(?:\s*\\?%)?(?:\s*(?:[*·]\s*)?(?:π|pi\b|√\s*\d+|sqrt\(\d+\)))?"
     rf"|(?<![\w)])-?(?:π|√\s*\d+)"
 )
 _BRACKETED = re.compile(r"(?<![\w)])[(\[{][^()\[\]{}]{1,80},[^()\[\]{}]{1,80}[)\]}](?=[\s.。,]*$)")
@@ -440,7 +440,7 @@ def check_final_answer(model_output: str, expected_output: str) -> Verdict:
 def _other_readings(reference: str, marked: list[str]) -> list[str]:
     """What a marked answer may also say: the value of a whole sentence after the mark, or the last of several, for a list."""
     readings = []
-    if re.match(r"[A-Za-z]", marked[-1]) and len(marked[-1].split()) >= 5 and read_quantity(tidy_answer(reference)):
+    if re.match(r"[A-Za-z](?![.):])", marked[-1]) and len(marked[-1].split()) >= 5 and read_quantity(tidy_answer(reference)):
         readings.append(_value_of_sentence(marked[-1], alone=False) or "")
     wanted = structure(tidy_answer(reference.replace("$", "")))
     if wanted and wanted[0] in ("list", "set") and len(marked) >= len(wanted[1]):

@@ -109,7 +109,7 @@ def looks_symbolic(text: str) -> bool:
     """Mathematics rather than words: what math-verify should be asked about."""
     without = re.sub(r"\\[a-zA-Z]+|\{[bpv]?(?:matrix|array|cases)\}|\b(?:sqrt|pi|oo|sin|cos|tan|log|ln|exp|mod|begin|end|[pbv]?matrix)\b", "", text)
     return bool(re.search(r"[\d\\=+*/^<>-]|^\W*\w\W*$", text)) and not re.search(
-        r"[A-Za-z]{3,}|[\u4e00-\u9fff]", without
+        r"[^\W\d_]{3,}|[\u4e00-\u9fff]", without
     )
 
 
@@ -229,8 +229,9 @@ def same_answer(gold: str, found: str) -> tuple[bool, str]:
     if quantity:
         if "±" in found_tidy and "±" not in gold_tidy:
             return False, "two values, and the reference has one"
-        if (quantity.decimals or 0) and re.fullmatch(r"-?\d+,\d{1,2}|-?\d+,\d{4,}", found_tidy):
-            direct = read_quantity(found_tidy.replace(",", "."))  # 3,5 as it is written in German
+        comma = re.fullmatch(r"(-?\d+),(\d{1,2}|\d{4,})(\s*[A-Za-z%]*)", found_tidy)
+        if comma and (quantity.decimals or quantity.value % 1):
+            direct = read_quantity(f"{comma[1]}.{comma[2]}{comma[3]}")  # 3,5 as it is written in German
         other = direct or _number_in(found_tidy)
         if other:
             passed = same_quantity(quantity, other)

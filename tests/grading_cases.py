@@ -404,6 +404,17 @@ FINAL_ANSWERS = [
     ('The answer is 1 in 6.', '1/6', True, 'x in y as a ratio'),
     ('The answer is 2 in 5.', '2/5', True, 'x in y'),
     ('Each pays $12.50, i.e. twelve dollars and fifty cents.', '12.50', True, 'amount repeated in words'),
+    # other languages
+    ("So the answer is: C. 7 giờ 24 phút.", "8 giờ 24 phút", False, "Vietnamese words are words, not symbols"),
+    ("The answer is: C. 7 часов 24 минуты.", "8 часов 24 минуты", False, "Russian words are words"),
+    ("\\boxed{C. 7 giờ 24 phút}", "8 giờ 24 phút", False, "words in a box"),
+    ("The answer is: C. 9 giờ 24 phút.", "24", False, "not the last number of two"),
+    ("Die Antwort ist 2,5.", "5", False, "a decimal comma does not part a number"),
+    ("Die Antwort ist 0,75.", "75", False, "a decimal comma does not part a number"),
+    ("Die Antwort ist 0,75.", "0.75", True, "a decimal comma"),
+    ("La réponse est 2,5 kg.", "2.5", True, "a decimal comma with a unit"),
+    ("\\boxed{0,75}", "3/4", True, "a decimal comma and its fraction"),
+    ("\\boxed{3,5}", "4", False, "two numbers, or a decimal: neither is 4"),
 ]
 
 EXACT_ANSWERS = [
