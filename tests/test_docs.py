@@ -11,6 +11,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -400,3 +401,11 @@ def test_outputs_are_of_one_run_from_top_to_bottom(notebook):
         said = json.dumps(cell["outputs"])
         assert '"output_type": "error"' not in said
         assert not re.search(r"pypi|pythonhosted|pytorch\.org|index-url", said), "an output names a package registry"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_top_level_is_small():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    shown = {name.split("/")[0] for name in tracked if not name.startswith(".")}
+    assert shown == {"LICENSE", "Makefile", "README.md", "data", "environment.yml", "helpers", "notebooks", "pyproject.toml",
+                     "requirements.lock", "tests"}
