@@ -83,6 +83,19 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", nargs="?", default="latest", metavar="RUN", help="its name (default: latest)")
     show.add_argument("--json", action="store_true", help="as JSON")
 
+    report = _command(commands, "report", report_command, "one page of HTML for a run, or one that compares several", (
+        "Write a page that needs no network and no other file, to read or to send. Of one run: settings, data, curves, scores,\n"
+        "answers to read, parity, times, versions. Of several: what differs, scores side by side, and the paired test on the same\n"
+        "problems, with the run named first as the one to compare with. A run need not be complete: the page says what is missing,\n"
+        "stale or damaged in it."), (
+        "course report                          # the newest run, into its report.html",
+        "course report first second third       # side by side, into comparison.html in the runs folder",
+        "course report my-run --output to_send.html --open"))
+    report.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: latest)")
+    report.add_argument("--output", type=Path, metavar="FILE", help="where to write it; ends in .html")
+    report.add_argument("--open", action="store_true", help="show it in a browser")
+    report.add_argument("--json", action="store_true", help="say as JSON where it is, with scores, and what is missing")
+
     clean = _command(commands, "clean", clean_command, "delete runs, after asking", (
         "Show what would go, with sizes, and ask. Only run folders in the runs folder are deleted, and links are never followed. A run that is\n"
         "under way is refused. If the newest run goes, runs/latest names the one before it. Checkpoints on the Tinker server stay."), (
@@ -131,6 +144,12 @@ def show_command(options: argparse.Namespace) -> int:
 
     show_run(options.run, options.json)
     return 0
+
+
+def report_command(options: argparse.Namespace) -> int:
+    from helpers.report import report_runs
+
+    return report_runs(options.runs, options.output, options.open, options.json)
 
 
 def clean_command(options: argparse.Namespace) -> int:
@@ -212,10 +231,9 @@ def run_stages(run: Run, stages: list[str], parameters: dict[str, Any], known: d
             print(f"\nWhat was done is kept. To go on from here:  course run --resume --name {run.name}", file=sys.stderr)
             return status
     print_summary(run, stages, time.monotonic() - started)
-    if all(entry["status"] == "done" for entry in run.manifest["stages"].values()) and len(run.manifest["stages"]) == len(STAGES):
-        from helpers.report import write_report
+    from helpers.report import write_report
 
-        print(f"a page to read or to send: {_short(write_report(run))}")
+    print(f"a page to read or to send: {_short(write_report(run))}")
     return 0
 
 
