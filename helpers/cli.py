@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print("\n".join(words(_parser(), arguments[3:])))
         return 0
+    arguments, passed_on = _cut(arguments)
     options = _parser().parse_args(arguments)
+    options.passed_on = passed_on
     try:
         status = options.command(options)
         sys.stdout.flush()
@@ -45,6 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `course list | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _cut(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before and after the first `--` of `course lab`: the second part is for JupyterLab."""
+    if arguments[:1] != ["lab"] or "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,6 +125,30 @@ def _parser() -> argparse.ArgumentParser:
         "course stub status", "course stub stop      # free its memory now"))
     stub.add_argument("action", choices=["status", "stop"])
 
+    serve = _command(commands, "serve", serve_command, "one stub Tinker backend for a class, with a key for each learner", (
+        "Writes a table with a key for each learner, says what they have to type and how many this machine carries, and serves until\n"
+        "Ctrl-C. Keys that are there are kept: run it again for the next lesson, or with more names for those who came late."), (
+        "course serve --learners 12                       # try it here; only this machine can reach it",
+        "course serve --learners names.txt --host 0.0.0.0 # a name a line; open to the network, over plain HTTP",
+        "course serve --host 0.0.0.0                      # the next lesson, with the same keys"))
+    serve.add_argument("--learners", metavar="N|FILE", help="how many, or a file with a name a line; those without a key get one")
+    serve.add_argument("--keys", type=Path, metavar="FILE", help="the table of keys (default: class/learners.csv in the course's cache folder)")
+    serve.add_argument("--new-keys", action="store_true", help="replace all keys; nobody can reach what belongs to the old ones")
+    serve.add_argument("--show-keys", action="store_true", help="print the keys too; else they are in the table only")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8765, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--address", default="", metavar="NAME", help="what learners type for this machine (default: found out)")
+    serve.add_argument("--state-dir", type=Path, metavar="FOLDER", help="for checkpoints (default: class/stub in the course's cache folder)")
+    serve.add_argument("--base-model", action="append", default=[], metavar="FOLDER", help="another base model than the course's; may be given more than once")
+
+    lab = _command(commands, "lab", lab_command, "open JupyterLab at a notebook of the course", (
+        "Starts JupyterLab with this environment's Python and opens it in a browser. Ctrl-C ends it. Words after -- are JupyterLab's own\n"
+        "options: course lab -- --ip 0.0.0.0"), (
+        "course lab", "course lab 02_train --no-browser          # prints the address to open"))
+    lab.add_argument("notebook", nargs="?", default="00_start_here", metavar="NOTEBOOK", help="its name, or a path (default: 00_start_here)")
+    lab.add_argument("--port", type=int, help="port to listen on (default: 8888, or the next that is free)")
+    lab.add_argument("--no-browser", action="store_true", help="start no browser; print the address")
+
     completion = _command(commands, "completion", completion_command, "print a script that completes commands with the Tab key", (
         "Completes commands, options, profiles, runs and parameters."), (
         'eval "$(course completion bash)"                            # in this shell', "course completion bash >> ~/.bashrc                         # in every new one",
@@ -156,6 +190,18 @@ def clean_command(options: argparse.Namespace) -> int:
     from helpers.cleaning import clean_runs
 
     return clean_runs(options.runs, options.older_than, options.yes)
+
+
+def serve_command(options: argparse.Namespace) -> int:
+    from helpers.serve_class import serve_class
+
+    return serve_class(options)
+
+
+def lab_command(options: argparse.Namespace) -> int:
+    from helpers.lab import start_lab
+
+    return start_lab(options.notebook, options.port, options.no_browser, options.passed_on)
 
 
 def completion_command(options: argparse.Namespace) -> int:

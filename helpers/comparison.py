@@ -19,11 +19,11 @@ from helpers.report_parts import (
     clock,
     exchange,
     interval,
+    list_problems,
     model_name,
     p_text,
     percent,
     small,
-    stage_note,
     work_seconds,
 )
 from helpers.run_files import load, one_line, scores, split_of
@@ -52,7 +52,7 @@ def write_comparison(runs: list[Run], path: Path) -> Path:
 
 def comparison_page(runs: list[RunInfo]) -> tuple[str, list[str]]:
     """The page, and what is missing, stale or damaged in the runs, a sentence each."""
-    problems = [f"run {run.name}: {words}" for run in runs for words in _gaps(run)]
+    problems = [f"run {run.name}: {words}" for run in runs for words in list_problems(run)]
     sections = [(name, heading, attempt(part, runs, problems)) for name, heading, part in SECTIONS]
     gaps = folded(
         f"{len(problems)} things are missing, stale or damaged in these runs",
@@ -62,30 +62,8 @@ def comparison_page(runs: list[RunInfo]) -> tuple[str, list[str]]:
     return page(f"{len(runs)} runs compared", head, sections), problems
 
 
-def _gaps(run: RunInfo) -> list[str]:
-    """Stages that are not done, and files of the others that can't be read."""
-    found = [note for stage in STAGES if (note := stage_note(run, stage))] + scores(run)[1]
-    for name in (
-        "train/metrics.jsonl",
-        "train/checkpoints.jsonl",
-        "evaluate/samples.jsonl",
-        "merge/parity.json",
-        "vllm/parity.json",
-    ):
-        if run.statuses.get(name.split("/")[0]) == "done":
-            try:
-                load(run.path, name)
-            except RunError as error:
-                found.append(one_line(error))
-    try:
-        split_of(run)
-    except RunError as error:
-        found.append(one_line(error))
-    return found
-
-
 def _loaded(run: RunInfo, name: str) -> Any:
-    """A file of a stage that is done; None where there is none or it is damaged, which `_gaps` has said."""
+    """A file of a stage that is done; None where there is none or it is damaged, which `list_problems` has said."""
     try:
         return load(run.path, name) if run.statuses.get(name.split("/")[0]) == "done" else None
     except RunError:

@@ -28,8 +28,9 @@ COLOURS = {
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1d21; --quiet: #555b66; --line: #c9cdd4; --soft: #f3f4f6; --link: #0b57d0;
   --good: #0a6b2b; --bad: #a4161a; --c0: #1f6fb4; --c1: #b84a00; --c2: #1b7837; --c3: #7b3294; --grey: #6b7280; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15171b; --ink: #e7e9ee; --quiet: #a7aebb; --line: #3a3f49;
-  --soft: #1f2229; --link: #8ab4f8; --good: #7fd69a; --bad: #ff9a95; --c0: #6db3f2; --c1: #ff9d5c; --c2: #7fd08f; --c3: #d3a0e8; --grey: #a0a7b4; } }
+@media screen and (prefers-color-scheme: dark) { :root { --paper: #15171b; --ink: #e7e9ee; --quiet: #a7aebb; --line: #3a3f49;
+  --soft: #1f2229; --link: #8ab4f8; --good: #7fd69a; --bad: #ff9a95; --c0: #6db3f2; --c1: #ff9d5c; --c2: #7fd08f; --c3: #d3a0e8;
+  --grey: #a0a7b4; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; background: var(--paper); color: var(--ink); }
 h1 { line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
@@ -56,11 +57,10 @@ dl { margin: .5rem 0; } dt { color: var(--quiet); font-size: .9rem; } dd { margi
 .sample { border-left: .3rem solid var(--line); padding-left: .8rem; margin: 1rem 0; } .sample > div { min-width: 0; }
 @media (min-width: 40rem) { figure { margin-right: 1rem; } .sample { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1rem; } }
 @media (max-width: 40rem) { body { padding: .6rem; } table { font-size: .875rem; } th, td { padding-right: .6rem; } }
-@media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --quiet: #444; --line: #bbb; --soft: #f3f4f6; --link: #000;
-    --good: #0a6b2b; --bad: #a4161a; --c0: #1f6fb4; --c1: #b84a00; --c2: #1b7837; --c3: #7b3294; --grey: #6b7280; }
+@media print { :root { color-scheme: light; }
   body { font-size: 10pt; max-width: none; padding: 0; } nav { display: none; } .wide, .said { overflow: visible; max-height: none; }
   h2, h3, caption, summary { break-after: avoid; } tr, figure, .sample { break-inside: avoid; }
-  figure { width: 48%; } table { font-size: 8.5pt; } th, td { padding-right: .6rem; } }
+  figure { width: 48%; margin: .5rem 1% .5rem 0; } table { font-size: 8.5pt; } th, td { padding-right: .6rem; } }
 """
 
 

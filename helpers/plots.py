@@ -144,7 +144,7 @@ def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> 
         axes.axhline(rate, color="grey", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, sizes)
-    axes.set_ylim(0, max(rates) * 1.25)
+    axes.set_ylim(0, max([*rates, *(lines or {}).values()]) * 1.25)
     axes.set(xlabel="prompts at once", ylabel="tokens per second", title="Throughput")
     axes.legend()
     return figure

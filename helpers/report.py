@@ -9,11 +9,11 @@ from pathlib import Path
 from helpers.errors import CourseError, UsageError
 from helpers.files import write_text
 from helpers.html_page import page, paragraph, problem, text
-from helpers.report_parts import attempt, backend_kind, interval, model_name, percent, small, stage_note
+from helpers.report_parts import attempt, backend_kind, interval, list_problems, model_name, percent, small, stage_note
 from helpers.report_sections import SECTIONS
 from helpers.run_files import load, scores, split_of
 from helpers.run_info import RunInfo, readable_run
-from helpers.runs import STAGES, Run, runs_dir
+from helpers.runs import Run, runs_dir
 
 
 def report_runs(names: list[str], output: Path | None = None, open_it: bool = False, as_json: bool = False) -> int:
@@ -79,7 +79,7 @@ def write_report(run: Run) -> Path:
 
 def report_page(run: RunInfo) -> tuple[str, list[str]]:
     """The page, and what is missing, stale or damaged in the run, a sentence each."""
-    problems = [*(note for stage in STAGES if (note := stage_note(run, stage))), *scores(run)[1]]
+    problems = list_problems(run)
     sections = []
     for name, heading, stage, parts in SECTIONS:
         note = stage_note(run, stage) if stage else None
@@ -87,7 +87,8 @@ def report_page(run: RunInfo) -> tuple[str, list[str]]:
         if not stage or _has_something(run, stage):
             inside += "".join(attempt(part, run, problems) for part in parts)
         sections.append((name, heading, inside))
-    return page(f"Run {run.name}", attempt(_head, run, problems) + _gaps(problems), sections), problems
+    head = "".join(attempt(part, run, problems) for part in HEAD)
+    return page(f"Run {run.name}", head + _gaps(problems), sections), problems
 
 
 def _has_something(run: RunInfo, stage: str) -> bool:
@@ -109,35 +110,35 @@ def _gaps(problems: list[str]) -> str:
 # what a reader wants first
 
 
-def _head(run: RunInfo) -> str:
+def _what(run: RunInfo) -> str:
     results, files = split_of(run)
     sizes = results.get("sizes", {})
     data = ", ".join(Path(row["path"]).name for row in files) or "data that the manifest does not name"
     on = f"{sizes['train']:,} examples of {data}" if "train" in sizes else data
-    lines = [
-        paragraph(
-            f"{model_name(run)}, tuned on {on}. Backend: {backend_kind(run)}. "
-            f"Made {run.created:%Y-%m-%d %H:%M} UTC; the run is {run.state}."
-        )
-    ]
+    made = f"Made {run.created:%Y-%m-%d %H:%M} UTC; the run is {run.state}."
+    return paragraph(f"{model_name(run)}, tuned on {on}. Backend: {backend_kind(run)}. {made}")
+
+
+def _accuracy(run: RunInfo) -> str:
     by_model = {row["model"]: row for row in scores(run)[0]}
-    if "base model" in by_model:
-        base, tuned = by_model["base model"], by_model["tuned model, sampler"]
-        apart = base["ci95"][1] < tuned["ci95"][0] or tuned["ci95"][1] < base["ci95"][0]
-        lines.append(
-            paragraph(
-                f"Right answers on the {tuned['total']} test problems: base model {percent(base['accuracy'])} ({interval(base)}) → "
-                f"tuned model {percent(tuned['accuracy'])} ({interval(tuned)}). In brackets: 95% intervals; they "
-                + ("do not overlap." if apart else "overlap: the paired test below is sharper."),
-                "verdict",
-            )
-        )
-    else:
-        lines.append(paragraph("There is no score on the test set.", "verdict"))
-    return "".join([*lines, *(_parity_verdict(run, stage, what) for stage, what in PARITIES)])
+    if "base model" not in by_model:
+        return paragraph("Base and tuned model have no score on the test set.", "verdict")
+    base, tuned = by_model["base model"], by_model["tuned model, sampler"]
+    apart = base["ci95"][1] < tuned["ci95"][0] or tuned["ci95"][1] < base["ci95"][0]
+    return paragraph(
+        f"Right answers on the {tuned['total']} test problems: base model {percent(base['accuracy'])} ({interval(base)}) → "
+        f"tuned model {percent(tuned['accuracy'])} ({interval(tuned)}). In brackets: 95% intervals; they "
+        + ("do not overlap." if apart else "overlap: the paired test below is sharper."),
+        "verdict",
+    )
 
 
-PARITIES = (("merge", "Is the merged model the trained one?"), ("vllm", "Does vLLM answer like the merged model?"))
+def _merge_verdict(run: RunInfo) -> str:
+    return _parity_verdict(run, "merge", "Is the merged model the trained one?")
+
+
+def _vllm_verdict(run: RunInfo) -> str:
+    return _parity_verdict(run, "vllm", "Does vLLM answer like the merged model?")
 
 
 def _parity_verdict(run: RunInfo, stage: str, what: str) -> str:
@@ -147,5 +148,9 @@ def _parity_verdict(run: RunInfo, stage: str, what: str) -> str:
     word = '<span class="good">Yes, within the tolerance</span>' if parity["passed"] else '<span class="bad">No</span>'
     return (
         f"<p>{what} {word}: log-probabilities of {parity['tokens']:,} tokens differ by "
-        f"{small(parity['max_abs_logprob_diff'])} nats at most; {small(parity['tolerance'])} are allowed.</p>"
+        f"{small(parity['max_abs_logprob_diff'])} nats at most ({small(parity['tolerance'])} are allowed), and by "
+        f"{small(parity['mean_abs_logprob_diff'])} in the mean ({small(parity['mean_tolerance'])} are allowed).</p>"
     )
+
+
+HEAD = (_what, _accuracy, _merge_verdict, _vllm_verdict)

@@ -5,7 +5,7 @@ from typing import Any
 
 from helpers.errors import RunError
 from helpers.html_page import problem, said, text
-from helpers.run_files import one_line
+from helpers.run_files import file_problems, one_line, scores
 from helpers.run_info import RunInfo
 from helpers.runs import STAGES
 
@@ -28,10 +28,16 @@ def stage_note(run: RunInfo, stage: str) -> str | None:
     if status is None:
         return f"stage {stage} was not run: {notebook} does it"
     if status == "stale":
-        return f"stage {stage} is stale: it belongs to an earlier model or split, since a stage before it was run again; run {notebook} again"
+        return f"stage {stage} is stale: it belongs to an earlier model or split, since a stage before it ran again; run {notebook}"
     if run.state == "under way":
         return f"stage {stage} is under way"
     return f"stage {stage} was begun and did not finish: run {notebook} again, or `course run --resume --name {run.name}`"
+
+
+def list_problems(run: RunInfo) -> list[str]:
+    """All that is missing, stale or damaged in a run, a sentence each."""
+    notes = [note for stage in STAGES if (note := stage_note(run, stage))]
+    return list(dict.fromkeys([*notes, *file_problems(run), *scores(run)[1]]))
 
 
 def exchange(question: str, expected: str, answers: dict[str, str]) -> str:

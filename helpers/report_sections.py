@@ -279,7 +279,7 @@ def _parity_table(caption: str, rows: list[dict[str, Any]]) -> str:
             "tolerance",
             "mean difference",
             "its tolerance",
-            "same first token",
+            "same token chosen",
             "within",
         ],
         [
@@ -291,7 +291,7 @@ def _parity_table(caption: str, rows: list[dict[str, Any]]) -> str:
                 small(row["tolerance"]),
                 small(row["mean_abs_logprob_diff"]),
                 small(row["mean_tolerance"]),
-                f"{row['token_agreement']:.1%}",
+                "–" if row["token_agreement"] is None else percent(row["token_agreement"]),
                 row["passed"],
             ]
             for row in rows
@@ -343,12 +343,13 @@ def _vllm_speed(run: RunInfo) -> str:
 
 
 def _files(run: RunInfo) -> str:
+    found = artefacts(run)
     rows = [[row["path"], row["stage"], "missing" if row["bytes"] is None else size_text(row["bytes"])] for row in artefacts(run)]
     missing = [row[0] for row in rows if row[2] == "missing"]
     out = table("What the stages made", ["file or folder", "stage", "size"], rows, right=[2], code=[0])
     if missing:
         out = problem(f"Listed in manifest.json and no longer there: {', '.join(missing)}.") + out
-    return out + paragraph(f"The whole run folder: {size_text(run.bytes)}.")
+    return out + paragraph(f"{size_text(sum(row['bytes'] or 0 for row in found))} in all.")
 
 
 def _times(run: RunInfo) -> str:

@@ -102,7 +102,7 @@ class Parity(TypedDict):
     other: str
     max_abs_logprob_diff: float
     mean_abs_logprob_diff: float
-    token_agreement: float
+    token_agreement: float | None
     prompts: int
     tokens: int
     tolerance: float
@@ -196,6 +196,18 @@ def load(folder: Path, name: str) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{name} can't be read: {getattr(error, 'strerror', None) or error}", fix) from error
     return _checked(value, name, fix)
+
+
+def file_problems(run: "RunInfo") -> list[str]:
+    """What is wrong with the files of stages that are done or stale, and with what the manifest says of the split."""
+    reads = [lambda name=name: load(run.path, name) for name in FORMS if run.statuses.get(name.split("/")[0]) in ("done", "stale")]
+    found = []
+    for read in [*reads, lambda: split_of(run)]:
+        try:
+            read()
+        except RunError as error:
+            found.append(one_line(error))
+    return found
 
 
 def split_of(run: "RunInfo") -> tuple[dict[str, Any], list[dict[str, Any]]]:
