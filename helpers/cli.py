@@ -20,7 +20,7 @@ EXIT_CODES = """exit status:
   0    done
   1    an error was reported, a check failed, or the answer to a question was no
   2    wrong usage: an unknown command or option, or options that don't go together
-  130  interrupted (Ctrl-C)"""
+  130  interrupted (Ctrl-C); `course serve` and `course lab` end with 0, since that is how they are ended"""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,7 @@ def start_lab(notebook: str = "00_start_here", port: int | None = None, no_brows
                           "log in as another user; in a container of your own: course lab -- --allow-root")
     if port is not None:
         _check_port(port)
-    command = [sys.executable, "-m", "jupyterlab", os.path.relpath(path, ROOT), "--ServerApp.log_level=WARN",
+    command = [sys.executable, "-m", "jupyterlab", os.path.relpath(path, ROOT), "--Application.log_level=WARN",
                "-y",  # Ctrl-C ends it at once, without a question
                *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port is not None else []),
                *(["--no-browser"] if no_browser else []), *more]
