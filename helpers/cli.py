@@ -132,14 +132,17 @@ def _parser() -> argparse.ArgumentParser:
         "course serve --learners names.txt --host 0.0.0.0 # a name a line; open to the network, over plain HTTP",
         "course serve --host 0.0.0.0                      # the next lesson, with the same keys"))
     serve.add_argument("--learners", metavar="N|FILE", help="how many, or a file with a name a line; those without a key get one")
-    serve.add_argument("--keys", type=Path, metavar="FILE", help="the table of keys (default: class/learners.csv in the course's cache folder)")
+    serve.add_argument("--keys", type=Path, metavar="FILE",
+                       help="the table of keys (default: class/learners.csv in the course's cache folder)")
     serve.add_argument("--new-keys", action="store_true", help="replace all keys; nobody can reach what belongs to the old ones")
     serve.add_argument("--show-keys", action="store_true", help="print the keys too; else they are in the table only")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8765, help="port to listen on (default: %(default)s)")
     serve.add_argument("--address", default="", metavar="NAME", help="what learners type for this machine (default: found out)")
-    serve.add_argument("--state-dir", type=Path, metavar="FOLDER", help="for checkpoints (default: class/stub in the course's cache folder)")
-    serve.add_argument("--base-model", action="append", default=[], metavar="FOLDER", help="another base model than the course's; may be given more than once")
+    serve.add_argument("--state-dir", type=Path, metavar="FOLDER",
+                       help="for checkpoints (default: class/stub in the course's cache folder)")
+    serve.add_argument("--base-model", action="append", default=[], metavar="FOLDER",
+                       help="another base model than the course's; may be given more than once")
 
     lab = _command(commands, "lab", lab_command, "open JupyterLab at a notebook of the course", (
         "Starts JupyterLab with this environment's Python and opens it in a browser. Ctrl-C ends it. Words after -- are JupyterLab's own\n"

@@ -25,6 +25,8 @@ COLOURS = {
     "#ffffff": "var(--paper)",
 }
 
+LONGEST_CELL = 300  # characters of a table's cell; a longer one is cut, and says so
+
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1d21; --quiet: #555b66; --line: #c9cdd4; --soft: #f3f4f6; --link: #0b57d0;
   --good: #0a6b2b; --bad: #a4161a; --c0: #1f6fb4; --c1: #b84a00; --c2: #1b7837; --c3: #7b3294; --grey: #6b7280; }
@@ -107,11 +109,11 @@ def table(
     def cell(place: int, value: Any) -> str:
         tag, scope = ("th", ' scope="row"') if place == 0 else ("td", "")
         kind = f' class="{kinds[place]}"' if place in kinds else ""
-        inside = (
-            {True: '<span class="good">yes</span>', False: '<span class="bad">no</span>'}[value]
-            if isinstance(value, bool)
-            else text(value)
-        )
+        if isinstance(value, bool):
+            inside = '<span class="good">yes</span>' if value else '<span class="bad">no</span>'
+        else:
+            words = str(value)
+            inside = text(words if len(words) <= LONGEST_CELL else f"{words[:LONGEST_CELL]}… ({len(words):,} characters)")
         return f"<{tag}{scope}{kind}>{inside}</{tag}>"
 
     heads = "".join(f'<th scope="col"{" class=number" if i in right else ""}>{text(name)}</th>' for i, name in enumerate(head))

@@ -26,16 +26,27 @@ def start_lab(notebook: str = "00_start_here", port: int | None = None, no_brows
     path = find_notebook(notebook)
     for package in ("jupyterlab", "ipykernel"):
         if importlib.util.find_spec(package) is None:
-            raise CourseError(f"JupyterLab can't start: {package} is not installed in {sys.prefix}", "`make install` installs what the course needs")
+            raise CourseError(
+                f"JupyterLab can't start: {package} is not installed in {sys.prefix}", "`make install` installs what the course needs"
+            )
     if os.geteuid() == 0 and "--allow-root" not in more:
-        raise CourseError("JupyterLab refuses to work for root, since whoever reaches it could do anything on this machine",
-                          "log in as another user; in a container of your own: course lab -- --allow-root")
+        raise CourseError(
+            "JupyterLab refuses to work for root, since whoever reaches it could do anything on this machine",
+            "log in as another user; in a container of your own: course lab -- --allow-root",
+        )
     if port is not None:
         _check_port(port)
-    command = [sys.executable, "-m", "jupyterlab", os.path.relpath(path, ROOT), "--Application.log_level=WARN",
-               "-y",  # Ctrl-C ends it at once, without a question
-               *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port is not None else []),
-               *(["--no-browser"] if no_browser else []), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        os.path.relpath(path, ROOT),
+        "--Application.log_level=WARN",
+        "-y",  # Ctrl-C ends it at once, without a question
+        *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port is not None else []),
+        *(["--no-browser"] if no_browser else []),
+        *more,
+    ]
     print(f"JupyterLab opens {os.path.relpath(path, ROOT)}; Ctrl-C here ends it", flush=True)
     os.chdir(ROOT)
     os.execve(sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})  # the kernel of this environment, not one in HOME
@@ -63,5 +74,7 @@ def _check_port(port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
-        raise CourseError(f"JupyterLab can't listen on port {port}: {getattr(error, 'strerror', None) or error}",
-                          "choose another, or leave out --port: it takes one that is free") from error
+        raise CourseError(
+            f"JupyterLab can't listen on port {port}: {getattr(error, 'strerror', None) or error}",
+            "choose another, or leave out --port: it takes one that is free",
+        ) from error

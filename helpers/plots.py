@@ -36,6 +36,11 @@ class LiveFigure:
             self._handle.update(figure)
 
 
+def short(name: str) -> str:
+    """A user's word for a label: both ends of a long one, since names of runs often differ at the end."""
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+
+
 def length_histogram(prompts: list[int], answers: list[int]) -> "Figure":
     """How long prompts and answers are.
 
@@ -168,7 +173,7 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
         axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=label)
         for x, y, row in zip(across, up, rows):
             axes.annotate(f"{row['correct']}/{row['total']}", (x, y), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=7)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), map(short, names))
     axes.invert_yaxis()
     axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)", title="The same test problems, before and after")
     axes.legend()
@@ -216,7 +221,7 @@ def curves(lines: dict[str, list[tuple[float, float]]], ylabel: str, title: str,
 
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    figure = new_figure(4.6, 3.1)
+    figure = new_figure(4.6, 2.8 + 0.2 * ((len(lines) + bool(star) + 1) // 2))  # the legend below has two columns
     axes = figure.subplots()
     looks = zip(cycle(["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]), cycle(["-", "--", "-.", ":"]), cycle("osD^vPX"))
     for (name, points), (colour, style, marker) in zip(lines.items(), looks):
@@ -224,9 +229,9 @@ def curves(lines: dict[str, list[tuple[float, float]]], ylabel: str, title: str,
         every = max(1, len(points) // 8)
         if limits:
             sides = [[abs(value - limit[end]) for value, limit in zip(values, limits[name])] for end in (0, 1)]
-            axes.errorbar(steps, values, yerr=sides, color=colour, linestyle=style, marker=marker, capsize=3, label=name)
+            axes.errorbar(steps, values, yerr=sides, color=colour, linestyle=style, marker=marker, capsize=3, label=short(name))
         else:
-            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, markevery=every, markersize=5, linewidth=1.3, label=name)
+            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, markevery=every, markersize=5, linewidth=1.3, label=short(name))
     if star:
         axes.plot(*star, "*", markersize=15, color="black", label=f"chosen: step {star[0]}")
     axes.set(xlabel="optimizer step", ylabel=ylabel, title=title, yscale="log" if log else "linear")
@@ -258,7 +263,7 @@ def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
         sides = [[100 * abs(score["accuracy"] - score["ci95"][end]) for _, score in points] for end in (0, 1)]
         colour, marker = looks[model]
         axes.errorbar(across, [up for up, _ in points], xerr=sides, fmt=marker, color=colour, capsize=3, label=model)
-    axes.set_yticks(range(len(runs)), list(runs))
+    axes.set_yticks(range(len(runs)), map(short, runs))
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)")
     for border in range(1, len(runs)):

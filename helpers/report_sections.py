@@ -8,7 +8,7 @@ from typing import Any
 from helpers.errors import RunError
 from helpers.html_page import figure, folded, paragraph, problem, table, text
 from helpers.report_parts import clock, exchange, interval, p_text, percent, small, stage_note, work_seconds
-from helpers.run_files import base_and_tuned, load, scores, split_of
+from helpers.run_files import base_and_tuned, load, one_line, scores, split_of
 from helpers.run_info import RunInfo, size_text
 from helpers.runs_table import artefacts, changed_parameters
 from helpers.settings import notebook_parameters, run_parameters
@@ -189,13 +189,10 @@ def _by_category(run: RunInfo) -> str:
         return out + paragraph(f"{len(tuned['by_category'])} categories are too many for a figure.")
 
     def draw() -> Any:
-        short = [
-            result | {"by_category": {_short(name): score for name, score in result["by_category"].items()}}
-            for result in (base, tuned)
-        ]
-        drawn = accuracy_by_category(*short)
+        drawn = accuracy_by_category(base, tuned)
         drawn.set_size_inches(4.6, drawn.get_size_inches()[1])
-        drawn.axes[0].set_xlim(-8, 108)  # room for the numbers at both ends
+        axes = drawn.axes[0]
+        axes.set(title="", xlim=(-8, 108), ylim=(len(tuned["by_category"]) + 0.6, -0.8))  # room for the numbers at the edges
         return drawn
 
     return (
@@ -204,14 +201,13 @@ def _by_category(run: RunInfo) -> str:
     )
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
-
-
 def _samples(run: RunInfo) -> str:
     tuned = load(run.path, "evaluate/samples.jsonl")
-    before = {row["index"]: row for row in load(run.path, "evaluate/base_samples.jsonl")}
-    out = paragraph(
+    try:
+        before, out = {row["index"]: row for row in load(run.path, "evaluate/base_samples.jsonl")}, ""
+    except RunError as error:  # the tuned model's answers are worth reading without
+        before, out = {}, problem(one_line(error))
+    out += paragraph(
         f"By rule: the first {SAMPLES} test problems that the tuned model got right, and the first {SAMPLES} that it got wrong. "
         f"All {len(tuned)} are in evaluate/samples.jsonl."
     )
@@ -219,19 +215,13 @@ def _samples(run: RunInfo) -> str:
         out += f"<h3>{heading}: {min(SAMPLES, len(rows))} of {len(rows)}</h3>"
         for row in rows[:SAMPLES]:
             base = before.get(row["index"])
-            out += exchange(
-                row["problem"],
-                row["expected"],
-                {
-                    "base model" + _verdict(base): base["output"] if base else "(not in evaluate/base_samples.jsonl)",
-                    "tuned model" + _verdict(row): row["output"],
-                },
-            )
+            answers = {"base model" + _verdict(base): base["output"]} if base else {}
+            out += exchange(row["problem"], row["expected"], answers | {"tuned model" + _verdict(row): row["output"]})
     return out
 
 
-def _verdict(row: dict[str, Any] | None) -> str:
-    return "" if row is None else ", right" if row["score"] else ", wrong"
+def _verdict(row: dict[str, Any]) -> str:
+    return ", right" if row["score"] else ", wrong"
 
 
 def _flips(run: RunInfo) -> str:

@@ -52,19 +52,32 @@ def serve_class(options: argparse.Namespace) -> int:
     known = {} if options.new_keys or not path.exists() else read_keys(path)
     keys = known | {name: f"tml-{secrets.token_urlsafe(18)}" for name in names if name not in known}
     if not keys:
-        raise UsageError(f"there are no learners: {path} does not exist yet", "say how many, course serve --learners 12, or name a file with a name a line")
+        raise UsageError(
+            f"there are no learners: {path} does not exist yet",
+            "say how many, course serve --learners 12, or name a file with a name a line",
+        )
     bind(options.host, options.port).close()  # a port that is taken is found before anything is written
     url = f"http://{address(options)}:{options.port}"
     write_keys(path, keys, url)
-    print(f"{len(keys)} learners, {len(keys.keys() - known.keys())} of them new; their keys are in {path}\n{capacity(len(keys))}\nstarting …", flush=True)
+    print(f"{len(keys)} learners, {len(keys.keys() - known.keys())} of them new; their keys are in {path}")
+    print(f"{capacity(len(keys))}\nstarting …", flush=True)
 
     def say(_: str, stub: argparse.Namespace, service: Any) -> None:
         print(_welcome(url, path, options.host, state, list(service.engine.bases)), flush=True)
         if options.show_keys:
             print("\n".join(["", *(f"{name}  {key}" for name, key in keys.items())]), flush=True)
 
-    stub = parse_arguments(["--host", options.host, "--port", str(options.port), "--state-dir", str(state),
-                            *(word for folder in options.base_model for word in ("--base-model", folder))])
+    stub = parse_arguments(
+        [
+            "--host",
+            options.host,
+            "--port",
+            str(options.port),
+            "--state-dir",
+            str(state),
+            *(word for folder in options.base_model for word in ("--base-model", folder)),
+        ]
+    )
     stub.api_key = list(keys.values())  # not as words of a command, which everybody on the machine can list
     return run(stub, say)
 
@@ -82,15 +95,20 @@ def learner_names(learners: str) -> list[str]:
     try:
         lines = Path(learners).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise CourseError(f"can't read the names in {learners}: {getattr(error, 'strerror', None) or error}",
-                          "give a number, --learners 12, or a text file with a name a line") from error
+        raise CourseError(
+            f"can't read the names in {learners}: {getattr(error, 'strerror', None) or error}",
+            "give a number, --learners 12, or a text file with a name a line",
+        ) from error
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if not name or name.startswith("#"):
             continue
         if not re.fullmatch(r"\w[\w .'’-]{0,59}", name):
-            raise CourseError(f"{learners}, line {number}: {name[:60]!r} can't name a learner", "use letters, digits, spaces and . ' - only, at most 60")
+            raise CourseError(
+                f"{learners}, line {number}: {name[:60]!r} can't name a learner",
+                "use letters, digits, spaces and . ' - only, at most 60",
+            )
         if name in names:
             raise CourseError(f"{learners}, line {number}: {name!r} is in line {names[name]} already", "give each learner another name")
         names[name] = number
@@ -109,9 +127,13 @@ def read_keys(path: Path) -> dict[str, str]:
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CourseError(f"can't read the keys in {path}: {getattr(error, 'strerror', None) or error}", "name another file with --keys") from error
+        raise CourseError(
+            f"can't read the keys in {path}: {getattr(error, 'strerror', None) or error}", "name another file with --keys"
+        ) from error
     if not rows or tuple(rows[0][:2]) != COLUMNS[:2]:
-        raise CourseError(f"{path} is no file of keys: its first line does not begin with {','.join(COLUMNS[:2])}", "name another file with --keys")
+        raise CourseError(
+            f"{path} is no file of keys: its first line does not begin with {','.join(COLUMNS[:2])}", "name another file with --keys"
+        )
     keys: dict[str, str] = {}
     for number, row in enumerate(rows[1:], start=2):
         if not row:
@@ -120,7 +142,9 @@ def read_keys(path: Path) -> dict[str, str]:
         if not name or not re.fullmatch(r"tml-[\w-]{8,}", key, re.ASCII):
             raise CourseError(f"{path}, line {number}: a row needs a name and a key, tml- and at least 8 letters or digits", fix)
         if name in keys or key in keys.values():
-            raise CourseError(f"{path}, line {number}: this learner or this key is there already, and a shared key shares everything", fix)
+            raise CourseError(
+                f"{path}, line {number}: this learner or this key is there already, and a shared key shares everything", fix
+            )
         keys[name] = key
     return keys
 
@@ -159,11 +183,13 @@ def capacity(learners: int) -> str:
 
     free = machine_memory()[1]
     fit = max(0, int((free - SERVER_BYTES) / LEARNER_BYTES))
-    minutes = learners * TOKENS_OF_A_RUN / TOKENS_PER_SECOND["training"] / 60
-    lines = [f"memory: {free / 2**30:.1f} GiB are free, enough for about {fit} learners who train at once "
-             f"({SERVER_BYTES / 2**30:.1f} GiB for the server, {LEARNER_BYTES / 2**20:.0f} MiB for each, measured with the course's model and rank 32)",
-             f"cores:  {os.cpu_count()} here. On 2 cores, the training of notebook 02 takes {minutes / learners:.0f} minutes for one learner alone, "
-             f"and about {minutes:.0f} minutes for {learners} at once; more cores have not been measured"]
+    alone = TOKENS_OF_A_RUN / TOKENS_PER_SECOND["training"] / 60
+    lines = [
+        f"memory: {free / 2**30:.1f} GiB are free, enough for about {fit} learners who train at once",
+        f"        ({SERVER_BYTES / 2**30:.1f} GiB for the server, {LEARNER_BYTES / 2**20:.0f} MiB for each: the course's model, rank 32)",
+        f"cores:  {os.cpu_count()} here. On 2 cores, the training of notebook 02 takes about {alone:.0f} minutes for one learner alone,",
+        f"        and {learners * alone:.0f} minutes for {learners} at once. More cores have not been measured",
+    ]
     if learners > fit:
         lines.append(f"note:   {learners} learners may need more memory than is free: let them work in groups, or set a smaller rank")
     return "\n".join(lines)
@@ -180,6 +206,6 @@ the class can begin: {url}{reach}
   they type:    export TINKER_BASE_URL={url}
                 export TINKER_API_KEY=(the key of their row)
                 and then `make lab` or `course run`, in the same terminal
-  they need:    the base model at the same path as here: {', '.join(bases)}
+  they need:    the base model at the same path as here: {", ".join(bases)}
   who does what: {url} in a browser; any name, and as password the text in {state / TOKEN_FILE}
 Ctrl-C ends it, after the work that was accepted. Keys and checkpoints stay: `course serve` goes on with them."""

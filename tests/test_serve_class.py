@@ -46,9 +46,22 @@ class Lesson:
         self.keys, self.log, port = folder / "class.csv", folder / "log.txt", free_port()
         (folder / "names.txt").write_text("# Tuesday\nAda\n\nÉmile du Bois\n", encoding="utf-8")
         self.url, self.model = f"http://127.0.0.1:{port}", str(model)
-        command = ["serve", "--learners", str(folder / "names.txt"), "--keys", str(self.keys), "--port", str(port),
-                   "--state-dir", str(folder / "state"), "--base-model", self.model]
-        self.process = subprocess.Popen([sys.executable, "-m", "helpers.cli", *command], cwd=ROOT, stdout=open(self.log, "w"), stderr=subprocess.STDOUT)
+        command = [
+            "serve",
+            "--learners",
+            str(folder / "names.txt"),
+            "--keys",
+            str(self.keys),
+            "--port",
+            str(port),
+            "--state-dir",
+            str(folder / "state"),
+            "--base-model",
+            self.model,
+        ]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "helpers.cli", *command], cwd=ROOT, stdout=open(self.log, "w"), stderr=subprocess.STDOUT
+        )
         deadline = time.monotonic() + 90
         while "Ctrl-C ends it" not in self.log.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
@@ -94,7 +107,12 @@ def test_a_wrong_key_is_refused(lesson, monkeypatch):
 
 def test_what_the_instructor_reads(lesson):
     printed = lesson.log.read_text()
-    assert "2 learners, 2 of them new" in printed and lesson.url in printed and "GiB are free, enough for about" in printed and "--host 0.0.0.0" in printed
+    assert (
+        "2 learners, 2 of them new" in printed
+        and lesson.url in printed
+        and "GiB are free, enough for about" in printed
+        and "--host 0.0.0.0" in printed
+    )
     assert not [row for row in rows(lesson.keys)[1:] if row[1] in printed]
     assert stat.S_IMODE(lesson.keys.stat().st_mode) == 0o600
 
@@ -114,25 +132,38 @@ def test_keys_are_kept_and_late_learners_get_one(served, capsys, tmp_path):
     first = rows(path)
     assert [row[0] for row in first[1:]] == ["learner-01", "learner-02"] and served[0].api_key == [row[1] for row in first[1:]]
     assert course(capsys, "serve", "--port", port)[0] == 0 and rows(path) == first
-    assert "3 learners, 1 of them new" in course(capsys, "serve", "--learners", "3", "--port", port, "--host", "0.0.0.0", "--address", "lab.example")[1]
+    assert (
+        "3 learners, 1 of them new"
+        in course(capsys, "serve", "--learners", "3", "--port", port, "--host", "0.0.0.0", "--address", "lab.example")[1]
+    )
     later = rows(path)
-    assert [row[:2] for row in later[:3]] == [row[:2] for row in first] and later[3][2] == f"export TINKER_BASE_URL=http://lab.example:{port}"
+    assert [row[:2] for row in later[:3]] == [row[:2] for row in first] and later[3][
+        2
+    ] == f"export TINKER_BASE_URL=http://lab.example:{port}"
     assert course(capsys, "serve", "--learners", "1", "--new-keys", "--port", port)[0] == 0
     assert len(rows(path)) == 2 and rows(path)[1][1] not in [row[1] for row in later]
 
 
-@pytest.mark.parametrize(("names", "arguments", "status", "words"), [
-    (None, [], 2, "there are no learners"),
-    (None, ["--learners", "0"], 2, "1 to 500"),
-    (None, ["--learners", "nobody.txt"], 1, "can't read the names in nobody.txt"),
-    (None, ["--learners", "2", "--port", "0"], 2, "the port 0"),
-    ("Ada\n\nAda\n", ["--learners", "NAMES"], 1, "line 3: 'Ada' is in line 1 already"),
-    ("=cmd()\n", ["--learners", "NAMES"], 1, "line 1: '=cmd()' can't name a learner"),
-    ("# nobody\n", ["--learners", "NAMES"], 1, "holds 0 names"),
-    ("Ada\n", ["--learners", "2", "--keys", "NAMES"], 1, "is no file of keys"),
-    ("learner,key\nAda,secret\n", ["--keys", "NAMES"], 1, "line 2: a row needs a name and a key"),
-    ("learner,key\nAda,tml-12345678\nBob,tml-12345678\n", ["--keys", "NAMES"], 1, "line 3: this learner or this key is there already"),
-])
+@pytest.mark.parametrize(
+    ("names", "arguments", "status", "words"),
+    [
+        (None, [], 2, "there are no learners"),
+        (None, ["--learners", "0"], 2, "1 to 500"),
+        (None, ["--learners", "nobody.txt"], 1, "can't read the names in nobody.txt"),
+        (None, ["--learners", "2", "--port", "0"], 2, "the port 0"),
+        ("Ada\n\nAda\n", ["--learners", "NAMES"], 1, "line 3: 'Ada' is in line 1 already"),
+        ("=cmd()\n", ["--learners", "NAMES"], 1, "line 1: '=cmd()' can't name a learner"),
+        ("# nobody\n", ["--learners", "NAMES"], 1, "holds 0 names"),
+        ("Ada\n", ["--learners", "2", "--keys", "NAMES"], 1, "is no file of keys"),
+        ("learner,key\nAda,secret\n", ["--keys", "NAMES"], 1, "line 2: a row needs a name and a key"),
+        (
+            "learner,key\nAda,tml-12345678\nBob,tml-12345678\n",
+            ["--keys", "NAMES"],
+            1,
+            "line 3: this learner or this key is there already",
+        ),
+    ],
+)
 def test_what_is_refused(served, capsys, tmp_path, names, arguments, status, words):
     file = tmp_path / "names.csv"
     if names is not None:
@@ -179,7 +210,12 @@ def became(monkeypatch) -> list:
 
 def test_lab_opens_the_notebook(became, capsys):
     port = free_port()
-    for arguments, notebook in ([], "00_start_here"), (["02"], "02_train"), (["notebooks/03_evaluate.ipynb"], "03_evaluate"), (["solutions"], "solutions"):
+    for arguments, notebook in (
+        ([], "00_start_here"),
+        (["02"], "02_train"),
+        (["notebooks/03_evaluate.ipynb"], "03_evaluate"),
+        (["solutions"], "solutions"),
+    ):
         cli.main(["lab", *arguments])
         assert became[-1][0][3] == f"notebooks/{notebook}.ipynb" and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
     cli.main(["lab", "--no-browser", "--port", str(port), "--", "--ip", "0.0.0.0"])
@@ -187,7 +223,9 @@ def test_lab_opens_the_notebook(became, capsys):
     assert "Ctrl-C here ends it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "words"), [(["02_trian"], "notebooks are 02_train"), (["--port", "99999"], "can't listen on port 99999")])
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["02_trian"], "notebooks are 02_train"), (["--port", "99999"], "can't listen on port 99999")]
+)
 def test_lab_refuses(arguments, words, became, capsys):
     status, _, err = course(capsys, "lab", *arguments)
     assert status == 1 and words in err and not became
