@@ -38,8 +38,9 @@ def write_report(run: Run) -> Path:
         RunError: a stage of the run is not done, or the folder can't be written.
     """
     from helpers.plots import accuracy_by_category, training_curves
+    from helpers.tasks import measures_text, task_of
 
-    stages = {name: run.stage(name) for name in STAGES}
+    stages, task = {name: run.stage(name) for name in STAGES}, task_of(run)
     evaluation = read_json(run.file("evaluate/model_evaluation.json"))
     base, tuned = base_and_tuned(evaluation)
     curves = training_curves(read_jsonl(run.file("train/metrics.jsonl")), read_jsonl(run.file("train/checkpoints.jsonl")),
@@ -57,6 +58,8 @@ def write_report(run: Run) -> Path:
         "<h2>Test set</h2>",
         _table(["", "right", "rate", "95% interval"], [[name, f"{r['correct']}/{r['total']}", f"{r['accuracy']:.1%}", _interval(r)]
                                                        for name, r in _scores(run, stages, base, tuned)]),
+        f"<p>An answer is right if {escape(task.rule)}.</p>",
+        f"<pre>{escape(measures_text(task, **evaluation.get('measures', {'base': {}, 'tuned': {}})))}</pre>" if task.name != "math" else "",
         f"<p>Gained {evaluation['gained']}, lost {evaluation['lost']} against the base model; McNemar's exact p = {evaluation['p_value']:.2g}.</p>",
         _image(accuracy_by_category(base, tuned), "Base and tuned model by category, with 95% intervals"),
         "<h2>Is it the trained model?</h2>",
