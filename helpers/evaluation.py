@@ -576,7 +576,8 @@ def before_after_table(base: dict[str, Any], tuned: dict[str, Any]) -> str:
 
     lines = [f"{'':16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
     for group in ("by_category", "by_template"):
-        lines += ["", *(f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items())]
+        if tuned[group]:
+            lines += ["", *(f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items())]
     return "\n".join(line.rstrip() for line in lines)
 
 
