@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a notebook parameter; may be given more than once")
     run.add_argument("--data", nargs="+", metavar="FILE", help="your own .json, .jsonl, .csv or .tsv files, or data sets: hub:OWNER/NAME")
-    run.add_argument("--columns", metavar="FIELD=COLUMN,...", help="which column of the data is what, such as instruction=text,output=label")
+    run.add_argument("--columns", metavar="FIELD=COLUMN,...", help="which column of the data is what: instruction=text,output=label")
     run.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or the URL of a Tinker-compatible server")
     run.add_argument("--from", dest="first", choices=STAGES, help="start at this stage of an existing run")
     run.add_argument("--until", dest="last", choices=STAGES, help="end after this stage")

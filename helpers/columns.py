@@ -88,7 +88,7 @@ def check_columns(columns: dict[str, str], names: Iterable[str], source: str, in
     for field, column in columns.items():
         if column not in names:
             near = difflib.get_close_matches(column, names)
-            raise DataError(f"{source} has no column {column!r}, which columns gives for {field}; columns are {', '.join(map(repr, names))}",
+            raise DataError(f"{source} has no column {column!r}, which is to be the {field}; columns are {', '.join(map(repr, names))}",
                             f"did you mean {' or '.join(map(repr, near))}?" if near else "correct the name: case and spaces count")
     if instruction and "instruction" in columns:
         raise DataError(f"both the parameter instruction and the column {columns['instruction']!r} hold the instruction",

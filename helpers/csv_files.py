@@ -60,7 +60,8 @@ def _sniff(text: str) -> str:
 def _header(path: Path, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(names) < 2:
-        raise DataError(f"{path} has one column only, {names[0]!r}", "the first line names the columns, parted by commas, semicolons or tabs")
+        raise DataError(f"{path} has one column only, {names[0]!r}",
+                        "the first line names the columns, parted by commas, semicolons or tabs")
     for number, name in enumerate(names, start=1):
         if not name or names.count(name) > 1:
             raise DataError(f"{path}, line 1: column {number} {f'has the name {name!r} of another one' if name else 'has no name'}",

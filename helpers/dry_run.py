@@ -53,7 +53,8 @@ def _amounts(plan: dict[str, Any]) -> list[str]:
     of = f"{data['records']:,} records: " if data["records"] is not None else ""
     lines = [f"data      {of}{data['train']:,} to train on, {data['validation']:,} to choose by, {data['test']:,} to test on"]
     lines += [f"          {line}" for source in data["sources"] for line in str(Source(**source)).splitlines()]
-    lines.append(f"task      {data['task']}: an answer is right if {data['right_if']}" + (f"; {len(data['labels'])} labels" if data["labels"] else ""))
+    labels = f"; {len(data['labels'])} labels" if data["labels"] else ""
+    lines.append(f"task      {data['task']}: an answer is right if {data['right_if']}{labels}")
     lines += [f"          note: {note}" for note in data["notes"]]
     by = "estimated from characters" if data["tokens_counted_by"] == "characters" else f"counted by {data['tokens_counted_by']}"
     if train := work.get("train"):

@@ -36,11 +36,13 @@ def check_fields(model_output: str, expected_output: str) -> Verdict:
     if not expected:
         return Verdict(False, "the reference has no fields: it must be a JSON object or lines of `field: value`")
     if found is None:
-        return Verdict(False, "the answer is empty" if not model_output.strip() else "the answer holds no fields that can be read", None, _shown(expected))
-    wrong = [f"field {name!r} is {found[name]!r}, not {value!r}" for name, value in expected.items() if name in found and found[name] != value]
+        why = "the answer holds no fields that can be read" if model_output.strip() else "the answer is empty"
+        return Verdict(False, why, None, _shown(expected))
+    wrong = [f"field {name!r} is {found[name]!r}, not {expected[name]!r}" for name in expected if found.get(name, expected[name]) != expected[name]]
     wrong += [f"field {name!r} is missing" for name in expected if name not in found]
     wrong += [f"field {name!r} is too much" for name in found if name not in expected]
-    return Verdict(not wrong, "; ".join(wrong) or f"all {len(expected)} fields are the same", _shown(found), _shown(expected), {"wrong": wrong})
+    why = "; ".join(wrong) or f"all {len(expected)} fields are the same"
+    return Verdict(not wrong, why, _shown(found), _shown(expected), {"wrong": wrong})
 
 
 def read_fields(text: str) -> dict[str, str] | None:

@@ -22,7 +22,8 @@ def check_text(model_output: str, expected_output: str, threshold: float = 0.5) 
     if not answer:
         return Verdict(False, "the answer is empty", None, expected_output[:500], {"f1": 0.0})
     f1 = token_f1(*(unicodedata.normalize("NFKC", text) for text in (answer, expected_output)))
-    return Verdict(f1 >= threshold, f"F1 {f1:.2f} with the reference; right from {threshold:g}", answer[:500], expected_output[:500], {"f1": f1})
+    why = f"F1 {f1:.2f} with the reference; right from {threshold:g}"
+    return Verdict(f1 >= threshold, why, answer[:500], expected_output[:500], {"f1": f1})
 
 
 def token_f1(model_output: str, expected_output: str) -> float:

@@ -2,7 +2,7 @@
 
     hub:fancyzhx/ag_news                        the split `train`
     hub:nyu-mll/glue:sst2#train+validation      a configuration, and other splits
-    hub:fancyzhx/ag_news@2f5b2a0                a revision: a commit, tag or branch
+    hub:fancyzhx/ag_news@main                   a revision: a commit, tag or branch
     hub:/some/folder                            a folder with Parquet files or the like, as the hub has them
 
 What was fetched once is read from the library's own cache, also without network.
@@ -82,8 +82,10 @@ def load_hub(text: str) -> HubData:
         raise
     except Exception as error:  # the library and its network layers have dozens of kinds; their first line says what it is
         what = f"{text}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
-        fix = ("check the name, and what follows ':' (configuration), '@' (revision) and '#' (split)" if online else
-               "the hub can't be reached: go online (and unset HF_HUB_OFFLINE), or download the data set elsewhere and name its files or folder")
+        fix = "check the name, and what follows ':' (configuration), '@' (revision) and '#' (split)"
+        if not online:
+            fix = ("the hub can't be reached: go online (and unset HF_HUB_OFFLINE), or download the data set elsewhere "
+                   "and name its files, or its folder as hub:/the/folder")
         raise DataError(what, fix) from error
     rows = _named(data)
     raw = "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows).encode()
@@ -113,7 +115,8 @@ def _hub_answers(endpoint: str) -> bool:
 def _only_split(builder: Any, text: str) -> str:
     splits = list(builder.info.splits or {})
     if "train" not in splits and len(splits) != 1:
-        raise DataError(f"{text} has the splits {', '.join(splits)}, and none is called train", f"name one: {text}#{splits[0] if splits else 'SPLIT'}")
+        raise DataError(f"{text} has the splits {', '.join(splits)}, and none is called train",
+                        f"name one: {text}#{splits[0] if splits else 'SPLIT'}")
     return "train" if "train" in splits else splits[0]
 
 

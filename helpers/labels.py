@@ -20,9 +20,10 @@ from helpers.arithmetic import tidy_unicode
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _BEFORE, _AFTER = rf"(?<![^\W{_CJK}])(?<!-)(?<!\d[.,])", rf"(?![^\W{_CJK}])(?!-\w)(?![.,]\d)"  # no letter, digit or hyphen goes on
 _MARK = re.compile(
-    r"(?:\b(?:label|category|class|classification|sentiment|topic|intent|answer)\b|类别|分类|标签|情感|答案|结果)[\"'*_\s]*(?::|=|\bis\b|是|为)", re.IGNORECASE)
+    r"(?:\b(?:label|category|class|classification|sentiment|topic|intent|answer)\b|类别|分类|标签|情感|答案|结果)"
+    r"[\"'*_\s]*(?::|=|\bis\b|是|为)")
 _CLAUSE = re.compile(r"[.,;:!?\n，。；：！？、()]|\bbut\b|\brather\b|\binstead\b|而是|但")
-_DENIED = re.compile(r"\b(?:not|no|non|never|neither|nor|without|cannot|isn|doesn|wouldn|aren|wasn|can)(?:['’]t)?\b(?<!\bcan)|不|非|没|無|无|别|勿")
+_DENIED = re.compile(r"\b(?:not|no|non|never|neither|nor|without|cannot)\b|n['’]t\b|\b(?:isnt|dont|doesnt|cant)\b|不|非|没|無|无|别|勿")
 _NO_AFTER = re.compile(r"\W*(?:no|nope|wrong|incorrect|is wrong|is not|isn['’]t|不是|不对|否|错)(?!\w)")
 
 

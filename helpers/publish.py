@@ -187,7 +187,8 @@ def _training_data(run: Run, done: dict[str, Any]) -> str:
         if path.is_file():
             rows.append((part, len(read_json(path)), hashlib.sha256(path.read_bytes()).hexdigest()))
     of = f", {results['records']:,} records" if "records" in results else ""
-    text = f"## Data\n\nFrom {names or 'files that the run did not name'}{of}." + ("" if any(of_hub) else " The run names no data set of the hub.")
+    text = f"## Data\n\nFrom {names or 'files that the run did not name'}{of}."
+    text += "" if any(of_hub) else " The run names no data set of the hub."
     if "leaks" in results:
         text += f" Groups of repeated or nearly repeated problems that reach across the parts: {results['leaks']}."
     return text + ("\n\n" + _table(["part", "records", "sha256 of its file"], rows) if rows else "")

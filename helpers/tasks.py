@@ -42,8 +42,9 @@ class Task:
     majority: str = ""
 
     def __str__(self) -> str:
-        labels = f". {len(self.labels)} labels: {_some([f'{label} ({count})' for label, count in self.labels.items()])}" if self.labels else ""
-        return f"task {self.name}: an answer is right if {self.rule}{labels}"
+        text = f"task {self.name}: an answer is right if {self.rule}"
+        labels = [f"{label} ({count})" for label, count in self.labels.items()]
+        return f"{text}. {len(labels)} labels: {_some(labels)}" if labels else text
 
     @property
     def rule(self) -> str:
@@ -170,7 +171,8 @@ def finish_task(task: Task, split: Any) -> tuple[Task, list[str]]:
         for record in getattr(split, part):
             verdict = task.grader(record["output"], reference_of(record))
             if not verdict:
-                raise DataError(f"a record can't be scored as {task.name}: its own output, {record['output'][:80]!r}, would be wrong: {verdict.why}",
+                raise DataError(f"a record can't be scored as {task.name}: its own output, {record['output'][:80]!r}, would be wrong, "
+                                f"since {verdict.why}",
                                 f"correct it, or choose another task ({', '.join(other for other in TASKS if other != task.name)})")
     notes = _conflicts(task, [*split.train, *split.validation, *split.test])
     if task.name != "classification":
@@ -186,8 +188,8 @@ def finish_task(task: Task, split: Any) -> tuple[Task, list[str]]:
     train = parts["train"]
     majority, most = train.most_common(1)[0]
     if most >= UNBALANCED * min(train.values()):
-        notes.append(f"unbalanced: {most} of {train.total()} training records are {majority!r}, {min(train.values())} are of the rarest label; "
-                     "read macro-F1 beside the accuracy")
+        notes.append(f"unbalanced: {most} of {train.total()} training records are {majority!r}, {min(train.values())} are of the rarest "
+                     "label; read macro-F1 beside the accuracy")
     return Task(task.name, task.labels, task.threshold, majority), notes
 
 
@@ -202,8 +204,8 @@ def _conflicts(task: Task, records: list[dict[str, Any]]) -> list[str]:
             found.append(first)
     if not found:
         return []
-    asked = (found[0].get("input") or found[0]["instruction"])[:60]
-    return [f"{len(found)} question{'s' if len(found) > 1 else ''} with different answers in different records: no model can get all right; the first: {asked!r}"]
+    asked, what = (found[0].get("input") or found[0]["instruction"])[:60], "question" if len(found) == 1 else "questions"
+    return [f"{len(found)} {what} with different answers in different records, which no model can all get right; the first: {asked!r}"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,7 +251,8 @@ def measures_text(task: Task, base: dict[str, Any], tuned: dict[str, Any]) -> st
              if isinstance(value, float) and name != "majority_baseline"]
     if task.name != "classification":
         return "\n".join(lines)
-    lines.insert(0, f"{'majority baseline':18} {tuned['majority_baseline']:5.1%}, from always answering {task.majority!r}, the commonest training label")
+    always = f"from always answering {task.majority!r}, the commonest label in training"
+    lines.insert(0, f"{'majority baseline':18} {tuned['majority_baseline']:5.1%}, {always}")
     lines += ["label: right of all, base → tuned; what the tuned model said"]
     for label, row in tuned["by_label"].items():
         said = ", ".join(f"{name} {count}" for name, count in tuned["confusion"][label].items())

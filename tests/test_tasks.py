@@ -35,6 +35,7 @@ COMPLAINTS = ["tech_support", "billing", "not urgent", "urgent", "C", "C++"]
     ("ham, not spam", "ham", SPAM),
     ("It's not spam but ham.", "ham", SPAM),
     ("It can be spam", "spam", SPAM),
+    ("It's an important mail, so ham", "ham", SPAM),
     ("<think>spam or ham?</think>ham", "ham", SPAM),
     ("Tech Support", "tech_support", COMPLAINTS),
     ("tech-support!", "tech_support", COMPLAINTS),
@@ -153,7 +154,8 @@ def test_words_in_common(output, reference, threshold, right):
 
 
 def rows(outputs: list[str], **more) -> list[dict]:
-    return [{"instruction": f"question {number} " + chr(97 + number % 26) * 5, "input": "", "output": text} | more for number, text in enumerate(outputs)]
+    return [{"instruction": f"question {number} " + chr(97 + number % 26) * 5, "input": "", "output": text} | more
+            for number, text in enumerate(outputs)]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -246,7 +248,7 @@ def test_measures_of_a_classification():
     assert found["by_label"] == {"spam": {"correct": 2, "total": 2}, "ham": {"correct": 1, "total": 3}}
     assert found["confusion"]["ham"] == {"spam": 1, "ham": 1, "(none)": 1}
     assert found["majority_baseline"] == 2 / 5
-    assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 4) / 2)  # F1 of spam: P 2/3, R 1; of ham: P 1, R 1/3; eggs are not in the test set
+    assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 4) / 2)  # spam: P 2/3, R 1; ham: P 1, R 1/3; eggs are not tested
     base = task.measures(samples(task, [("", expected) for _, expected in pairs]))
     text = measures_text(task, base, found)
     assert "majority baseline" in text and "40.0%" in text and "ham: 0 → 1 of 3" in text and "(none) 1" in text
@@ -256,7 +258,7 @@ def test_measures_of_an_extraction():
     task = Task("extraction")
     pairs = [('{"a": 1, "b": 2}', '{"a": 1, "b": 3}'), ('{"a": 1}', '{"a": 1, "b": 3}'), ("nothing", '{"a": 1}')]
     found = task.measures(samples(task, pairs))
-    assert found["field_precision"] == pytest.approx(2 / 3) and found["field_recall"] == pytest.approx(2 / 5) and found["field_f1"] == pytest.approx(4 / 8)
+    assert found == pytest.approx({"field_precision": 2 / 3, "field_recall": 2 / 5, "field_f1": 4 / 8})
 
 
 def test_measures_of_texts_and_of_maths():
@@ -272,8 +274,8 @@ def run_task(course_env: dict[str, str], name: str, data: Path, *arguments: str)
     """The folder of a small run with the real command."""
     small = {"max_tokens": 24, "rank": 8, "learning_rate": 2e-3, "subset": 2, "sampled_problems": 1, "samples_each": 2}
     parameters = [word for key, value in small.items() for word in ("-p", f"{key}={value}")]
-    result = subprocess.run([sys.executable, "-m", "helpers.cli", "run", "--name", name, "--until", "evaluate", "--data", data, *arguments, *parameters],
-                            cwd=ROOT, env=course_env, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, "-m", "helpers.cli", "run", "--name", name, "--until", "evaluate", "--data", data]
+    result = subprocess.run([*command, *arguments, *parameters], cwd=ROOT, env=course_env, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return Path(course_env["COURSE_RUNS_DIR"]) / name
 
