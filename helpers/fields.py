@@ -17,7 +17,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from helpers.answers import Verdict, prepare
+from helpers.answers import Verdict, without_extras
 from helpers.arithmetic import tidy_unicode
 from helpers.equality import normalise
 
@@ -51,7 +51,7 @@ def read_fields(text: str) -> dict[str, str] | None:
     Args:
         text: holds a JSON object or list, or lines of `field: value`.
     """
-    text = prepare(text).strip()
+    text = without_extras(text.rpartition("</think>")[2]).strip()
     fence = _FENCE.search(text)
     try:
         objects = _objects(fence[1] if fence else text)

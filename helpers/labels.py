@@ -58,11 +58,11 @@ def labels_in(text: str, labels: Sequence[str]) -> list[str]:
     """Labels that a text names and does not deny, in the order of `labels`; the text alone, if it is a label itself."""
     text = tidy_unicode(prepare(text)).casefold()
     marks = list(_MARK.finditer(text))
-    if marks and (after := _first_line(text[marks[-1].end() :])):
-        text = after
-    whole = [label for label in labels if _bare(label) == _bare(text) and _bare(text)]
-    if whole:
-        return whole
+    after = _first_line(text[marks[-1].end() :]) if marks else ""
+    for part in filter(None, (text, after)):
+        if whole := [label for label in labels if _bare(label) == _bare(part)]:
+            return whole
+    text = after or text
     named = set()
     for label in sorted(labels, key=len, reverse=True):  # the longest first: "not urgent" before "urgent"
         for match in _pattern(label).finditer(text):

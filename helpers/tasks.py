@@ -167,13 +167,14 @@ def finish_task(task: Task, split: Any) -> tuple[Task, list[str]]:
     Raises:
         DataError: a test or validation record whose own output would be graded as wrong: no model could get it right.
     """
-    for part in ("test", "validation"):
-        for record in getattr(split, part):
-            verdict = task.grader(record["output"], reference_of(record))
-            if not verdict:
-                raise DataError(f"a record can't be scored as {task.name}: its own output, {record['output'][:80]!r}, would be wrong, "
-                                f"since {verdict.why}",
-                                f"correct it, or choose another task ({', '.join(other for other in TASKS if other != task.name)})")
+    scored = [*split.test, *split.validation]
+    verdicts = [(record["output"], task.grader(record["output"], reference_of(record))) for record in scored]
+    wrong = [(output, verdict) for output, verdict in verdicts if not verdict]
+    if wrong:
+        output, verdict = wrong[0]
+        others = ", ".join(other for other in TASKS if other != task.name)
+        raise DataError(f"{len(wrong)} of {len(scored)} test and validation records can't be scored as {task.name}: their own output would be "
+                        f"wrong; the first: {output[:80]!r}, {verdict.why}", f"correct them or take them out, or choose another task: {others}")
     notes = _conflicts(task, [*split.train, *split.validation, *split.test])
     if task.name != "classification":
         return task, notes

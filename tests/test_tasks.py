@@ -33,6 +33,7 @@ COMPLAINTS = ["tech_support", "billing", "not urgent", "urgent", "C", "C++"]
     ("It speaks of ham sandwiches.\nCategory: spam", "spam", SPAM),
     ("spam\nspam\nspam", "spam", SPAM),
     ("ham, not spam", "ham", SPAM),
+    ("Label: spam", "Label: spam", ["Label: spam", "Label: ham"]),
     ("It's not spam but ham.", "ham", SPAM),
     ("It can be spam", "spam", SPAM),
     ("It's an important mail, so ham", "ham", SPAM),
