@@ -175,7 +175,11 @@ def finish_task(task: Task, split: Any) -> tuple[Task, list[str]]:
         others = ", ".join(other for other in TASKS if other != task.name)
         raise DataError(f"{len(wrong)} of {len(scored)} test and validation records can't be scored as {task.name}: their own output would be "
                         f"wrong; the first: {output[:80]!r}, {verdict.why}", f"correct them or take them out, or choose another task: {others}")
-    notes = _conflicts(task, [*split.train, *split.validation, *split.test])
+    records = [*split.train, *split.validation, *split.test]
+    notes = _conflicts(task, records)
+    kinds = {reference_of(record).strip() for record in records}
+    if task.name in ("math", "text") and len(kinds) <= len(records) / 5 and not any(char.isdigit() for kind in kinds for char in kind):
+        notes.append(f"the {len(records)} outputs are of {len(kinds)} kinds, as labels are: task=classification scores those")
     if task.name != "classification":
         return task, notes
     parts = {part: Counter(reference_of(record).strip() for record in getattr(split, part)) for part in ("train", "validation", "test")}

@@ -229,6 +229,13 @@ def test_a_question_with_two_answers_is_noted():
     assert [note for note in notes if "1 question with different answers" in note]
 
 
+def test_labels_under_another_task_are_pointed_out():
+    task, records = choose_task("math", rows(["spam", "ham"] * 10))
+    assert "task=classification" in finish_task(task, split_data(records))[1][0]
+    task, records = choose_task("math", rows(["Final answer: 4", "Final answer: 5"] * 10))
+    assert finish_task(task, split_data(records))[1] == []
+
+
 def test_the_reference_of_a_text_is_its_output():
     """`answer` is what a final answer is compared with; a text has none."""
     _, records = choose_task("text", rows(["the red bike"] * 10, answer="bike"))
