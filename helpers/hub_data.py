@@ -12,8 +12,6 @@ import functools
 import hashlib
 import json
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +101,9 @@ def hub_fingerprint(text: str) -> dict[str, Any]:
 
 
 def _hub_answers(endpoint: str) -> bool:
+    import urllib.error
+    import urllib.request
+
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=WAIT_SECONDS):
             return True
