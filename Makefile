@@ -9,7 +9,7 @@ test: install    ## set up, run every test
 	.venv/bin/python -m pytest $(ARGS)
 
 lab: install     ## set up, open JupyterLab at the first notebook
-	.venv/bin/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
+	.venv/bin/course lab -- $(ARGS)
 
 check: install   ## say what works on this machine and what to do about the rest
 	.venv/bin/course check

@@ -20,7 +20,7 @@ EXIT_CODES = """exit status:
   0    done
   1    an error was reported, a check failed, or the answer to a question was no
   2    wrong usage: an unknown command or option, or options that don't go together
-  130  interrupted (Ctrl-C)"""
+  130  interrupted (Ctrl-C); `course serve` and `course lab` end with 0, since that is how they are ended"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print("\n".join(words(_parser(), arguments[3:])))
         return 0
+    arguments, passed_on = _cut(arguments)
     options = _parser().parse_args(arguments)
+    options.passed_on = passed_on
     try:
         status = options.command(options)
         sys.stdout.flush()
@@ -45,6 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `course list | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _cut(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before and after the first `--` of `course lab`: the second part is for JupyterLab."""
+    if arguments[:1] != ["lab"] or "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +95,19 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", nargs="?", default="latest", metavar="RUN", help="its name (default: latest)")
     show.add_argument("--json", action="store_true", help="as JSON")
 
+    report = _command(commands, "report", report_command, "one page of HTML for a run, or one that compares several", (
+        "Write a page that needs no network and no other file, to read or to send. Of one run: settings, data, curves, scores,\n"
+        "answers to read, parity, times, versions. Of several: what differs, scores side by side, and the paired test on the same\n"
+        "problems, with the run named first as the one to compare with. A run need not be complete: the page says what is missing,\n"
+        "stale or damaged in it."), (
+        "course report                          # the newest run, into its report.html",
+        "course report first second third       # side by side, into comparison.html in the runs folder",
+        "course report my-run --output to_send.html --open"))
+    report.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: latest)")
+    report.add_argument("--output", type=Path, metavar="FILE", help="where to write it; ends in .html")
+    report.add_argument("--open", action="store_true", help="show it in a browser")
+    report.add_argument("--json", action="store_true", help="say as JSON where it is, with scores, and what is missing")
+
     clean = _command(commands, "clean", clean_command, "delete runs, after asking", (
         "Show what would go, with sizes, and ask. Only run folders in the runs folder are deleted, and links are never followed. A run that is\n"
         "under way is refused. If the newest run goes, runs/latest names the one before it. Checkpoints on the Tinker server stay."), (
@@ -103,6 +126,33 @@ def _parser() -> argparse.ArgumentParser:
         "The stub starts when a notebook needs it, and ends when it was unused for a while."), (
         "course stub status", "course stub stop      # free its memory now"))
     stub.add_argument("action", choices=["status", "stop"])
+
+    serve = _command(commands, "serve", serve_command, "one stub Tinker backend for a class, with a key for each learner", (
+        "Writes a table with a key for each learner, says what they have to type and how many this machine carries, and serves until\n"
+        "Ctrl-C. Keys that are there are kept: run it again for the next lesson, or with more names for those who came late."), (
+        "course serve --learners 12                       # try it here; only this machine can reach it",
+        "course serve --learners names.txt --host 0.0.0.0 # a name a line; open to the network, over plain HTTP",
+        "course serve --host 0.0.0.0                      # the next lesson, with the same keys"))
+    serve.add_argument("--learners", metavar="N|FILE", help="how many, or a file with a name a line; those without a key get one")
+    serve.add_argument("--keys", type=Path, metavar="FILE",
+                       help="the table of keys (default: class/learners.csv in the course's cache folder)")
+    serve.add_argument("--new-keys", action="store_true", help="replace all keys; nobody can reach what belongs to the old ones")
+    serve.add_argument("--show-keys", action="store_true", help="print the keys too; else they are in the table only")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8765, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--address", default="", metavar="NAME", help="what learners type for this machine (default: found out)")
+    serve.add_argument("--state-dir", type=Path, metavar="FOLDER",
+                       help="for checkpoints (default: class/stub in the course's cache folder)")
+    serve.add_argument("--base-model", action="append", default=[], metavar="FOLDER",
+                       help="another base model than the course's; may be given more than once")
+
+    lab = _command(commands, "lab", lab_command, "open JupyterLab at a notebook of the course", (
+        "Starts JupyterLab with this environment's Python and opens it in a browser. Ctrl-C ends it. Words after -- are JupyterLab's own\n"
+        "options: course lab -- --ip 0.0.0.0"), (
+        "course lab", "course lab 02_train --no-browser          # prints the address to open"))
+    lab.add_argument("notebook", nargs="?", default="00_start_here", metavar="NOTEBOOK", help="its name, or a path (default: 00_start_here)")
+    lab.add_argument("--port", type=int, help="port to listen on (default: 8888, or the next that is free)")
+    lab.add_argument("--no-browser", action="store_true", help="start no browser; print the address")
 
     completion = _command(commands, "completion", completion_command, "print a script that completes commands with the Tab key", (
         "Completes commands, options, profiles, runs and parameters."), (
@@ -135,10 +185,28 @@ def show_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def report_command(options: argparse.Namespace) -> int:
+    from helpers.report import report_runs
+
+    return report_runs(options.runs, options.output, options.open, options.json)
+
+
 def clean_command(options: argparse.Namespace) -> int:
     from helpers.cleaning import clean_runs
 
     return clean_runs(options.runs, options.older_than, options.yes)
+
+
+def serve_command(options: argparse.Namespace) -> int:
+    from helpers.serve_class import serve_class
+
+    return serve_class(options)
+
+
+def lab_command(options: argparse.Namespace) -> int:
+    from helpers.lab import start_lab
+
+    return start_lab(options.notebook, options.port, options.no_browser, options.passed_on)
 
 
 def completion_command(options: argparse.Namespace) -> int:
@@ -214,10 +282,9 @@ def run_stages(run: Run, stages: list[str], parameters: dict[str, Any], known: d
             print(f"\nWhat was done is kept. To go on from here:  course run --resume --name {run.name}", file=sys.stderr)
             return status
     print_summary(run, stages, time.monotonic() - started)
-    if all(entry["status"] == "done" for entry in run.manifest["stages"].values()) and len(run.manifest["stages"]) == len(STAGES):
-        from helpers.report import write_report
+    from helpers.report import write_report
 
-        print(f"a page to read or to send: {_short(write_report(run))}")
+    print(f"a page to read or to send: {_short(write_report(run))}")
     return 0
 
 

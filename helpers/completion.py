@@ -61,8 +61,14 @@ def _backends() -> Iterable[str]:
     return ["auto", "stub", "hosted"]
 
 
+def _notebooks() -> Iterable[str]:
+    from helpers.settings import NOTEBOOKS
+
+    return sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
 # What the value of an argument is called in its help: what to offer for it. Files are left to the shell.
-OFFERS = {"PROFILE": _profiles, "RUN": _runs, "NAME=VALUE": _parameters, "BACKEND": _backends}
+OFFERS = {"PROFILE": _profiles, "RUN": _runs, "NAME=VALUE": _parameters, "BACKEND": _backends, "NOTEBOOK": _notebooks}
 
 
 def words(parser: argparse.ArgumentParser, typed: list[str]) -> list[str]:

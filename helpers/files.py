@@ -8,8 +8,11 @@ from typing import Any, Iterable
 from helpers.errors import RunError
 
 
-def write_text(path: str | Path, text: str) -> Path:
+def write_text(path: str | Path, text: str, private: bool = False) -> Path:
     """Write `text` as UTF-8 through a temporary file in the same folder, then rename.
+
+    Args:
+        private: only this user may read it, from its first byte on.
 
     Raises:
         RunError: the folder can't be made or written.
@@ -18,7 +21,8 @@ def write_text(path: str | Path, text: str) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

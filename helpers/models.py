@@ -386,6 +386,15 @@ def resolve_base_model(name: str) -> str:
     )
 
 
+def _has_plain_tokenizer(folder: Path) -> bool:
+    """True if the tokenizer is all in tokenizer.json. To find that out, AutoTokenizer imports torch and scikit-learn: 5 s."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return config.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in config and (folder / "tokenizer.json").is_file()
+    except (OSError, ValueError, AttributeError):
+        return False  # AutoTokenizer says what is wrong
+
+
 def load_tokenizer(name_or_path: str | Path = "") -> Any:
     """The tokenizer of a model folder, or of a hub name where the hub can be reached.
 
@@ -401,9 +410,13 @@ def load_tokenizer(name_or_path: str | Path = "") -> Any:
     name = resolve_base_model(str(name_or_path))
     local = os.path.isdir(name)
     problem = None if local else hub_problem()
-    from transformers import AutoTokenizer
-
     try:
+        if local and _has_plain_tokenizer(Path(name)):
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(name)
+        from transformers import AutoTokenizer
+
         # Without a hub, what was downloaded before still serves, and asking the hub in vain would take 50 s.
         return AutoTokenizer.from_pretrained(
             name if local else name.split(":")[0], **({"local_files_only": True} if problem else {})

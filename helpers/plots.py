@@ -42,6 +42,11 @@ class LiveFigure:
             self._handle.update(figure)
 
 
+def short(name: str) -> str:
+    """A user's word for a label: both ends of a long one, since names of runs often differ at the end."""
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+
+
 def length_histogram(prompts: list[int], answers: list[int]) -> "Figure":
     """How long prompts and answers are.
 
@@ -150,7 +155,7 @@ def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> 
         axes.axhline(rate, color="grey", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, sizes)
-    axes.set_ylim(0, max(rates) * 1.25)
+    axes.set_ylim(0, max([*rates, *(lines or {}).values()]) * 1.25)
     axes.set(xlabel="prompts at once", ylabel="tokens per second", title="Throughput")
     axes.legend()
     return figure
@@ -174,7 +179,7 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
         axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=label)
         for x, y, row in zip(across, up, rows):
             axes.annotate(f"{row['correct']}/{row['total']}", (x, y), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=7)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), map(short, names))
     axes.invert_yaxis()
     axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)", title="The same test problems, before and after")
     axes.legend()
@@ -205,4 +210,69 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
     right.plot(best["step"], 100 * best["correct"] / best["total"], "*", markersize=16, color="black", label=f"chosen: step {best['step']}")
     right.set(xlabel="optimizer step", ylabel="right answers, %", ylim=(-3, 103), title="Validation accuracy")
     right.legend(loc="lower right")
+    return figure
+
+
+def curves(lines: dict[str, list[tuple[float, float]]], ylabel: str, title: str, log: bool = False, star: tuple[float, float] | None = None,
+           limits: dict[str, list[tuple[float, float]]] | None = None) -> "Figure":
+    """Lines over optimizer steps, told apart by style and marker as well as by colour.
+
+    Args:
+        lines: (step, value) of each line, by its name; values that are no numbers leave gaps.
+        log: whether the values' axis is logarithmic.
+        star: a point to mark as the chosen one.
+        limits: (low, high) at each point of a line, by its name.
+    """
+    from itertools import cycle
+
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    figure = new_figure(4.6, 2.8 + 0.2 * ((len(lines) + bool(star) + 1) // 2))  # the legend below has two columns
+    axes = figure.subplots()
+    looks = zip(cycle(["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]), cycle(["-", "--", "-.", ":"]), cycle("osD^vPX"))
+    for (name, points), (colour, style, marker) in zip(lines.items(), looks):
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        every = max(1, len(points) // 8)
+        if limits:
+            sides = [[abs(value - limit[end]) for value, limit in zip(values, limits[name])] for end in (0, 1)]
+            axes.errorbar(steps, values, yerr=sides, color=colour, linestyle=style, marker=marker, capsize=3, label=short(name))
+        else:
+            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, markevery=every, markersize=5, linewidth=1.3, label=short(name))
+    if star:
+        axes.plot(*star, "*", markersize=15, color="black", label=f"chosen: step {star[0]}")
+    axes.set(xlabel="optimizer step", ylabel=ylabel, title=title, yscale="log" if log else "linear")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if log:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(-3, 103)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
+    """Accuracy of each model of several runs, a dot with its 95% interval each.
+
+    Args:
+        runs: by the run's name, then by the model's: `accuracy`, `ci95`, `correct`, `total`. A run may lack a model.
+    """
+    models = list(dict.fromkeys(model for scores in runs.values() for model in scores))
+    figure = new_figure(4.6, 1.3 + len(runs) * (0.22 * len(models) + 0.12))
+    axes = figure.subplots()
+    looks = dict(zip(models, zip(["grey", "tab:blue", "#b84a00", "#1b7837"], "soD^")))
+    for model in models:
+        points = [(place + (models.index(model) - (len(models) - 1) / 2) * 0.8 / len(models), scores[model])
+                  for place, scores in enumerate(runs.values()) if model in scores]
+        across = [100 * score["accuracy"] for _, score in points]
+        sides = [[100 * abs(score["accuracy"] - score["ci95"][end]) for _, score in points] for end in (0, 1)]
+        colour, marker = looks[model]
+        axes.errorbar(across, [up for up, _ in points], xerr=sides, fmt=marker, color=colour, capsize=3, label=model)
+    axes.set_yticks(range(len(runs)), map(short, runs))
+    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)")
+    for border in range(1, len(runs)):
+        axes.axhline(border - 0.5, color="grey", linewidth=0.5)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -1,109 +1,156 @@
-"""report.html: a finished run on one page that needs no network and no other file."""
+"""`course report`: a run on one page of HTML, to read or to send, however far the run came.
 
-import base64
-import io
-from html import escape
-from pathlib import Path
-from typing import Any
-
-from helpers.files import read_json, read_jsonl, write_text
-from helpers.runs import STAGES, Run
-
-SAMPLES = 12
-
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8886; }
-td { white-space: pre-line; } img { max-width: 100%; background: white; } code { overflow-wrap: anywhere; }
-@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } tr, img { break-inside: avoid; } }
+Each section shows what is there, and says which stage or file is missing, stale or damaged. Several runs: comparison.py.
 """
 
+import json
+from pathlib import Path
 
-def base_and_tuned(evaluation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two results in model_evaluation.json, each in the form that `evaluate_model` gives."""
-    base = {"correct": evaluation["base_correct"], "total": evaluation["test_size"], "accuracy": evaluation["base_accuracy"],
-            "ci95": evaluation["base_accuracy_ci95"], "by_category": evaluation["base_by_category"]}
-    tuned = {"correct": evaluation["test_correct"], "total": evaluation["test_size"], "accuracy": evaluation["test_accuracy"],
-             "ci95": evaluation["test_accuracy_ci95"], "by_category": evaluation["by_category"]}
-    return base, tuned
+from helpers.errors import CourseError, UsageError
+from helpers.files import write_text
+from helpers.html_page import page, paragraph, problem, text
+from helpers.report_parts import attempt, backend_kind, interval, list_problems, model_name, percent, small, stage_note
+from helpers.report_sections import SECTIONS
+from helpers.run_files import load, scores, split_of
+from helpers.run_info import RunInfo, readable_run
+from helpers.runs import Run, runs_dir
+
+
+def report_runs(names: list[str], output: Path | None = None, open_it: bool = False, as_json: bool = False) -> int:
+    """Write the page of one run, or of several side by side, and say where it is. Returns the exit status.
+
+    Args:
+        names: of runs; none for the newest.
+        output: the file to write. Default: report.html of the run, or comparison.html in the runs folder.
+        open_it: show it in a browser.
+        as_json: print path, runs and problems as JSON.
+
+    Raises:
+        UsageError: a run is named twice, or the output is no HTML file.
+        RunError: there is no such run, it is damaged, or the file can't be written.
+    """
+    runs = [readable_run(name) for name in names or ["latest"]]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise UsageError(
+            f"a run is named twice: {', '.join(run.name for run in runs)}", "name each run once; `latest` is one of them"
+        )
+    if output and (output.suffix not in (".html", ".htm") or output.is_dir()):
+        raise UsageError(f"{output} can't be the report: its name must end in .html", "for example: --output report.html")
+    if len(runs) == 1:
+        path = output or runs[0].path / "report.html"
+        html, problems = report_page(runs[0])
+        write_text(path, html)
+    else:
+        from helpers.comparison import comparison_page
+
+        path = output or runs_dir() / "comparison.html"
+        html, problems = comparison_page(runs)
+        write_text(path, html)
+    if as_json:
+        rows = [{"name": run.name, "state": run.state, "scores": scores(run)[0]} for run in runs]
+        print(json.dumps({"path": str(path.absolute()), "runs": rows, "problems": problems}, indent=2))
+    else:
+        for words in problems:
+            print(f"note: {words}")
+        print(path)
+    if open_it:
+        _open(path)
+    return 0
+
+
+def _open(path: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(path.absolute().as_uri()):
+        raise CourseError(
+            f"no browser could be started; the page is written: {path}",
+            "open that file yourself, or copy it to a machine with a browser",
+        )
 
 
 def write_report(run: Run) -> Path:
-    """Write `report.html` into the run folder.
+    """Write `report.html` into the run folder. The run need not be complete.
 
     Raises:
-        RunError: a stage of the run is not done, or the folder can't be written.
+        RunError: the run's manifest is damaged, or the folder can't be written.
     """
-    from helpers.plots import accuracy_by_category, training_curves
-    from helpers.tasks import measures_text, task_of
-
-    stages, task = {name: run.stage(name) for name in STAGES}, task_of(run)
-    evaluation = read_json(run.file("evaluate/model_evaluation.json"))
-    base, tuned = base_and_tuned(evaluation)
-    curves = training_curves(read_jsonl(run.file("train/metrics.jsonl")), read_jsonl(run.file("train/checkpoints.jsonl")),
-                             read_json(run.file("train/best_checkpoint.json")))
-    manifest = run.manifest
-    body = [
-        f"<h1>Run {escape(run.name)}</h1>",
-        f"<p>{escape(stages['evaluate']['summary'])}, with {escape(str(manifest['base_model']).rsplit('/', 1)[-1])} on "
-        f"{escape(manifest['backend']['kind'])}, made {escape(manifest['created'])}.</p>",
-        "<h2>Stages</h2>",
-        _table(["stage", "seconds", "key result", "files"],
-               [[name, f"{s['seconds']:.0f}", s["summary"], "\n".join(s["artefacts"])] for name, s in stages.items()]),
-        "<h2>Training</h2>",
-        _image(curves, "Training and validation loss, and validation accuracy, over optimizer steps"),
-        "<h2>Test set</h2>",
-        _table(["", "right", "rate", "95% interval"], [[name, f"{r['correct']}/{r['total']}", f"{r['accuracy']:.1%}", _interval(r)]
-                                                       for name, r in _scores(run, stages, base, tuned)]),
-        f"<p>An answer is right if {escape(task.rule)}.</p>",
-        f"<pre>{escape(measures_text(task, **evaluation.get('measures', {'base': {}, 'tuned': {}})))}</pre>" if task.name != "math" else "",
-        f"<p>Gained {evaluation['gained']}, lost {evaluation['lost']} against the base model; McNemar's exact p = {evaluation['p_value']:.2g}.</p>",
-        _image(accuracy_by_category(base, tuned), "Base and tuned model by category, with 95% intervals"),
-        "<h2>Is it the trained model?</h2>",
-        _table(["compared", "largest logprob difference", "bound", "prompts", "passed"], [
-            [name, f"{p['max_abs_logprob_diff']:.1e}", f"{p['tolerance']:.1e}", str(p["prompts"]), str(p["passed"])]
-            for name, p in (("merged with the trained model", read_json(run.file("merge/parity.json"))),
-                            ("vLLM with the merged model", read_json(run.file("vllm/parity.json"))))]),
-        f"<h2>Samples to read</h2><p>The first {SAMPLES} test problems.</p>",
-        _table(["problem", "expected", "base model", "tuned model", ""], _samples(run)),
-        "<h2>Settings</h2>",
-        _table(["stage", "parameters"], [[name, "\n".join(f"{k} = {v!r}" for k, v in s["parameters"].items())] for name, s in stages.items()]),
-        "<h2>Versions</h2>",
-        _table(["package", "version"], [[name, version] for name, version in manifest["packages"].items()]),
-    ]
-    page = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>Run {escape(run.name)}</title><style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n")
-    return write_text(run.file("report.html"), page)
+    return write_text(run.file("report.html"), report_page(readable_run(str(run.path)))[0])
 
 
-def _scores(run: Run, stages: dict[str, Any], base: dict, tuned: dict) -> list[tuple[str, dict]]:
-    from helpers.evaluation import wilson_interval
-
-    rows = [("base model", base), ("tuned model, sampler", tuned)]
-    for stage, name in (("merge", "merged model, transformers"), ("vllm", "merged model, vLLM")):
-        result = stages[stage]["results"]
-        rows.append((name, result | {"ci95": wilson_interval(result["correct"], result["total"])}))
-    return rows
-
-
-def _interval(result: dict) -> str:
-    return f"{result['ci95'][0]:.1%} to {result['ci95'][1]:.1%}"
-
-
-def _samples(run: Run) -> list[list[str]]:
-    before, after = (read_jsonl(run.file(f"evaluate/{name}.jsonl"))[:SAMPLES] for name in ("base_samples", "samples"))
-    return [[a["problem"], a["expected"], b["output"][:300], a["output"][:300], "right" if a["score"] else "wrong"] for b, a in zip(before, after)]
+def report_page(run: RunInfo) -> tuple[str, list[str]]:
+    """The page, and what is missing, stale or damaged in the run, a sentence each."""
+    problems = list_problems(run)
+    sections = []
+    for name, heading, stage, parts in SECTIONS:
+        note = stage_note(run, stage) if stage else None
+        inside = problem(note) if note else ""
+        if not stage or _has_something(run, stage):
+            inside += "".join(attempt(part, run, problems) for part in parts)
+        sections.append((name, heading, inside))
+    head = "".join(attempt(part, run, problems) for part in HEAD)
+    return page(f"Run {run.name}", head + _gaps(problems), sections), problems
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return "<table><thead><tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + f"</tr></thead><tbody>{cells}</tbody></table>"
+def _has_something(run: RunInfo, stage: str) -> bool:
+    """A stage that did not finish may have old files; only training writes what it has while it goes on."""
+    return run.statuses.get(stage) in ("done", "stale") or stage == "train" and stage in run.statuses
 
 
-def _image(figure: Any, description: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+def _gaps(problems: list[str]) -> str:
+    if not problems:
+        return ""
+    return (
+        problem("Not all of the run is in this report:")
+        + "<ul>"
+        + "".join(f"<li>{text(words)}</li>" for words in problems)
+        + "</ul>"
+    )
+
+
+# what a reader wants first
+
+
+def _what(run: RunInfo) -> str:
+    results, files = split_of(run)
+    sizes = results.get("sizes", {})
+    data = ", ".join(Path(row["path"]).name for row in files) or "data that the manifest does not name"
+    on = f"{sizes['train']:,} examples of {data}" if "train" in sizes else data
+    made = f"Made {run.created:%Y-%m-%d %H:%M} UTC; the run is {run.state}."
+    return paragraph(f"{model_name(run)}, tuned on {on}. Backend: {backend_kind(run)}. {made}")
+
+
+def _accuracy(run: RunInfo) -> str:
+    by_model = {row["model"]: row for row in scores(run)[0]}
+    if "base model" not in by_model:
+        return paragraph("Base and tuned model have no score on the test set.", "verdict")
+    base, tuned = by_model["base model"], by_model["tuned model, sampler"]
+    apart = base["ci95"][1] < tuned["ci95"][0] or tuned["ci95"][1] < base["ci95"][0]
+    return paragraph(
+        f"Right answers on the {tuned['total']} test problems: base model {percent(base['accuracy'])} ({interval(base)}) → "
+        f"tuned model {percent(tuned['accuracy'])} ({interval(tuned)}). In brackets: 95% intervals; they "
+        + ("do not overlap." if apart else "overlap: the paired test below is sharper."),
+        "verdict",
+    )
+
+
+def _merge_verdict(run: RunInfo) -> str:
+    return _parity_verdict(run, "merge", "Is the merged model the trained one?")
+
+
+def _vllm_verdict(run: RunInfo) -> str:
+    return _parity_verdict(run, "vllm", "Does vLLM answer like the merged model?")
+
+
+def _parity_verdict(run: RunInfo, stage: str, what: str) -> str:
+    if run.statuses.get(stage) != "done":
+        return f'<p>{what} <span class="bad">Not checked.</span></p>'
+    parity = load(run.path, f"{stage}/parity.json")
+    word = '<span class="good">Yes, within the tolerance</span>' if parity["passed"] else '<span class="bad">No</span>'
+    return (
+        f"<p>{what} {word}: log-probabilities of {parity['tokens']:,} tokens differ by "
+        f"{small(parity['max_abs_logprob_diff'])} nats at most ({small(parity['tolerance'])} are allowed), and by "
+        f"{small(parity['mean_abs_logprob_diff'])} in the mean ({small(parity['mean_tolerance'])} are allowed).</p>"
+    )
+
+
+HEAD = (_what, _accuracy, _merge_verdict, _vllm_verdict)

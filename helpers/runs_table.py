@@ -5,8 +5,7 @@ import os
 from datetime import datetime, timezone
 from typing import Any
 
-from helpers.errors import CourseError, RunError
-from helpers.files import read_json
+from helpers.run_files import scores
 from helpers.run_info import RunInfo, find_runs, parse_time, readable_run, size_and_change, size_text, summary, table
 from helpers.runs import package_versions, runs_dir
 from helpers.settings import notebook_parameters, run_parameters
@@ -50,12 +49,13 @@ def describe(run: RunInfo) -> dict[str, Any]:
     parameters, notes = run_parameters(run.manifest, known)
     backend = run.manifest.get("backend")
     installed = package_versions()
+    rows, problems = scores(run)
     stages = {name: {key: entry.get(key) for key in ("status", "seconds", "finished", "summary")} for name, entry in run.manifest["stages"].items()}
     return summary(run) | {
         "base_model": run.manifest.get("base_model"), "backend": backend.get("kind") if isinstance(backend, dict) else None,
         "parameters": changed_parameters(parameters, known), "notes": notes, "stages": stages,
         "data": run.manifest["stages"].get("split", {}).get("data", []),
-        "scores": scores(run), "artefacts": artefacts(run),
+        "scores": rows, "problems": problems, "artefacts": artefacts(run),
         "packages": {name: {"version": version, "now": installed.get(name)} for name, version in run.manifest.get("packages", {}).items()},
     }
 
@@ -68,31 +68,6 @@ def changed_parameters(parameters: dict[str, Any], known: dict[str, dict[str, An
         if any(value != default for default in defaults.values()):
             found[name] = {"value": value, "defaults": defaults}
     return found
-
-
-def scores(run: RunInfo) -> list[dict[str, Any]]:
-    """Right answers of each model that the run scored, with 95% intervals. What is damaged or stale is left out."""
-    from helpers.evaluation import wilson_interval
-    from helpers.report import base_and_tuned
-
-    found: list[tuple[str, Any, Any]] = []
-    if run.statuses.get("evaluate") == "done":
-        try:
-            base, tuned = base_and_tuned(read_json(run.path / "evaluate" / "model_evaluation.json"))
-            found += [("base model", base["correct"], base["total"]), ("tuned model, sampler", tuned["correct"], tuned["total"])]
-        except (RunError, KeyError, TypeError):
-            pass
-    for stage, name in (("merge", "merged model, transformers"), ("vllm", "merged model, vLLM")):
-        if run.statuses.get(stage) == "done":
-            results = run.manifest["stages"][stage].get("results", {})
-            found.append((name, results.get("correct"), results.get("total")))
-    rows = []
-    for name, correct, total in found:
-        try:
-            rows.append({"model": name, "correct": correct, "total": total, "accuracy": correct / total, "ci95": list(wilson_interval(correct, total))})
-        except (CourseError, TypeError, ZeroDivisionError):
-            continue
-    return rows
 
 
 def artefacts(run: RunInfo) -> list[dict[str, Any]]:
@@ -126,6 +101,7 @@ def _page(details: dict[str, Any]) -> str:
         rows += [[row["model"], f"{row['correct']}/{row['total']}", f"{row['accuracy']:.1%}", f"{row['ci95'][0]:.1%} to {row['ci95'][1]:.1%}"]
                  for row in details["scores"]]
         lines += ["", table(rows, right={1, 2})]
+    lines += [f"  problem: {problem}" for problem in details["problems"]]
     if details["artefacts"]:
         rows = [["file", "size"]] + [[row["path"], "missing" if row["bytes"] is None else size_text(row["bytes"])] for row in details["artefacts"]]
         lines += ["", table(rows, right={1})]

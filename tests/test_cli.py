@@ -22,7 +22,8 @@ from helpers.runs import ROOT, STAGES, Run, new_run
 DAY = 86400
 RESULTS = {"evaluate": {"base_accuracy": 0.01, "test_accuracy": 0.6}, "merge": {"correct": 59, "total": 100}, "vllm": {"correct": 58, "total": 100}}
 EVALUATION = {"test_size": 100, "base_correct": 1, "base_accuracy": 0.01, "base_accuracy_ci95": [0.0, 0.05], "base_by_category": {},
-              "test_correct": 60, "test_accuracy": 0.6, "test_accuracy_ci95": [0.5, 0.69], "by_category": {}}
+              "test_correct": 60, "test_accuracy": 0.6, "test_accuracy_ci95": [0.5, 0.69], "by_category": {},
+              "gained": 59, "lost": 0, "p_value": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +214,8 @@ def test_show_without_usable_scores(content, capsys):
     run.file("evaluate/model_evaluation.json").write_text(content)
     status, out, _ = course(capsys, "show")
     assert status == 0 and "merged model, vLLM" in out and "tuned model, sampler" not in out
+    assert re.search(r"problem: evaluate/model_evaluation\.json (is damaged|can't be read): .*`course run --from evaluate --name mine`", out)
+    assert "model_evaluation.json" in json.loads(course(capsys, "show", "--json")[1])["problems"][0]
 
 
 def test_show_near_names(capsys):
@@ -563,7 +566,7 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.parametrize(("typed", "expected"), [
-    ([""], ["run", "list", "show", "clean", "check", "stub", "completion"]),
+    ([""], ["run", "list", "show", "report", "clean", "check", "stub", "serve", "lab", "completion"]),
     (["c"], ["clean", "check", "completion"]),
     (["run", "--re"], ["--resume"]),
     (["run", "--profile", ""], ["quick", "full", "hosted"]),
@@ -580,6 +583,10 @@ def test_help_teaches(capsys):
     (["clean", "mine", ""], ["latest", "mine"]),
     (["stub", "st"], ["status", "stop"]),
     (["completion", "z"], ["zsh"]),
+    (["report", "mine", ""], ["latest", "mine"]),
+    (["report", "--o"], ["--output", "--open"]),
+    (["serve", "--l"], ["--learners"]),
+    (["lab", "03"], ["03_evaluate"]),
 ])
 def test_words(typed, expected):
     make_run("mine", done=())

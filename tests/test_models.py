@@ -202,6 +202,18 @@ def test_tokenizer_is_smollm2s(base_model):
     )
 
 
+def test_tokenizer_is_loaded_without_torch_and_is_autotokenizers(base_model):
+    script = f"import sys; from helpers.models import load_tokenizer; load_tokenizer({str(base_model)!r}); print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert result.stdout.strip() == "[]"
+    from transformers import AutoTokenizer
+
+    ours, theirs = models.load_tokenizer(base_model), AutoTokenizer.from_pretrained(base_model)
+    text = "Mia has 1,200 marbles – 3 更多.\n\n<|im_end|> "
+    assert type(ours) is type(theirs) and ours.encode(text) == theirs.encode(text) and ours.chat_template == theirs.chat_template
+    assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text)) and ours.eos_token_id == theirs.eos_token_id
+
+
 def test_model_knows_easy_sums(base_model):
     import torch
     from transformers import AutoModelForCausalLM

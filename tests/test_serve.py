@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.benchmarks import own_data, run_inspect_eval
 from helpers.errors import BackendError, ModelError
+from helpers.grading import check_final_answer
 from helpers.inference import generate_with_transformers
 from helpers.models import load_tokenizer
 from helpers.prompts import prompt_format, question_text
@@ -53,8 +54,10 @@ def test_the_server_answers_as_the_model_does(started, base_model, fmt):
 def test_inspect_asks_it_the_same_task(started, tmp_path):
     server, _ = started
     results = run_inspect_eval(benchmark=own_data(ROWS), server_url=server.url, api_key=server.api_key, renderer="guide", max_tokens=16, log_dir=tmp_path)
-    right = sum(str(2 * n + 2) in answer["text"] for n, answer in enumerate(ask_server(server, [question_text(row, "guide") for row in ROWS], prompt_format("guide", None), 16), 1))
-    assert results["samples"] == len(ROWS) and 0 < results["score"] <= 100 * right / len(ROWS)
+    answers = ask_server(server, [question_text(row, "guide") for row in ROWS], prompt_format("guide", None), 16)
+    right = sum(bool(check_final_answer(answer["text"], row["output"])) for answer, row in zip(answers, ROWS))
+    assert results["samples"] == len(ROWS) and 0 < right < len(ROWS)
+    assert abs(results["score"] * len(ROWS) / 100 - right) <= 1  # a near tie may fall otherwise in another batch
 
 
 def test_only_its_own_key_opens_it_and_no_command_line_shows_it(started):

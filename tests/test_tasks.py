@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 import own_tasks
 from helpers.data import Split, split_data
 from helpers.errors import DataError
 from helpers.files import read_json
 from helpers.grading import check_fields, check_label, check_text
+from helpers.run_files import Measures
 from helpers.runs import ROOT, new_run
 from helpers.tasks import TASKS, Task, choose_task, finish_task, measures_text, reference_of, task_of
 
@@ -258,6 +260,7 @@ def test_measures_of_a_classification():
     assert found["majority_baseline"] == 2 / 5
     assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 4) / 2)  # spam: P 2/3, R 1; ham: P 1, R 1/3; eggs are not tested
     base = task.measures(samples(task, [("", expected) for _, expected in pairs]))
+    assert TypeAdapter(Measures).validate_python(found) == found, "the report reads all of it"
     text = measures_text(task, base, found)
     assert "majority baseline" in text and "40.0%" in text and "ham: 0 → 1 of 3" in text and "(none) 1" in text
 

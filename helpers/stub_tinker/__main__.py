@@ -3,13 +3,14 @@
 import argparse
 import asyncio
 import ipaddress
-import json
 import logging
 import os
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import CourseError
 from helpers.files import write_json
@@ -97,7 +98,6 @@ def main() -> int:
 
 
 def show_status(options: argparse.Namespace) -> int:
-    from helpers import models
     from helpers.stub_tinker import status
 
     keys = api_keys(options)
@@ -106,12 +106,33 @@ def show_status(options: argparse.Namespace) -> int:
         url = options.url.rstrip("/")
         print(status.text(status.fetch(url, key), url))
     else:
-        print(status.of_state_dir((options.state_dir or models.cache_dir() / "stub").absolute(), key))
+        print(status.of_state_dir(state_dir(options), key))
     return 0
 
 
-def run(options: argparse.Namespace) -> int:
-    """Serve until stopped by a signal or by idleness. Returns the exit status."""
+def say_started(url: str, options: argparse.Namespace, service: Any) -> None:
+    """What an operator wants to know when the server is up."""
+    state, keys = state_dir(options), api_keys(options)
+    folders = list(service.engine.bases)
+    print(f"stub Tinker backend on {url} ({service.device.type}, {str(service.dtype).split('.')[-1]})", flush=True)
+    print(f"  checkpoints in {state}\n  to use it:  export TINKER_BASE_URL={url} TINKER_API_KEY={'your key' if keys else 'tml-stub'}\n"
+          f"  to see what it does:  {url} in a browser, or python -m helpers.stub_tinker --status --state-dir {state}\n"
+          "  base models: " + "\n               ".join(folders), flush=True)
+
+
+def state_dir(options: argparse.Namespace) -> Path:
+    from helpers import models
+
+    return (options.state_dir or models.cache_dir() / "stub").absolute()
+
+
+def run(options: argparse.Namespace, say: Callable[[str, argparse.Namespace, Any], None] = say_started) -> int:
+    """Serve until stopped by a signal or by idleness. Returns the exit status.
+
+    Args:
+        options: from `parse_arguments`.
+        say: called once when the server is up, with its address, the options and the service.
+    """
     from helpers import models
 
     if options.status:
@@ -123,7 +144,7 @@ def run(options: argparse.Namespace) -> int:
     folders = [str(Path(folder).absolute()) for folder in options.base_model] or [str(models.local_base_model())]
     for folder in folders:
         models.check_model_folder(folder)
-    state = (options.state_dir or models.cache_dir() / "stub").absolute()
+    state = state_dir(options)
     note = state / "server.json"
 
     import torch
@@ -172,10 +193,7 @@ def run(options: argparse.Namespace) -> int:
 
     server.handle_exit = on_signal  # uvicorn's own drops the results that clients still wait for
     write_json(note, {"url": url, "pid": os.getpid(), "base_models": folders})
-    print(f"stub Tinker backend on {url} ({service.device.type}, {str(service.dtype).split('.')[-1]})", flush=True)
-    print(f"  checkpoints in {state}\n  to use it:  export TINKER_BASE_URL={url} TINKER_API_KEY={'your key' if keys else 'tml-stub'}\n"
-          f"  to see what it does:  {url} in a browser, or python -m helpers.stub_tinker --status --state-dir {state}\n"
-          "  base models: " + "\n               ".join(folders), flush=True)
+    say(url, options, service)
     try:
         asyncio.run(_serve(server, listener, app, options.idle_exit, forget))
     finally:

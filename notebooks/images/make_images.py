@@ -15,7 +15,7 @@ from typing import Any
 from helpers.errors import CourseError, RunError
 from helpers.files import read_json, read_jsonl, write_text
 from helpers.plots import accuracy_by_category
-from helpers.report import base_and_tuned
+from helpers.run_files import base_and_tuned
 from helpers.runs import ROOT, STAGES, Run, open_run
 
 PICTURE = Path(__file__).with_name("base_and_tuned.png")

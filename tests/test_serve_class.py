@@ -1,0 +1,246 @@
+"""`course serve`, with real SDK clients of two learners, and `course lab` up to the point where JupyterLab takes over."""
+
+import argparse
+import csv
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tinker
+
+from helpers import cli, lab, serve_class
+from helpers.backend import connect
+from helpers.errors import BackendError, CourseError
+from helpers.runs import ROOT
+from test_stub_server import train
+
+
+def course(capsys, *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = cli.main(list(arguments))
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
+class Lesson:
+    """`course serve` in a process of its own."""
+
+    def __init__(self, folder: Path, model: Path):
+        self.keys, self.log, port = folder / "class.csv", folder / "log.txt", free_port()
+        (folder / "names.txt").write_text("# Tuesday\nAda\n\nÉmile du Bois\n", encoding="utf-8")
+        self.url, self.model = f"http://127.0.0.1:{port}", str(model)
+        command = [
+            "serve",
+            "--learners",
+            str(folder / "names.txt"),
+            "--keys",
+            str(self.keys),
+            "--port",
+            str(port),
+            "--state-dir",
+            str(folder / "state"),
+            "--base-model",
+            self.model,
+        ]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "helpers.cli", *command], cwd=ROOT, stdout=open(self.log, "w"), stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 90
+        while "Ctrl-C ends it" not in self.log.read_text():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory, small_model):
+    lesson = Lesson(tmp_path_factory.mktemp("class"), small_model)
+    yield lesson
+    lesson.process.send_signal(signal.SIGINT)  # Ctrl-C
+    assert lesson.process.wait(timeout=60) == 0
+    printed = lesson.log.read_text()
+    assert printed.endswith("stopped\n") and "Traceback" not in printed
+
+
+def test_two_learners_do_not_see_each_other(lesson):
+    head, ada, emile = rows(lesson.keys)
+    assert head == list(serve_class.COLUMNS) and (ada[0], emile[0]) == ("Ada", "Émile du Bois")
+    assert ada[2:] == [f"export TINKER_BASE_URL={lesson.url}", f"export TINKER_API_KEY={ada[1]}"] and ada[1] != emile[1]
+    clients = []
+    for key in (ada[1], emile[1]):
+        service = tinker.ServiceClient(base_url=lesson.url, api_key=key)
+        client = service.create_lora_training_client(lesson.model, rank=4, seed=1).result()
+        assert train(client, 1)[0] > 0
+        runs = tinker.RestClient(base_url=lesson.url, api_key=key).list_training_runs().result().training_runs
+        assert len(runs) == 1
+        clients.append((service, key, runs[0].training_run_id))
+    (_, key, own), (_, _, other) = clients
+    rest = tinker.RestClient(base_url=lesson.url, api_key=key)
+    assert rest.get_training_run(own).result().training_run_id == own != other
+    with pytest.raises(tinker.NotFoundError):
+        rest.get_training_run(other).result()
+    for service, _, _ in clients:
+        service.close("success").result()
+
+
+def test_a_wrong_key_is_refused(lesson, monkeypatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-not-of-this-class")
+    with pytest.raises(BackendError, match="(?s)refused the connection.*check TINKER_API_KEY"):
+        connect(lesson.url)
+
+
+def test_what_the_instructor_reads(lesson):
+    printed = lesson.log.read_text()
+    assert (
+        "2 learners, 2 of them new" in printed
+        and lesson.url in printed
+        and "GiB are free, enough for about" in printed
+        and "--host 0.0.0.0" in printed
+    )
+    assert not [row for row in rows(lesson.keys)[1:] if row[1] in printed]
+    assert stat.S_IMODE(lesson.keys.stat().st_mode) == 0o600
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path) -> list:
+    """Instead of a server: what one would be started with."""
+    started = []
+    monkeypatch.setattr("helpers.stub_tinker.__main__.run", lambda options, say: started.append(options) or 0)
+    monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
+    return started
+
+
+def test_keys_are_kept_and_late_learners_get_one(served, capsys, tmp_path):
+    path, port = tmp_path / "class" / "learners.csv", str(free_port())
+    assert course(capsys, "serve", "--learners", "2", "--port", port)[0] == 0
+    first = rows(path)
+    assert [row[0] for row in first[1:]] == ["learner-01", "learner-02"] and served[0].api_key == [row[1] for row in first[1:]]
+    assert course(capsys, "serve", "--port", port)[0] == 0 and rows(path) == first
+    assert (
+        "3 learners, 1 of them new"
+        in course(capsys, "serve", "--learners", "3", "--port", port, "--host", "0.0.0.0", "--address", "lab.example")[1]
+    )
+    later = rows(path)
+    assert [row[:2] for row in later[:3]] == [row[:2] for row in first] and later[3][
+        2
+    ] == f"export TINKER_BASE_URL=http://lab.example:{port}"
+    assert course(capsys, "serve", "--learners", "1", "--new-keys", "--port", port)[0] == 0
+    assert len(rows(path)) == 2 and rows(path)[1][1] not in [row[1] for row in later]
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "status", "words"),
+    [
+        (None, [], 2, "there are no learners"),
+        (None, ["--learners", "0"], 2, "1 to 500"),
+        (None, ["--learners", "nobody.txt"], 1, "can't read the names in nobody.txt"),
+        (None, ["--learners", "2", "--port", "0"], 2, "the port 0"),
+        ("Ada\n\nAda\n", ["--learners", "NAMES"], 1, "line 3: 'Ada' is in line 1 already"),
+        ("=cmd()\n", ["--learners", "NAMES"], 1, "line 1: '=cmd()' can't name a learner"),
+        ("# nobody\n", ["--learners", "NAMES"], 1, "holds 0 names"),
+        ("Ada\n", ["--learners", "2", "--keys", "NAMES"], 1, "is no file of keys"),
+        ("learner,key\nAda,secret\n", ["--keys", "NAMES"], 1, "line 2: a row needs a name and a key"),
+        (
+            "learner,key\nAda,tml-12345678\nBob,tml-12345678\n",
+            ["--keys", "NAMES"],
+            1,
+            "line 3: this learner or this key is there already",
+        ),
+    ],
+)
+def test_what_is_refused(served, capsys, tmp_path, names, arguments, status, words):
+    file = tmp_path / "names.csv"
+    if names is not None:
+        file.write_text(names)
+    got, _, err = course(capsys, "serve", *(str(file) if word == "NAMES" else word for word in arguments))
+    assert got == status and words in err and "\n→ " in err and "secret" not in err and not served
+    assert names is None or file.read_text() == names
+
+
+def test_a_port_that_is_taken(served, capsys, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        status, _, err = course(capsys, "serve", "--learners", "2", "--port", str(taken.getsockname()[1]))
+    assert status == 1 and "can't listen on 127.0.0.1" in err and not (tmp_path / "class").exists()
+
+
+def test_the_estimate_says_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr("helpers.check.machine_memory", lambda: (8 * 2**30, 4 * 2**30))
+    assert "enough for about 4 learners" in serve_class.capacity(4) and "note:" not in serve_class.capacity(4)
+    assert "note:   5 learners may need more memory" in serve_class.capacity(5)
+
+
+def test_the_address_that_learners_type():
+    def typed(host: str, address: str = "") -> str:
+        return serve_class.address(argparse.Namespace(host=host, address=address))
+
+    assert typed("127.0.0.1") == "127.0.0.1" and typed("::1") == "[::1]" and typed("0.0.0.0", "lab.example") == "lab.example"
+    assert typed("0.0.0.0") not in ("", "0.0.0.0")
+
+
+# course lab
+
+
+@pytest.fixture
+def became(monkeypatch) -> list:
+    """Instead of JupyterLab: the command that this process would become."""
+    commands = []
+    monkeypatch.setattr(os, "execve", lambda program, command, environment: commands.append((command, environment)))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.chdir(ROOT)
+    return commands
+
+
+def test_lab_opens_the_notebook(became, capsys):
+    port = free_port()
+    for arguments, notebook in (
+        ([], "00_start_here"),
+        (["02"], "02_train"),
+        (["notebooks/03_evaluate.ipynb"], "03_evaluate"),
+        (["solutions"], "solutions"),
+    ):
+        cli.main(["lab", *arguments])
+        assert became[-1][0][3] == f"notebooks/{notebook}.ipynb" and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
+    cli.main(["lab", "--no-browser", "--port", str(port), "--", "--ip", "0.0.0.0"])
+    assert became[-1][0][-3:] == ["--no-browser", "--ip", "0.0.0.0"] and f"--ServerApp.port={port}" in became[-1][0]
+    assert "Ctrl-C here ends it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["02_trian"], "notebooks are 02_train"), (["--port", "99999"], "can't listen on port 99999")]
+)
+def test_lab_refuses(arguments, words, became, capsys):
+    status, _, err = course(capsys, "lab", *arguments)
+    assert status == 1 and words in err and not became
+
+
+def test_lab_that_cant_start(became, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CourseError, match="(?s)jupyterlab is not installed.*make install"):
+        lab.start_lab()
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(CourseError, match="root"):
+        lab.start_lab()
+
+
+def test_make_lab_hands_its_arguments_on():
+    printed = subprocess.run(["make", "-n", "lab", "ARGS=--ip 0.0.0.0 --no-browser"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1] == ".venv/bin/course lab -- --ip 0.0.0.0 --no-browser"
