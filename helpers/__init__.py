@@ -2,11 +2,11 @@
 
 One road, one module a stretch:
 
-    connect() → load_json_files() → split_data() → build_datum() → evaluate_model()
+    connect() → load_data() → split_data() → build_datum() → evaluate_model()
               → download_checkpoint_archive() → merge_adapter() → compare_logprobs() → load_vllm()
 
-Look in backend, data, prompts, training, evaluation, export, merge, parity and inference. runs holds the run folder, grading
-the graders, stub_tinker the stub Tinker backend, cli the `course` command.
+Look in backend, data, prompts, training, evaluation, export, merge, parity and inference. runs holds the run folder, tasks
+what makes an answer right, grading the graders, stub_tinker the stub Tinker backend, cli the `course` command.
 """
 
 import os

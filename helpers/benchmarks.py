@@ -248,23 +248,25 @@ def _registered_task(name: str) -> Callable[..., Task]:
 
 
 @scorer(metrics=[accuracy(), stderr()])
-def final_answer_scorer():
-    """Inspect's scorer with the course's grader: the final answer, compared by value."""
+def final_answer_scorer(grader: Callable[[str, str], Any] = check_final_answer):
+    """Inspect's scorer with a grader of the course: by default the final answer, compared by value."""
 
     async def score(state, target) -> Score:
-        verdict = check_final_answer(state.output.completion, target.text)
+        verdict = grader(state.output.completion, target.text)
         return Score(value=CORRECT if verdict else INCORRECT, answer=verdict.found or "", explanation=verdict.why)
 
     return score
 
 
 @task
-def own_data(data: str | Sequence[dict] = "runs/latest/split/test_set.json", prompt_format: str = "guide") -> Task:
-    """The course's records as an Inspect task, judged by final answer.
+def own_data(data: str | Sequence[dict] = "runs/latest/split/test_set.json", prompt_format: str = "guide",
+             grader: Callable[[str, str], Any] = check_final_answer) -> Task:
+    """The course's records as an Inspect task, judged by final answer, or by another grader.
 
     Args:
         data: a file of any form that `load_json_files` reads, or records.
         prompt_format: of the renderer that asks; it decides how an `input` follows its instruction.
+        grader: takes an answer and a reference, gives a verdict; `task_of(run).grader` is that of a run.
 
     Raises:
         DataError: the file is not usable, or there are no records.
@@ -279,7 +281,7 @@ def own_data(data: str | Sequence[dict] = "runs/latest/split/test_set.json", pro
                     metadata={"category": row.get("category")}) for number, row in enumerate(records)],
             name=Path(data).name if isinstance(data, (str, Path)) else "own_data"),
         solver=[generate()],
-        scorer=final_answer_scorer(),
+        scorer=final_answer_scorer(grader),
     )
 
 

@@ -68,12 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         "Run the notebooks in order through papermill. Everything they make goes into runs/NAME, and runs/latest names the newest run."), (
         "course run -p epochs=1 -p max_test=60 --until evaluate",
         "course run --dry-run --profile full      # how much, how long, what it costs",
+        "course run --data tickets.csv --columns instruction=text,output=label -p task=classification",
         "course run --resume                      # go on where the newest run stopped",
         "course run --like latest -p rank=16      # the same again, but for one setting"))
     run.add_argument("--name", default="", metavar="RUN", help="name of the run folder (default: date and time)")
     run.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a notebook parameter; may be given more than once")
-    run.add_argument("--data", nargs="+", metavar="FILE", help="your own .json or .jsonl files")
+    run.add_argument("--data", nargs="+", metavar="FILE", help="your own .json, .jsonl, .csv or .tsv files, or data sets: hub:OWNER/NAME")
+    run.add_argument("--columns", metavar="FIELD=COLUMN,...", help="which column of the data is what: instruction=text,output=label")
     run.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or the URL of a Tinker-compatible server")
     run.add_argument("--from", dest="first", choices=STAGES, help="start at this stage of an existing run")
     run.add_argument("--until", dest="last", choices=STAGES, help="end after this stage")

@@ -1,6 +1,6 @@
 """Examples in, three files out: train, validation and test, with nothing shared between them.
 
-    records = load_json_files(["data/word_problems.json"])
+    records = load_data("data/word_problems.json").records
     split = split_data(records, test_size=0.2, validation_size=0.1, seed=42)
     save_split(split, "runs/mine/split")
 
@@ -18,10 +18,10 @@ from typing import Any, Iterable, Sequence
 from helpers.duplicates import DuplicateGroup, find_duplicates
 from helpers.errors import DataError
 from helpers.files import read_json, write_json
-from helpers.records import data_paths, load_json_files, load_s1k, normalise_record
+from helpers.records import data_paths, load_data, load_json_files, load_s1k, normalise_record
 
-__all__ = ["DuplicateGroup", "Split", "count_leaks", "data_paths", "find_duplicates", "load_json_files", "load_part",
-           "load_s1k", "save_split", "split_data"]
+__all__ = ["DuplicateGroup", "Split", "count_leaks", "data_paths", "find_duplicates", "load_data", "load_json_files",
+           "load_part", "load_s1k", "save_split", "split_data"]
 
 PARTS = {"train": "train.json", "validation": "validation.json", "test": "test_set.json"}
 MIN_RECORDS = 10

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from helpers.estimate import MEASURED_ON, TOKENS_PER_SECOND, estimate
+from helpers.records import Source
 from helpers.run_info import table
 from helpers.runs import STAGES, Run, runs_dir
 from helpers.settings import stage_differences
@@ -32,7 +33,7 @@ def print_plan(run: Run | None, name: str, stages: list[str], parameters: dict[s
     } | estimate(values, run)
     if plan["backend"] == "hosted" and not os.environ.get("TINKER_API_KEY"):
         plan["notes"] = [*notes, "TINKER_API_KEY is not set: the run would stop in its first notebook that needs hosted Tinker"]
-    print(json.dumps(plan, indent=2) if as_json else _page(plan))
+    print(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else _page(plan))
 
 
 def _page(plan: dict[str, Any]) -> str:
@@ -51,6 +52,10 @@ def _amounts(plan: dict[str, Any]) -> list[str]:
     data, work = plan["data"], plan["work"]
     of = f"{data['records']:,} records: " if data["records"] is not None else ""
     lines = [f"data      {of}{data['train']:,} to train on, {data['validation']:,} to choose by, {data['test']:,} to test on"]
+    lines += [f"          {line}" for source in data["sources"] for line in str(Source(**source)).splitlines()]
+    labels = f"; {len(data['labels'])} labels" if data["labels"] else ""
+    lines.append(f"task      {data['task']}: an answer is right if {data['right_if']}{labels}")
+    lines += [f"          note: {note}" for note in data["notes"]]
     by = "estimated from characters" if data["tokens_counted_by"] == "characters" else f"counted by {data['tokens_counted_by']}"
     if train := work.get("train"):
         lines.append(f"training  {_plural(train['steps'], 'step')}; {train['tokens_an_epoch']:,} tokens an epoch, {train['train']:,} in all ({by})")

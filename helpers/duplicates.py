@@ -25,6 +25,8 @@ class DuplicateGroup(NamedTuple):
 def find_duplicates(records: Sequence[dict[str, Any]], threshold: float = 0.9) -> list[DuplicateGroup]:
     """Groups of records whose questions (instruction and input) are the same or nearly so.
 
+    An instruction that all records share is left out: else short inputs would look alike below a long one.
+
     Args:
         records: examples with `instruction` and `input`.
         threshold: share of three-word runs in common (Jaccard) from which two questions count as near duplicates.
@@ -34,19 +36,20 @@ def find_duplicates(records: Sequence[dict[str, Any]], threshold: float = 0.9) -
     """
     first: dict[str, int] = {}
     parent = list(range(len(records)))
-    for index, record in enumerate(records):
-        parent[index] = first.setdefault(_normal(record), index)
+    shared = len({record["instruction"] for record in records}) == 1 and all(record.get("input") for record in records)
+    texts = [_normal(record["input"] if shared else f"{record['instruction']}\n{record.get('input') or ''}") for record in records]
+    for index, text in enumerate(texts):
+        parent[index] = first.setdefault(text, index)
     for a, b in _near_pairs({index: text for text, index in first.items()}, threshold):
         parent[max(_root(parent, a), _root(parent, b))] = min(_root(parent, a), _root(parent, b))
     groups = defaultdict(list)
     for index in range(len(records)):
         groups[_root(parent, index)].append(index)
-    return [DuplicateGroup("exact" if len({_normal(records[i]) for i in group}) == 1 else "near", tuple(group))
+    return [DuplicateGroup("exact" if len({texts[i] for i in group}) == 1 else "near", tuple(group))
             for group in groups.values() if len(group) > 1]
 
 
-def _normal(record: dict[str, Any]) -> str:
-    text = f"{record['instruction']}\n{record.get('input') or ''}"
+def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 

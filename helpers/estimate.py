@@ -65,18 +65,18 @@ def estimate(values: dict[str, dict[str, Any]], run: Run | None) -> dict[str, An
         run: the run to go on with, for stages after split; None for a new one.
 
     Returns:
-        `data`, `work`, `seconds` (by stage; None if no speed is known) and `cost` (dollars, or why there is none), with notes.
+        `data`, `task`, `work`, `seconds` (by stage; None if no speed is known) and `cost` (dollars, or why there is none).
 
     Raises:
         DataError: the data can't be used.
         CourseError: prices.toml can't be used, or a number is impossible.
     """
-    records, parts, counted_by = count_parts(values, run)
+    about, parts, counted_by = count_parts(values, run)
     work = {stage: stage_work(stage, values, parts) for stage in values}
     kind, model = backend_and_model(values)
     return {
         "backend": kind, "model": model,
-        "data": {"records": records, "tokens_counted_by": counted_by} | {name: part.records for name, part in parts.items()},
+        "data": about | {"tokens_counted_by": counted_by} | {name: part.records for name, part in parts.items()},
         "work": {stage: asdict(one) | {"local": dict(one.local)} for stage, one in work.items()},
         "seconds": seconds(work) if kind == "stub" and not model else None,
         "speeds_measured_on": MEASURED_ON,
@@ -87,26 +87,31 @@ def estimate(values: dict[str, dict[str, Any]], run: Run | None) -> dict[str, An
 # Data
 
 
-def count_parts(values: dict[str, dict[str, Any]], run: Run | None) -> tuple[int | None, dict[str, Part], str]:
-    """Sizes of the parts in records and tokens, and what counted the tokens.
+def count_parts(values: dict[str, dict[str, Any]], run: Run | None) -> tuple[dict[str, Any], dict[str, Part], str]:
+    """What the data are (`records`, `sources`, `task`, `notes`), sizes of the parts in records and tokens, and what counted the tokens.
 
     A new split is made in memory, as notebook 01 makes it; that of an existing run is read.
 
     Raises:
         DataError: the data can't be read, split or prompted with.
     """
-    from helpers.data import PARTS, data_paths, load_json_files, load_part, split_data
+    from helpers.data import PARTS, load_data, load_part, split_data
+    from helpers.tasks import choose_task, finish_task, task_of
 
-    records = None
+    about: dict[str, Any] = {"records": None, "sources": [], "notes": []}
     if "split" in values:
         own = values["split"]
-        rows = load_json_files(data_paths(own["data_files"], ROOT))
+        data = load_data(own["data_files"], own["columns"], own["instruction"], ROOT)
+        task, rows = choose_task(own["task"], data.records, own["text_threshold"])
         split = split_data(
             rows, own["test_size"], own["validation_size"], own["seed"],
             unseen_templates=[name.strip() for name in own["unseen_templates"].split(",") if name.strip()],
             max_train=own["max_train"], max_validation=own["max_validation"], max_test=own["max_test"])
-        records, examples = len(rows), {name: getattr(split, name) for name in PARTS}
+        task, notes = finish_task(task, split)
+        about = {"records": len(rows), "sources": [asdict(source) for source in data.sources], "notes": notes}
+        examples = {name: getattr(split, name) for name in PARTS}
     else:
+        task = task_of(run)
         examples = {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
     settings = values.get("train") or values.get("split") or (run.stage("train")["parameters"] if run else {})
     counter, counted_by = token_counter(settings.get("base_model", ""), settings.get("prompt_format", "guide"))
@@ -115,7 +120,7 @@ def count_parts(values: dict[str, dict[str, Any]], run: Run | None) -> tuple[int
     longest = max(parts["train"].longest, parts["validation"].longest)
     if limit and longest > limit and counted_by != "characters":
         raise DataError(f"the longest example has {longest} tokens, over max_length={limit}", "raise max_length, or leave long examples out of the data")
-    return records, parts, counted_by
+    return about | {"task": task.name, "right_if": task.rule, "labels": task.labels}, parts, counted_by
 
 
 class ByCharacters:

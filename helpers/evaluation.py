@@ -7,12 +7,9 @@ print(mcnemar(base["samples"], tuned["samples"]))     # the same problems, two m
 
 import contextlib
 import math
-import re
-import string
 import sys
 import time
-import unicodedata
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +17,10 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from helpers.errors import BackendError, DataError
 from helpers.files import write_jsonl
-from helpers.grading import check_answer, check_completeness, check_final_answer, check_reasoning_steps, final_answer
+from helpers.free_text import token_f1
+from helpers.grading import check_answer, check_completeness, check_final_answer, check_reasoning_steps
 from helpers.prompts import PromptFormat, prompt_format
+from helpers.tasks import reference_of
 
 Grader = Callable[[str, str], Any]
 
@@ -104,13 +103,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 # Results
 
 
-def _reference(example: dict[str, Any]) -> str:
-    """What the grader compares with: the bare answer where the record has one, else the whole output."""
-    return str(example.get("answer") or example["output"])
-
-
 def _judge(grader: Grader, output: str, example: dict[str, Any]) -> tuple[bool, str]:
-    verdict = grader(output, _reference(example))
+    verdict = grader(output, reference_of(example))
     return bool(verdict), str(getattr(verdict, "why", ""))
 
 
@@ -144,7 +138,7 @@ def _record(
         "problem": problem,
         "prompt": prompt,
         "output": output,
-        "expected": _reference(example),
+        "expected": reference_of(example),
         "score": score,
         "why": why,
         **more,
@@ -436,18 +430,18 @@ def evaluate_model(
     return _result(ordered, seconds)
 
 
-def majority_vote(outputs: Sequence[str]) -> str:
-    """The output whose final answer most outputs give (the first at a tie); outputs without an answer don't vote.
+def majority_vote(outputs: Sequence[str], grader: Grader = check_final_answer) -> str:
+    """The output whose answer most outputs give (the first at a tie); outputs without an answer don't vote.
 
-    Two answers are one when `check_final_answer` says so: `1/2` and `0.5` vote together.
+    Two answers are one when the grader takes one for the other: by value, `1/2` and `0.5` vote together. An output has no
+    answer if the grader would not even take it for itself.
     """
     groups: list[list[str]] = []
     for output in outputs:
-        answer = final_answer(output)
-        if answer is None:
+        if not grader(output, output):
             continue
         for group in groups:
-            if check_final_answer(output, group[0]):
+            if grader(output, group[0]):
                 group.append(output)
                 break
         else:
@@ -466,6 +460,7 @@ def evaluate_math_reasoning(
     temperature: float | None = None,
     seed: int | None = 42,
     max_in_flight: int = 64,
+    grader: Grader = check_final_answer,
     judge: Callable[[Sequence[dict]], Sequence[Any]] | None = None,
     description: str = "Evaluating reasoning",
 ) -> dict[str, Any]:
@@ -475,6 +470,7 @@ def evaluate_math_reasoning(
         max_tokens: mathematics needs long answers.
         num_samples: answers a problem. Above 1, `pass_at_k` and `majority_vote` are added.
         temperature: 0 for one sample; 0.7 for several, which would otherwise all be the same.
+        grader: judges the answers and groups their votes; steps and completeness are always those of mathematics.
         judge: decides the steps of problems whose reference states no equation, such as proofs: a
             `helpers.judge.ProofJudge`, or any function from records with `problem` and `proof` to verdicts.
         The other arguments are those of `evaluate_model`.
@@ -497,7 +493,7 @@ def evaluate_math_reasoning(
 
     def on_answer(index: int, response: Any) -> int:
         example = test_data[index]
-        by_problem[index] = [_reasoning_record(index, example, fmt, sequence) for sequence in response.sequences]
+        by_problem[index] = [_reasoning_record(index, example, fmt, sequence, grader) for sequence in response.sequences]
         return int(by_problem[index][0]["score"])
 
     seconds = sample_all(
@@ -522,7 +518,7 @@ def evaluate_math_reasoning(
         result["counts"][name] = correct
         result["ci95"][name] = list(wilson_interval(correct, len(samples)))
     if num_samples > 1:
-        result |= _several(test_data, by_problem, num_samples)
+        result |= _several(test_data, by_problem, num_samples, grader)
     return result | {
         "failed": 0,
         "tokens": sum(s["tokens"] for s in samples),
@@ -531,14 +527,14 @@ def evaluate_math_reasoning(
     }
 
 
-def _reasoning_record(index: int, example: dict, fmt: PromptFormat, sequence: Any) -> dict[str, Any]:
+def _reasoning_record(index: int, example: dict, fmt: PromptFormat, sequence: Any, grader: Grader) -> dict[str, Any]:
     output, fields = fmt.answer_text(sequence.tokens), _sequence_fields(sequence)
     steps, complete = (
         check_reasoning_steps(output, example["output"]),
         check_completeness(output, fields["stop_reason"]),
     )
     prompt = fmt.tokenizer.decode(fmt.prompt_tokens(example))
-    return _record(index, example, prompt, output, check_final_answer, **fields) | {
+    return _record(index, example, prompt, output, grader, **fields) | {
         "steps_right": steps.passed,
         "steps_why": steps.why,
         "complete": complete.passed,
@@ -554,11 +550,11 @@ def _ask_judge(judge: Callable[[Sequence[dict]], Sequence[Any]], samples: list[d
         sample["steps_right"], sample["steps_why"] = verdict.passed, f"judged: {verdict.why}"
 
 
-def _several(test_data: list[dict], by_problem: dict[int, list[dict]], num_samples: int) -> dict[str, Any]:
+def _several(test_data: list[dict], by_problem: dict[int, list[dict]], num_samples: int, grader: Grader) -> dict[str, Any]:
     right = {index: sum(sample["score"] for sample in samples) for index, samples in by_problem.items()}
     ks = [k for k in (1, 2, 4, 5, 8, 10, 16, 32, 64, 100) if k < num_samples] + [num_samples]
     votes = [
-        bool(check_final_answer(majority_vote([s["output"] for s in by_problem[i]]), _reference(e)))
+        bool(grader(majority_vote([s["output"] for s in by_problem[i]], grader), reference_of(e)))
         for i, e in enumerate(test_data)
     ]
     return {
@@ -580,7 +576,8 @@ def before_after_table(base: dict[str, Any], tuned: dict[str, Any]) -> str:
 
     lines = [f"{'':16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
     for group in ("by_category", "by_template"):
-        lines += ["", *(f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items())]
+        if tuned[group]:
+            lines += ["", *(f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items())]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -588,27 +585,10 @@ def before_after_table(base: dict[str, Any], tuned: dict[str, Any]) -> str:
 # The cookbook's interface
 
 
-def token_f1(model_output: str, expected_output: str) -> float:
-    """SQuAD's F1 over words: lower case, without punctuation and the articles a, an, the. In [0, 1].
-
-    Rajpurkar et al. 2016. Each Chinese character counts as a word, as in CMRC 2018, since no space parts Chinese words.
-    """
-
-    def words(text: str) -> list[str]:
-        text = "".join(char for char in text.lower() if not unicodedata.category(char).startswith("P") and char not in string.punctuation)
-        return re.findall(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+", re.sub(r"\b(a|an|the)\b", " ", text))
-
-    found, expected = words(model_output), words(expected_output)
-    if not found or not expected:
-        return float(found == expected)
-    common = (Counter(found) & Counter(expected)).total()
-    return 2 * common / (len(found) + len(expected))
-
-
-METRICS: dict[str, Callable[[str, dict], float]] = {
-    "accuracy": lambda output, example: float(bool(check_final_answer(output, _reference(example)))),
-    "exact_match": lambda output, example: float(bool(check_answer(output, example["output"]))),
-    "f1": lambda output, example: token_f1(output, example["output"]),
+METRICS: dict[str, Callable[[dict, dict], float]] = {
+    "accuracy": lambda sample, example: float(sample["score"]),
+    "exact_match": lambda sample, example: float(bool(check_answer(sample["output"], example["output"]))),
+    "f1": lambda sample, example: token_f1(sample["output"], example["output"]),
 }
 
 
@@ -621,6 +601,7 @@ def evaluate_completions(
     max_tokens: int = 512,
     temperature: float = 0.0,
     max_in_flight: int = 64,
+    grader: Grader = check_final_answer,
 ) -> Any:
     """An evaluator in the cookbook's form: `.run()` gives the metrics, and it plugs into the cookbook's training loops.
 
@@ -628,7 +609,7 @@ def evaluate_completions(
         sampling_client: used by `.run()`; None where a training loop calls the evaluator with its own.
         test_dataset: records with `instruction` and `output`.
         renderer: a `tinker_cookbook` renderer, or a `PromptFormat`.
-        metrics: `accuracy` (final answer by value), `exact_match` (the whole text), `f1` (SQuAD's, over words).
+        metrics: `accuracy` (by the grader), `exact_match` (the whole text), `f1` (SQuAD's, over words).
 
     Returns:
         A `tinker_cookbook.eval.evaluators.SamplingClientEvaluator` with `.run() -> dict[str, float]`, each in [0, 1].
@@ -663,8 +644,9 @@ def evaluate_completions(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 max_in_flight=max_in_flight,
+                grader=grader,
             )
-            pairs = [(sample["output"], test_dataset[sample["index"]]) for sample in result["samples"]]
+            pairs = [(sample, test_dataset[sample["index"]]) for sample in result["samples"]]
             return {name: sum(METRICS[name](*pair) for pair in pairs) / len(pairs) for name in metrics}
 
         async def __call__(self, sampling_client: Any) -> dict[str, float]:

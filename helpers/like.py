@@ -62,5 +62,12 @@ def data_notes(manifest: dict[str, Any], data_files: str) -> list[str]:
     if list(then) != list(now):
         return [f"other data files: {', '.join(then)} then, {', '.join(now)} now"]
     changed = [(path, then[path], row) for path, row in now.items() if row["sha256"] != then[path].get("sha256")]
-    return [f"data file {path} is not there" if row["sha256"] is None else
-            f"data file {path} has changed: {old.get('bytes')} bytes then, {row['bytes']} now, another hash" for path, old, row in changed]
+    return [_changed(path, old, row) for path, old, row in changed]
+
+
+def _changed(path: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    what = f"data set {path}" if "revision" in now else f"data file {path}"
+    if now["sha256"] is None:
+        return f"{what} can't be reached" if "revision" in now else f"{what} is not there"
+    revisions = f", revision {then.get('revision')} then, {now['revision']} now" if now.get("revision") else ""
+    return f"{what} has changed: {then.get('bytes')} bytes then, {now['bytes']} now, another hash{revisions}"

@@ -8,14 +8,20 @@ if TYPE_CHECKING:
     from helpers.parity import Scores
 
 
+# For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS and Windows.
+CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei")
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches.
 
     It is made by pyplot, because a bare `Figure` shows no picture in a notebook, and closed there, because an open one is
     shown twice.
     """
-    from matplotlib import pyplot
+    from matplotlib import font_manager, pyplot
 
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    pyplot.rcParams["font.family"] = ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)]
     figure = pyplot.figure(figsize=(width, height), layout="constrained")
     pyplot.close(figure)
     return figure

@@ -16,7 +16,9 @@ from typing import Any
 from helpers import models, prompts
 from helpers.errors import BackendError, ModelError, RunError
 from helpers.files import read_json, write_text
+from helpers.hub_data import HUB
 from helpers.runs import Run
+from helpers.tasks import Task
 
 MODEL_FILES = re.compile(
     r"README\.md|LICENSE(\.txt|\.md)?|NOTICE(\.txt)?|config\.json|generation_config\.json|model\.safetensors(\.index\.json)?"
@@ -132,7 +134,10 @@ def _summary(base: dict[str, str], done: dict[str, Any], manifest: dict[str, Any
 def _scores(done: dict[str, Any], evaluation: dict[str, Any]) -> str:
     from helpers.evaluation import wilson_interval
 
-    rows, text = [], "## Scores\n\nHeld-out test problems whose final answer is right, with Wilson's 95% interval."
+    rows, text = [], "## Scores\n\nHeld-out test problems, with Wilson's 95% interval."
+    if "split" in done:
+        task = Task(**done["split"].get("results", {}).get("task", {}))
+        text += f" An answer is right if {task.rule}."
     if evaluation:
         total = evaluation["test_size"]
         base_correct = evaluation.get("base_correct", round(evaluation["base_accuracy"] * total))
@@ -173,14 +178,17 @@ def _training_data(run: Run, done: dict[str, Any]) -> str:
     if "split" not in done:
         return ""
     parameters, results = done["split"].get("parameters", {}), done["split"].get("results", {})
-    names = ", ".join(f"`{Path(name.strip()).name}`" for name in parameters.get("data_files", "").split(",") if name.strip())
+    places = [name.strip() for name in parameters.get("data_files", "").split(",") if name.strip()]
+    of_hub = [name.startswith(HUB) and not name.startswith(f"{HUB}/") for name in places]  # hub:/… is a folder of this machine
+    names = ", ".join(f"`{name if known else Path(name).name}`" for name, known in zip(places, of_hub))
     rows = []
     for part, file in (("train", "train.json"), ("validation", "validation.json"), ("test", "test_set.json")):
         path = run.file(f"split/{file}")
         if path.is_file():
             rows.append((part, len(read_json(path)), hashlib.sha256(path.read_bytes()).hexdigest()))
     of = f", {results['records']:,} records" if "records" in results else ""
-    text = f"## Data\n\nFrom {names or 'files that the run did not name'}{of}. The run names no data set of the hub."
+    text = f"## Data\n\nFrom {names or 'files that the run did not name'}{of}."
+    text += "" if any(of_hub) else " The run names no data set of the hub."
     if "leaks" in results:
         text += f" Groups of repeated or nearly repeated problems that reach across the parts: {results['leaks']}."
     return text + ("\n\n" + _table(["part", "records", "sha256 of its file"], rows) if rows else "")
@@ -222,7 +230,8 @@ def _limits(base: dict[str, str], done: dict[str, Any], evaluation: dict[str, An
                      "They say nothing about other tasks.")
         if evaluation.get("p_value", 0) > 0.05:
             lines.append("Its difference from the base model may be chance: the test can't tell the two apart.")
-        lines.append("Only final answers were scored: a right answer can stand below wrong steps.")
+        if done.get("split", {}).get("results", {}).get("task", {}).get("name", "math") == "math":
+            lines.append("Only final answers were scored: a right answer can stand below wrong steps.")
     else:
         lines.append("The run has no scores that compare this model with its base model.")
     if "train" not in done:

@@ -1,4 +1,8 @@
-"""From files to records: `.json` and `.jsonl`, four forms of record, one form out.
+"""From files to records: `.json`, `.jsonl`, `.csv`, `.tsv` and data sets of the hub in, one form of record out.
+
+    data = load_data("tickets.csv", columns="instruction=text,output=label")
+    data.records                        # a list of records
+    print(data)                         # which column became what
 
 Every record that leaves here has `instruction`, `input` (may be empty) and `output`, all text, and, where its source
 has them, `answer`, `category`, `template`, `unseen`, `steps` and `id`. A record that can't be used is an error with its
@@ -11,21 +15,96 @@ file, its line or index, and its field: dropping it in silence would change what
 | GSM8K | `question`, `answer` | `question` | `answer`, unchanged | the number after `####` |
 | chat | `messages` | system text and the one user turn | the assistant turn | `answer` |
 
+Rows of another form have obvious names, or the user says which column is what: see helpers/columns.py.
+
 s1K's `thinking_trajectories` are left out: they are thousands of tokens long, and `attempt` is the worked solution that
 followed them.
 """
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable
 
+from helpers.columns import apply_columns, check_columns, guess_columns, parse_columns
+from helpers.csv_files import read_csv
 from helpers.errors import DataError
+from helpers.hub_data import HUB, load_hub
 
 S1K_OUTPUTS = ("attempt", "deepseek_attempt", "gemini_attempt", "solution")
 KEPT = {"answer": (str, int, float), "category": (str,), "template": (str,), "unseen": (bool,), "steps": (list,),
         "id": (str, int)}
 FORMS = "records need 'instruction' and 'output', or 'question' and 'answer' (or 'solution'), or 'messages'"
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or data set that was read.
+
+    Attributes:
+        name: its path, or the name of the data set as the user gave it.
+        form: how it was read, such as `JSON, guide or Alpaca` or `CSV, parted by commas`.
+        records: how many there are.
+        columns: field of the course's record to the column that it comes from.
+        unused: columns that go nowhere.
+    """
+
+    name: str
+    form: str
+    records: int
+    columns: dict[str, str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.records:,} records ({self.form})"]
+        lines += [f"  {name:11} ← {column}" for name, column in self.columns.items() if name != column]
+        same = [name for name, column in self.columns.items() if name == column]
+        lines += [f"  {what}: {', '.join(names)}" for what, names in (("as they are", same), ("not used", self.unused)) if names]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Records of all sources in order. Printed, it says how each source was read."""
+
+    records: list[dict[str, Any]] = field(repr=False)
+    sources: list[Source]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.sources))
+
+
+def load_data(data_files: str, columns: str = "", instruction: str = "", root: Path = Path()) -> Data:
+    """Read examples from files and data sets, as notebook 01 does.
+
+    Args:
+        data_files: paths, and names of data sets (`hub:OWNER/NAME`: see helpers/hub_data.py), separated by commas.
+        columns: which column becomes which field, for all sources: `instruction=text,output=label`. Empty: by form, or by obvious names.
+        instruction: one instruction for all records, whose own text is then the `input`.
+        root: the folder from which relative paths start.
+
+    Raises:
+        DataError: a source can't be read, its columns are not clear, or a record can't be used.
+    """
+    chosen, records, sources = parse_columns(columns), [], []
+    for place in data_paths(data_files, root):
+        rows, kind = _read_hub(place) if isinstance(place, str) else _read_file(place)
+        source, names = source_name(place, root), _names(rows)
+        form = None if chosen or instruction.strip() else _known_form(rows[0][1], names)
+        if form:
+            used, unused = form[1], [name for name in rows[0][1] if name not in form[1].values()]
+            records += [normalise_record(row, where) for where, row in rows]
+        else:
+            used = chosen or guess_columns(names, source, instruction.strip())
+            check_columns(used, names, source, instruction.strip())
+            unused = [name for name in names if name not in used.values()]
+            records += [apply_columns(row, used, instruction.strip(), where) for where, row in rows]
+        sources.append(Source(source, f"{kind}, {form[0]}" if form else kind, len(rows), used, unused))
+    if not sources:
+        raise DataError("no data file is named", "name at least one, such as data/word_problems.json")
+    return Data(records, sources)
 
 
 def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -43,7 +122,10 @@ def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, 
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise DataError("no data file is named", "name at least one, such as data/word_problems.json")
-    return [record for path in paths for record in _load_file(Path(path))]
+    for path in map(Path, paths):
+        if path.suffix not in (".json", ".jsonl"):
+            raise DataError(f"{path} is neither .json nor .jsonl", "name a .json file (a list of records) or a .jsonl file")
+    return [normalise_record(row, where) for path in paths for where, row in _read_file(Path(path))[0]]
 
 
 def load_s1k(name: str = "simplescaling/s1K") -> list[dict[str, Any]]:
@@ -64,17 +146,57 @@ def load_s1k(name: str = "simplescaling/s1K") -> list[dict[str, Any]]:
     return [normalise_record(row, f"{name}, index {index}") for index, row in enumerate(rows)]
 
 
-def data_paths(text: str, root: Path) -> list[Path]:
-    """Paths from a comma-separated parameter, relative ones taken from `root`."""
-    return [root / part.strip() for part in text.split(",") if part.strip()]
+def data_paths(text: str, root: Path) -> list[Path | str]:
+    """What a comma-separated parameter names: paths, relative ones taken from `root`, and data sets of the hub, as text."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [part if part.startswith(HUB) else root / part for part in parts]
 
 
-def _load_file(path: Path) -> list[dict[str, Any]]:
-    if path.suffix not in (".json", ".jsonl"):
-        raise DataError(f"{path} is neither .json nor .jsonl", "name a .json file (a list of records) or a .jsonl file")
+def source_name(place: Path | str, root: Path) -> str:
+    """What to call a file or data set: below `root`, the path from there."""
+    return str(place.relative_to(root) if isinstance(place, Path) and place.is_relative_to(root) else place)
+
+
+def _read_file(path: Path) -> tuple[list[tuple[str, Any]], str]:
+    """(where, row) for each row of a file, and what kind of file it is."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path} is neither {', '.join(SUFFIXES[:-1])} nor {SUFFIXES[-1]}",
+                        "name a .json file (a list of records), .jsonl (a record a line), .csv or .tsv (the first line names the columns)")
     text = _read_text(path)
-    rows = _json_lines(path, text) if path.suffix == ".jsonl" else _json_list(path, text)
-    return [normalise_record(row, where) for where, row in rows]
+    if suffix in (".json", ".jsonl"):
+        return (_json_lines(path, text), "JSON Lines") if suffix == ".jsonl" else (_json_list(path, text), "JSON")
+    rows, delimiter = read_csv(path, text)
+    return rows, f"{suffix[1:].upper()}, parted by {delimiter}s"
+
+
+def _read_hub(name: str) -> tuple[list[tuple[str, Any]], str]:
+    data = load_hub(name)
+    if not data.rows:
+        raise DataError(f"{name}, split {data.split} has no rows", "name another split: hub:OWNER/NAME#SPLIT")
+    revision = f", revision {data.revision[:12]}" if data.revision else ""
+    return [(f"{name}, row {number}", row) for number, row in enumerate(data.rows)], f"data set, split {data.split}{revision}"
+
+
+def _names(rows: list[tuple[str, Any]]) -> list[str]:
+    """All columns that rows have, in order."""
+    for where, row in rows:
+        if not isinstance(row, dict):
+            normalise_record(row, where)  # raises: it is no record
+    return list(dict.fromkeys(name for _, row in rows for name in row))
+
+
+def _known_form(row: dict[str, Any], names: list[str]) -> tuple[str, dict[str, str]] | None:
+    """The form that `normalise_record` will find, and which column becomes what there; None for another."""
+    kept = {name: name for name in KEPT if name in names}
+    if {"instruction", "output"} <= row.keys():
+        return "guide or Alpaca", {name: name for name in ("instruction", "input", "output") if name in names} | kept
+    if "messages" in row:
+        return "chat", {"instruction": "messages", "output": "messages"} | kept
+    if "question" in row and any(name in row for name in S1K_OUTPUTS):
+        output = next((name for name in S1K_OUTPUTS if str(row.get(name) or "").strip()), "solution")
+        return "s1K", {"instruction": "question", "output": output} | ({"category": "cot_type"} if "cot_type" in row else {})
+    return ("GSM8K", {"instruction": "question", "output": "answer"}) if {"question", "answer"} <= row.keys() else None
 
 
 def _read_text(path: Path) -> str:

@@ -12,6 +12,7 @@ from helpers.run_files import base_and_tuned, load, one_line, scores, split_of
 from helpers.run_info import RunInfo, size_text
 from helpers.runs_table import artefacts, changed_parameters
 from helpers.settings import notebook_parameters, run_parameters
+from helpers.tasks import Task, measures_text
 
 SAMPLES = 6  # right ones, and as many wrong ones
 FLIPS = 60  # of each kind
@@ -147,6 +148,20 @@ def _scores(run: RunInfo) -> str:
             right=[1, 2, 3],
         )
     return out
+
+
+def _task(run: RunInfo) -> str:
+    """What makes an answer right, and what the task measures beside the rate of right ones."""
+    task = Task(**split_of(run)[0].get("task", {}))
+    out = paragraph(f"An answer is right if {task.rule}.")
+    if run.statuses.get("evaluate") not in ("done", "stale"):
+        return out
+    measures = load(run.path, "evaluate/model_evaluation.json").get("measures")
+    try:
+        lines = measures_text(task, **measures).splitlines() if measures else []
+    except KeyError as error:
+        raise RunError(f"evaluate/model_evaluation.json is damaged: measures name no {error}") from error
+    return out + ("<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>" if lines else "")
 
 
 def _paired(run: RunInfo) -> str:
@@ -377,7 +392,7 @@ SECTIONS: tuple[tuple[str, str, str, tuple[Callable[[RunInfo], str], ...]], ...]
     ("settings", "Settings", "", (_settings,)),
     ("data", "Data", "split", (_data,)),
     ("curves", "Training curves", "train", (_loss, _validation, _looks)),
-    ("scores", "Scores", "", (_scores,)),
+    ("scores", "Scores", "", (_scores, _task)),
     ("categories", "Scores by category", "evaluate", (_paired, _by_category)),
     ("samples", "Samples to read", "evaluate", (_samples,)),
     ("flips", "Flips", "evaluate", (_flips,)),

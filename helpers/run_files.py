@@ -9,7 +9,7 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
@@ -59,7 +59,32 @@ class Templates(TypedDict, total=False):
     by_template: dict[str, Score]
 
 
-class PairedEvaluation(Evaluation, Templates):
+class Right(TypedDict):
+    correct: Count
+    total: Count
+
+
+class Measures(TypedDict, total=False):
+    macro_f1: Share
+    majority_baseline: Share
+    by_label: dict[str, Right]
+    confusion: dict[str, dict[str, Count]]
+    field_precision: Share
+    field_recall: Share
+    field_f1: Share
+    mean_f1: Share
+
+
+class BaseAndTuned(TypedDict):
+    base: Measures
+    tuned: Measures
+
+
+class TaskMeasures(TypedDict, total=False):
+    measures: BaseAndTuned
+
+
+class PairedEvaluation(Evaluation, Templates, TaskMeasures):
     gained: Count
     lost: Count
     p_value: Share
@@ -132,7 +157,15 @@ class Duplicates(TypedDict):
     records: int
 
 
+class TaskSettings(TypedDict, total=False):
+    name: Literal["math", "classification", "extraction", "text"]
+    labels: dict[str, Count]
+    majority: str
+    threshold: Share
+
+
 class SplitResults(TypedDict, total=False):
+    task: TaskSettings
     records: int
     leaks: int
     sizes: dict[str, int]

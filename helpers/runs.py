@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from helpers.errors import RunError
 from helpers.files import read_json, write_json
-from helpers.records import data_paths
+from helpers.hub_data import hub_fingerprint
+from helpers.records import data_paths, source_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,14 +58,17 @@ def package_versions() -> dict[str, str]:
 
 
 def data_fingerprints(data_files: str) -> list[dict[str, Any]]:
-    """Path, size and SHA-256 of each data file; size and hash are None where it can't be read.
+    """Path, size and SHA-256 of each data file; size and hash are None where it can't be read. A data set has its `revision` too.
 
     Args:
-        data_files: the parameter of notebook 01: paths separated by commas, relative ones from the project's folder.
+        data_files: the parameter of notebook 01: paths and data sets separated by commas, relative paths from the project's folder.
     """
     found = []
     for path in data_paths(data_files, ROOT):
-        row: dict[str, Any] = {"path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path), "bytes": None, "sha256": None}
+        if isinstance(path, str):
+            found.append(hub_fingerprint(path))
+            continue
+        row: dict[str, Any] = {"path": source_name(path, ROOT), "bytes": None, "sha256": None}
         with contextlib.suppress(OSError), open(path, "rb") as file:
             row |= {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         found.append(row)

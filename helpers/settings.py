@@ -4,14 +4,50 @@ import argparse
 import ast
 import difflib
 import json
+import math
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+from helpers.columns import parse_columns
 from helpers.errors import CourseError
+from helpers.hub_data import HUB
 from helpers.runs import ROOT, STAGES
+from helpers.tasks import TASKS
 
 NOTEBOOKS = ROOT / "notebooks"
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in values, f"it must be {', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
+
+
+# What a value must be beside its type: which parameters, the test, and the words for it. What else there is, is text of any kind.
+SHARE = lambda value: 0 < value < 1, "it must be a share over 0 and under 1"
+ABOVE_ZERO = lambda value: 0 < value < math.inf, "it must be above zero"
+NOT_BELOW_ZERO = lambda value: 0 <= value < math.inf, "it must be 0 or more"
+ONE_OR_MORE = lambda value: value >= 1, "it must be 1 or more"
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "task": _one_of(*TASKS),
+    "text_threshold": (lambda value: 0 < value <= 1, "it must be over 0 and at most 1"),
+    "seed": (lambda value: 0 <= value < 2**32, "it must be a whole number from 0 to 4294967295"),
+    **dict.fromkeys(("test_size", "validation_size"), SHARE),
+    **dict.fromkeys(("epochs", "learning_rate"), ABOVE_ZERO),
+    **dict.fromkeys(("max_train", "max_validation", "max_test", "eval_every_epochs", "patience", "temperature", "test_limit",
+                     "throughput_tokens", "serve_prompts"), NOT_BELOW_ZERO),
+    **dict.fromkeys(("rank", "batch_size", "eval_every", "max_tokens", "max_in_flight", "subset", "sampled_problems", "samples_each",
+                     "parity_prompts", "tensor_parallel_size", "kv_cache_gib"), ONE_OR_MORE),
+    **dict.fromkeys(("max_length", "max_model_len"), (lambda value: value >= 2, "it must be 2 tokens or more")),
+    "best_metric": _one_of("accuracy", "loss"),
+    "backend_name": (lambda value: value in ("auto", "stub", "hosted") or value.startswith(("http://", "https://")),
+                     "it must be 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server"),
+    **dict.fromkeys(("dtype", "sampler_precision"), _one_of(*PRECISIONS)),
+    "gpu_memory_utilization": (lambda value: 0 < value <= 1, "it must be a share over 0 and at most 1"),
+    "executor": _one_of("", "ray", "mp", "uni", "external_launcher"),
+    "batch_sizes": (lambda value: all(part.strip().isdecimal() and int(part) for part in value.split(",")),
+                    "it must be whole numbers above zero, separated by commas, such as '1,4,16'"),
+}
 
 
 def profiles() -> dict[str, dict[str, Any]]:
@@ -52,8 +88,9 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
             raise CourseError(f"-p {text!r} is not NAME=VALUE", "write for example -p epochs=1")
         parameters[name.strip()] = _value(value.strip())
     if options.data:
-        files = [Path(file).absolute() for file in options.data]
-        parameters["data_files"] = ",".join(map(str, files))
+        parameters["data_files"] = ",".join(file if file.startswith(HUB) else str(Path(file).absolute()) for file in options.data)
+    if options.columns:
+        parameters["columns"] = options.columns
     if options.backend:
         parameters["backend_name"] = options.backend
     return parameters
@@ -84,7 +121,7 @@ def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]
     """Refuse what no notebook takes, before anything starts.
 
     Raises:
-        CourseError: an unknown name (with the near ones), or a value of another type than the default's.
+        CourseError: an unknown name (with the near ones), a value of another type than the default's, or one that RULES don't allow.
     """
     defaults = {name: value for stage in known.values() for name, value in stage.items()}
     for name, value in parameters.items():
@@ -96,6 +133,10 @@ def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]
         fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and wanted is not bool):
             raise CourseError(f"parameter {name} must be of type {wanted.__name__}, as its default {defaults[name]!r}; got {value!r}", "correct the value")
+        allowed, words = RULES.get(name, (lambda _: True, ""))
+        if not allowed(value):
+            raise CourseError(f"parameter {name}={value!r} is impossible: {words}", "correct the value")
+    parse_columns(parameters.get("columns", ""))
 
 
 def stage_differences(parameters: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -336,6 +336,7 @@ def test_parameters_are_plain_values_in_one_cell(notebook):
     for node in ast.parse(source(tagged[0])).body:
         assert isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
         assert isinstance(ast.literal_eval(node.value), (str, int, float, bool)), f"{lines[node.lineno - 1]}: no plain value"
+        assert lines[node.lineno - 1].count("=") == 1, f"{lines[node.lineno - 1]}: papermill can't read a line with two equals signs"
     if notebook.stem in {name for name, _ in STAGES.values()}:
         assert "run_name = " in source(tagged[0])
 
