@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers.errors import CourseError, RunError
 from helpers.files import read_json
-from helpers.run_info import RunInfo, find_runs, parse_time, readable_run, size_and_change, size_text, summary, table
+from helpers.run_info import RunInfo, find_runs, find_sweeps, parse_time, readable_run, size_and_change, size_text, summary, table
 from helpers.runs import package_versions, runs_dir
 from helpers.settings import notebook_parameters, run_parameters
 
@@ -29,6 +29,8 @@ def list_runs(as_json: bool = False) -> None:
         name = f"{run.name} (latest)" if run.latest else run.name
         rows.append([name, _minute(run.created), *scores, size_text(run.bytes), run.progress])
     print(table(rows, right={2, 3, 4}))
+    for sweep in find_sweeps():
+        print(f"sweep {sweep.name}: `course show {sweep.name}` compares its runs")
 
 
 # course show
@@ -50,7 +52,7 @@ def describe(run: RunInfo) -> dict[str, Any]:
     parameters, notes = run_parameters(run.manifest, known)
     backend = run.manifest.get("backend")
     installed = package_versions()
-    stages = {name: {key: entry.get(key) for key in ("status", "seconds", "finished", "summary")} for name, entry in run.manifest["stages"].items()}
+    stages = {name: {key: entry.get(key) for key in ("status", "seconds", "finished", "summary", "shared_from")} for name, entry in run.manifest["stages"].items()}
     return summary(run) | {
         "base_model": run.manifest.get("base_model"), "backend": backend.get("kind") if isinstance(backend, dict) else None,
         "parameters": changed_parameters(parameters, known), "notes": notes, "stages": stages,
@@ -119,7 +121,7 @@ def _page(details: dict[str, Any]) -> str:
     lines += [f"  {name} = {_value(row['value'])}   (default {_defaults(row['defaults'])})" for name, row in details["parameters"].items()] or ["  none"]
     lines += [f"  note: {note}" for note in details["notes"]]
     rows = [["stage", "status", "time", "result"]]
-    rows += [[name, row["status"], _clock(row["seconds"]), row["summary"] or ""] for name, row in details["stages"].items()]
+    rows += [[name, row["status"] + (f", as in {row['shared_from']}" if row["shared_from"] else ""), _clock(row["seconds"]), row["summary"] or ""] for name, row in details["stages"].items()]
     lines += ["", table(rows, right={2})] if details["stages"] else ["", "no stage was begun"]
     if details["scores"]:
         rows = [["test set", "right", "rate", "95% interval"]]
