@@ -76,7 +76,7 @@ def taken_over(base_run: str, asked: dict[str, Any], test_set: list[dict], fmt: 
     old = read_jsonl(other.file("evaluate/base_samples.jsonl"))
     prompts = [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
     if [sample.get("prompt") for sample in old] != prompts:
-        raise RunError(f"base_run={other.name!r}: evaluate/base_samples.jsonl does not hold an answer to each of the {len(prompts)} prompts of this run", ASK_HERE)
+        raise RunError(f"base_run={other.name!r}: its evaluate/base_samples.jsonl does not answer the {len(prompts)} prompts of this run", ASK_HERE)
     graded = score_outputs(test_set, [sample["output"] for sample in old], stop_reasons=[sample["stop_reason"] for sample in old])
     graded["samples"] = [sample | {key: new[key] for key in ("problem", "expected", "score", "why", "category", "template")}
                          for sample, new in zip(old, graded["samples"])]
@@ -92,6 +92,7 @@ def _check_same(other: Run, asked: dict[str, Any]) -> dict[str, Any]:
         raise RunError(f"base_run={other.name!r}: that run kept no note of how it asked the base model", ASK_HERE)
     differ = [name for name, value in asked.items() if there.get(name) != value]
     if differ:
-        words = ", ".join("another test set" if name == "test_set" else f"{name} {there.get(name)!r} there, {asked[name]!r} here" for name in differ)
+        words = ", ".join("another test set" if name == "test_set" else f"{name} {there.get(name)!r} there, {asked[name]!r} here"
+                          for name in differ)
         raise RunError(f"base_run={other.name!r}: the base model was asked something else there: {words}", ASK_HERE)
     return entry

@@ -1,16 +1,14 @@
 """The `course` command: the notebooks in order through papermill, and what surrounds them."""
 
 import argparse
-import contextlib
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 from helpers.base_answers import check_base_run
-from helpers.errors import BackendError, CourseError, RunError, UsageError
+from helpers.errors import CourseError, RunError, UsageError
 from helpers.run_info import readable_run
 from helpers.runs import STAGES, Run, check_new_run, new_run, runs_dir
 from helpers.settings import NOTEBOOKS, check_parameters, chosen_parameters, notebook_parameters
@@ -76,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
 
     sweep = _command(commands, "sweep", sweep_command, "run many settings, a run each, and compare them", (
-        "Run every combination of --grid, or every setting of a file, and compare them on the validation data. Each is a run like any other:\n"
-        "runs/NAME-01, runs/NAME-02, …. What they share is done once: the split, and the answers of the base model. A run that fails does not\n"
-        "stop the others. Table and plot go into runs/NAME, and at the end runs/latest names the run that is best by validation."), (
+        "Run every combination of --grid, or every setting of a file, and compare them on the validation data. Each is a run like any\n"
+        "other: runs/NAME-01, runs/NAME-02, …. What they share is done once: the split, and the answers of the base model. A run that\n"
+        "fails does not stop the others. Table and plot go into runs/NAME, and at the end runs/latest names the best by validation."), (
         "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 --dry-run",
         "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 -p epochs=2",
         "course sweep --name ranks --resume           # the failed and missing ones",
@@ -88,16 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--name", required=True, metavar="SWEEP", help="name of the sweep")
     sweep.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,VALUE",
                        help="values of a notebook parameter; may be given more than once, for all combinations")
-    sweep.add_argument("--settings", metavar="FILE", help="the settings, one run each: a .json list of objects, or a .csv table with names in its head")
+    sweep.add_argument("--settings", metavar="FILE", help="the settings, a run each: a .json list of objects, or a .csv table with a head")
     sweep.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
-    sweep.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a parameter for all runs; may be given more than once")
+    sweep.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
+                       help="set a parameter for all runs; may be given more than once")
     sweep.add_argument("--data", nargs="+", metavar="FILE", help="your own .json or .jsonl files")
     sweep.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or the URL of a Tinker-compatible server")
     sweep.add_argument("--until", dest="last", choices=STAGES, help="end after this stage (default: evaluate)")
     sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: 1). On one stub they share its cores")
     sweep.add_argument("--dask", metavar="ADDRESS", help="hand the runs to the workers of this Dask scheduler, such as tcp://host:8786")
     sweep.add_argument("--resume", action="store_true", help="go on with a sweep: do what failed or is missing, with its settings")
-    sweep.add_argument("--dry-run", action="store_true", help="say what would run, how long it takes and what it costs; start and write nothing")
+    sweep.add_argument("--dry-run", action="store_true", help="say what would run, how long and at what cost; start and write nothing")
     sweep.add_argument("--json", action="store_true", help="the results, or the plan, as JSON; progress goes to the error output")
     sweep.set_defaults(first=None, like=None)
 
@@ -114,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
 
     clean = _command(commands, "clean", clean_command, "delete runs, after asking", (
         "Show what would go, with sizes, and ask. Only run folders in the runs folder are deleted, and links are never followed. A run that is\n"
-        "under way is refused. If the newest run goes, runs/latest names the one before it. Checkpoints on the Tinker server stay. The name of a\n"
-        "sweep stands for all of its runs, its table and its plot."), (
+        "under way is refused. If the newest run goes, runs/latest names the one before it. Checkpoints on the Tinker server stay.\n"
+        "The name of a sweep stands for all of its runs, its table and its plot."), (
         "course clean my-run other-run", "course clean --older-than 30           # all in which nothing changed for 30 days",
         "course clean my-run --yes              # without asking"))
     clean.add_argument("runs", nargs="*", metavar="RUN|SWEEP", help="names of runs or sweeps")
@@ -149,6 +148,12 @@ def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], 
     return parser
 
 
+def sweep_command(options: argparse.Namespace) -> int:
+    from helpers.sweep_command import sweep
+
+    return sweep(options)
+
+
 def list_command(options: argparse.Namespace) -> int:
     from helpers.runs_table import list_runs
 
@@ -161,9 +166,9 @@ def show_command(options: argparse.Namespace) -> int:
     from helpers.runs_table import show_run
 
     if is_sweep(runs_dir() / options.run):
-        from helpers.sweep import open_sweep
+        from helpers.sweep_command import print_results
 
-        _print_results(open_sweep(options.run), options.json)
+        print_results(options.run, options.json)
     else:
         show_run(options.run, options.json)
     return 0
@@ -314,97 +319,6 @@ def run_stage(run: Run, stage: str, parameters: dict[str, Any], label: str) -> i
         return 1
     line.end(entry["summary"])
     return 0
-
-
-# course sweep
-
-
-def sweep_command(options: argparse.Namespace) -> int:
-    """Plan, run or resume a sweep and print its table. Returns 1 if a run is not done."""
-    from helpers.sweep import is_done, run_sweep
-    from helpers.sweep_results import plan_text, time_lines
-    from helpers.sweep_settings import estimate_sweep
-
-    if options.jobs is not None and (options.jobs < 1 or options.dask):
-        raise UsageError(f"--jobs {options.jobs}" + (" with --dask" if options.dask else ""), "give 1 or more; with --dask each worker takes runs, without --jobs")
-    sweep = _chosen_sweep(options)
-    plan = estimate_sweep(sweep)
-    if options.dry_run:
-        print(json.dumps(plan, indent=2) if options.json else "dry run: nothing is started or written. It would be\n" + plan_text(plan))
-        return 0
-    say = print if not options.json else lambda text: print(text, file=sys.stderr)
-    done = sum(sweep.run(name).path.exists() and is_done(sweep, name) for name in sweep.parameters)
-    say(f"sweep {sweep.name}: {len(sweep.parameters)} runs until {sweep.until}" + (f", {done} of them done" if done else "") + f" → {_short(sweep.folder)}")
-    say("\n".join(time_lines(plan)))
-    try:
-        with _workers(options):
-            run_sweep(sweep, options.jobs, say)
-    except KeyboardInterrupt:
-        print(f"\nWhat was done is kept. To go on:  course sweep --resume --name {sweep.name}", file=sys.stderr)
-        raise
-    return _print_results(sweep, options.json)
-
-
-def _chosen_sweep(options: argparse.Namespace) -> Any:
-    """The sweep to start, or to go on with.
-
-    Raises:
-        CourseError: the settings can't be used, or are not those that the sweep was started with.
-    """
-    from helpers.sweep import open_sweep, plan_sweep
-    from helpers.sweep_settings import grid, grid_values, read_settings
-
-    old = open_sweep(options.name) if options.resume else None
-    others = (options.profile, options.parameter, options.data, options.backend, options.last)
-    if old and not options.grid and not options.settings and not any(others):
-        return old
-    if bool(options.grid) == bool(options.settings):
-        fix = "leave out all settings to go on with the sweep's own" if old else "give one of the two, for example --grid rank=8,32"
-        raise UsageError("a sweep takes its settings from --grid or from --settings", fix)
-    settings = read_settings(options.settings) if options.settings else grid(grid_values(options.grid))
-    parameters = chosen_parameters(argparse.Namespace(**{**vars(options), "resume": False}))
-    if twice := [name for name in settings[0] if name in parameters and options.grid]:
-        raise UsageError(f"{twice[0]} is set for all runs and in --grid", "leave one of them out")
-    sweep = plan_sweep(options.name, settings, parameters, options.last or "evaluate", new=old is None)
-    if old and old != sweep:
-        names = [name for name in {**old.parameters, **sweep.parameters} if old.parameters.get(name) != sweep.parameters.get(name)]
-        what = f"{names[0]} had {old.parameters.get(names[0])}, now {sweep.parameters.get(names[0])}" if names else f"it went until {old.until}, now {sweep.until}"
-        raise RunError(f"sweep {old.name} was started with other settings: {what}", "leave them out to go on with it, or start another with another --name")
-    return sweep
-
-
-@contextlib.contextmanager
-def _workers(options: argparse.Namespace) -> Iterator[None]:
-    """The workers of the Dask scheduler that the user named; without one, this machine."""
-    if not options.dask:
-        yield
-        return
-    import joblib
-    from distributed import Client
-
-    try:
-        client = Client(options.dask, timeout=10)
-    except (OSError, ValueError) as error:
-        raise BackendError(f"no Dask scheduler answers at {options.dask}: {error}", "start one, or correct the address: tcp://host:8786") from error
-    with client, joblib.parallel_config(backend="dask"):
-        yield
-
-
-def _print_results(sweep: Any, as_json: bool) -> int:
-    """The results of a sweep as they are now. Returns 1 if a run is not done."""
-    from helpers.sweep_results import best_row, collect, results_text
-
-    rows = collect(sweep)
-    best = best_row(sweep, rows)
-    if as_json:
-        print(json.dumps({"sweep": sweep.name, "path": str(sweep.folder), "until": sweep.until, "best": best and best["run"], "runs": rows}, indent=2))
-    else:
-        print("\n" + results_text(sweep, rows))
-        print(f"table and plot: {_short(sweep.folder)}")
-    open_rows = [row for row in rows if row["status"] != "done"]
-    if open_rows:
-        print(f"\n{len(open_rows)} of {len(rows)} runs are not done. To do them:  course sweep --resume --name {sweep.name}", file=sys.stderr)
-    return 1 if open_rows else 0
 
 
 def _kernel_config() -> Any:

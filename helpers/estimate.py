@@ -57,7 +57,8 @@ class Work:
     local: tuple[tuple[str, int], ...] = ()
 
 
-def estimate(values: dict[str, dict[str, Any]], run: Run | None, counted: tuple[int | None, dict[str, Part], str] | None = None) -> dict[str, Any]:
+def estimate(values: dict[str, dict[str, Any]], run: Run | None,
+             counted: tuple[int | None, dict[str, Part], str] | None = None) -> dict[str, Any]:
     """Work, time and cost of the stages in `values`.
 
     Args:
@@ -176,9 +177,10 @@ def stage_work(stage: str, values: dict[str, dict[str, Any]], parts: dict[str, P
     if stage == "train":
         return _train_work(own, parts)
     if stage == "evaluate":
-        # Base model (if its answers are not taken over) and tuned model once each; then some problems again, twice; then some with
-        # several answers, the prompt read once.
-        once, again, several = test.of((1 if own["base_run"] else 2) * test.records), test.of(2 * min(own["subset"], test.records)), test.of(min(own["sampled_problems"], test.records))
+        # Tuned model, and base model if its answers are not taken over; then some problems again, twice; then some with several
+        # answers, the prompt read once.
+        once = test.of(test.records if own["base_run"] else 2 * test.records)
+        again, several = test.of(2 * min(own["subset"], test.records)), test.of(min(own["sampled_problems"], test.records))
         answers = once.answers + again.answers + several.answers * own["samples_each"]
         count = once.records + again.records + several.records * own["samples_each"]
         return Work(prefill=once.prompts + again.prompts + several.prompts, sample=min(answers, count * own["max_tokens"]),

@@ -205,8 +205,8 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
 
 
 UNITS = {
-    "epochs": "passes over the data", "batch_size": "examples a step", "learning_rate": "of the first step", "rank": "width of the LoRA factors",
-    "max_train": "records, 0 for all", "max_length": "tokens", "max_tokens": "tokens",
+    "epochs": "passes over the data", "batch_size": "examples a step", "learning_rate": "of the first step",
+    "rank": "width of the LoRA factors", "max_train": "records, 0 for all", "max_length": "tokens", "max_tokens": "tokens",
 }
 
 
@@ -231,8 +231,8 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
             across = [values.index(row["parameters"][name]) + shift for row in same]
             up = [100 * row["validation"]["accuracy"] for row in same]
             sides = [[100 * abs(row["validation"]["accuracy"] - row["validation"]["ci95"][end]) for row in same] for end in (0, 1)]
-            axes.errorbar(across, up, yerr=sides, fmt="osD^vPX*"[place % 8], color=f"C{place}", markerfacecolor="white" if place % 2 else None,
-                          capsize=3, label=other or None)
+            axes.errorbar(across, up, yerr=sides, fmt="osD^vPX*"[place % 8], color=f"C{place}",
+                          markerfacecolor="white" if place % 2 else None, capsize=3, label=other or None)
             for x, y, row in zip(across, up, same):
                 if row["run"] == best:
                     axes.plot(x, y, "o", markersize=17, markerfacecolor="none", color="black", label="best by validation")

@@ -15,7 +15,8 @@ from helpers.errors import RunError
 from helpers.runs import RUN_LOCK, STAGES, SWEEP_FILE, open_run, runs_dir
 
 KINDS = {"name": str, "created": str, "packages": dict, "parameters": dict}
-STAGE_KINDS = {"status": str, "parameters": dict, "results": dict, "seconds": (int, float), "summary": str, "artefacts": list, "data": list, "shared_from": str}
+STAGE_KINDS = {"status": str, "parameters": dict, "results": dict, "seconds": (int, float), "summary": str, "artefacts": list,
+               "data": list, "shared_from": str}
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,8 @@ def open_run(name: str = "latest") -> "Run":
     if not (path / "manifest.json").is_file():
         if name == "latest":
             raise RunError(f"there is no run in {runs_dir()} yet", "run notebook 01_split first, or `course run`")
+        if (path / SWEEP_FILE).is_file():
+            raise RunError(f"{name} is a sweep, not a run", f"name one of its runs: `course show {name}` lists them")
         near = difflib.get_close_matches(str(name), [other.parent.name for other in runs_dir().glob("[!.]*/manifest.json")])
         fix = f"did you mean {' or '.join(near)}?" if near else "`course list` names them; `course run` makes one"
         raise RunError(f"there is no run {name!r} in {runs_dir()}", fix)
@@ -248,7 +250,8 @@ class Run:
             if other.file(f"notebooks/{notebook}").exists():
                 shutil.copy2(other.file(f"notebooks/{notebook}"), self.file("notebooks"))
         except OSError as error:
-            raise RunError(f"can't copy {other.path / name} to {self.path}: {error.strerror}", "free disk space, or choose a folder you may write to") from error
+            raise RunError(f"can't copy {other.path / name} to {self.path}: {error.strerror}",
+                           "free disk space, or choose a folder you may write to") from error
         with self._edit() as manifest:
             manifest["stages"][name] = entry | {"shared_from": entry.get("shared_from", other.name), "seconds": 0.0, "work_seconds": {}}
             if "seed" in other.manifest:

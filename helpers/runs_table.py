@@ -52,7 +52,8 @@ def describe(run: RunInfo) -> dict[str, Any]:
     parameters, notes = run_parameters(run.manifest, known)
     backend = run.manifest.get("backend")
     installed = package_versions()
-    stages = {name: {key: entry.get(key) for key in ("status", "seconds", "finished", "summary", "shared_from")} for name, entry in run.manifest["stages"].items()}
+    shown = ("status", "seconds", "finished", "summary", "shared_from")
+    stages = {name: {key: entry.get(key) for key in shown} for name, entry in run.manifest["stages"].items()}
     return summary(run) | {
         "base_model": run.manifest.get("base_model"), "backend": backend.get("kind") if isinstance(backend, dict) else None,
         "parameters": changed_parameters(parameters, known), "notes": notes, "stages": stages,
@@ -121,7 +122,9 @@ def _page(details: dict[str, Any]) -> str:
     lines += [f"  {name} = {_value(row['value'])}   (default {_defaults(row['defaults'])})" for name, row in details["parameters"].items()] or ["  none"]
     lines += [f"  note: {note}" for note in details["notes"]]
     rows = [["stage", "status", "time", "result"]]
-    rows += [[name, row["status"] + (f", as in {row['shared_from']}" if row["shared_from"] else ""), _clock(row["seconds"]), row["summary"] or ""] for name, row in details["stages"].items()]
+    for name, row in details["stages"].items():
+        status = f"{row['status']}, as in {row['shared_from']}" if row["shared_from"] else row["status"]
+        rows.append([name, status, _clock(row["seconds"]), row["summary"] or ""])
     lines += ["", table(rows, right={2})] if details["stages"] else ["", "no stage was begun"]
     if details["scores"]:
         rows = [["test set", "right", "rate", "95% interval"]]

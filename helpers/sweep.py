@@ -31,6 +31,7 @@ from helpers.settings import notebook_parameters, stage_values
 FAILURE, LOG = "failed.json", "course.log"  # in the folder of a run: how the last attempt failed, and all that it printed
 ENVIRONMENT = ("TINKER_COURSE_HOME", "TINKER_BASE_URL")  # goes along to workers; a key does not: set it where they start
 BASE_SETTINGS = {"train": ("base_model", "prompt_format"), "evaluate": ("backend_name", "max_tokens", "temperature", "seed")}
+COURSE = (sys.executable, "-m", "helpers.cli")
 INTERRUPTED = 130
 
 
@@ -125,7 +126,8 @@ def base_key(sweep: Sweep, name: str) -> dict[str, Any] | None:
     if "evaluate" not in sweep.stages or sweep.parameters[name].get("base_run"):
         return None
     values = stage_values(sweep.parameters[name], notebook_parameters(), "evaluate")
-    return {"split": split_key(sweep, name)} | {f"{stage}.{key}": values[stage][key] for stage, keys in BASE_SETTINGS.items() for key in keys}
+    asked = {f"{stage}.{key}": values[stage][key] for stage, keys in BASE_SETTINGS.items() for key in keys}
+    return asked | {"split": split_key(sweep, name)}
 
 
 def leaders(names: Iterable[str], key: Callable[[str], Any]) -> dict[str, str | None]:
@@ -165,8 +167,15 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] 
     from helpers.sweep_progress import Watch
     from helpers.sweep_results import best_row, collect, write_results
 
-    _begin(sweep)
+    _refuse_changes(collect(sweep))
+    if not (sweep.folder / SWEEP_FILE).is_file():
+        plan = {"name": sweep.name, "created": now(), "until": sweep.until, "swept": list(sweep.swept), "runs": sweep.parameters}
+        write_json(sweep.folder / SWEEP_FILE, plan)
     with Run(sweep.folder).in_use():
+        for name, parameters in sweep.parameters.items():
+            run = sweep.run(name) if sweep.run(name).manifest_path.is_file() else new_run(name, latest=False)
+            if "sweep" not in run.manifest:
+                run.update(parameters=parameters, sweep=sweep.name)
         try:
             with Watch(sweep, say):
                 tried: set[str] = set()
@@ -185,23 +194,12 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] 
         return rows
 
 
-def _begin(sweep: Sweep) -> None:
-    """Make the folders of the sweep and of its runs, those that are not there.
-
-    Raises:
-        RunError: a run was changed since, or a folder can't be written.
-    """
-    from helpers.sweep_results import collect
-
-    for row in collect(sweep):
+def _refuse_changes(rows: list[dict[str, Any]]) -> None:
+    """Raises RunError if a run is not what the sweep made of it: its scores would stand beside the wrong setting."""
+    for row in rows:
         if row["status"] in ("changed", "damaged"):
-            raise RunError(f"run {row['run']} is {row['status']}: {row['message']}", f"delete it, and --resume makes it again: course clean {row['run']}")
-    if not (sweep.folder / SWEEP_FILE).is_file():
-        write_json(sweep.folder / SWEEP_FILE, {"name": sweep.name, "created": now(), "until": sweep.until, "swept": list(sweep.swept), "runs": sweep.parameters})
-    for name, parameters in sweep.parameters.items():
-        run = sweep.run(name) if sweep.run(name).manifest_path.is_file() else new_run(name, latest=False)
-        if "sweep" not in run.manifest:
-            run.update(parameters=parameters, sweep=sweep.name)
+            raise RunError(f"run {row['run']} is {row['status']}: {row['message']}",
+                           f"delete it, and it is made again: course clean {row['run']}")
 
 
 def _next_wave(sweep: Sweep, tried: set[str]) -> list[tuple[str, str, bool]]:
@@ -289,8 +287,8 @@ def _course_run(run: Run, until: str, base_run: str, environment: dict[str, str]
     (run.path / FAILURE).unlink(missing_ok=True)
     with open(run.path / LOG, "w", encoding="utf-8") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then interrupts each of them once.
-        process = subprocess.Popen([sys.executable, "-m", "helpers.cli", *command], cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL,
-                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen([*COURSE, *command], cwd=ROOT, env=os.environ | environment,
+                                   stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     _children.add(process)
     try:
         status = process.wait()

@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers.errors import RunError
 from helpers.files import read_json, write_text
-from helpers.run_info import is_under_way, look_at, table
+from helpers.run_info import is_under_way, latest_name, look_at, table
 from helpers.runs import Run
 from helpers.settings import notebook_parameters, stage_values
 from helpers.sweep import LOG, Sweep, failure, is_done, split_key
@@ -31,8 +31,8 @@ def collect(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _row(sweep: Sweep, name: str) -> dict[str, Any]:
     run = sweep.run(name)
-    row = {"run": name, "status": "not started", "parameters": sweep.setting(name), "validation": None, "validation_loss": None, "best_step": None,
-           "base": None, "test": None, "seconds": None, "split_from": None, "base_from": None, "message": "", "log": ""}
+    later = dict.fromkeys(("validation", "validation_loss", "best_step", "base", "test", "seconds", "split_from", "base_from"))
+    row = {"run": name, "status": "not started", "parameters": sweep.setting(name), **later, "message": "", "log": ""}
     if not run.path.exists():
         return row
     if problem := look_at(run.path).problem:
@@ -117,20 +117,24 @@ def results_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
         lines.append([row["run"], *own, _score_text(row["validation"]), loss, _score_text(row["test"]), time, status])
     numbers = {1 + i for i, name in enumerate(sweep.swept) if all(_is_number(row["parameters"][name]) for row in rows)}
     text = [table(lines, right=numbers | {len(head) - 4, len(head) - 2})]
-    text += [f"{row['run']} {row['status']}: {row['message']}" + (f"\n    log: {row['log']}" if row["log"] else "") for row in rows if row["message"]]
+    for row in rows:
+        if row["message"]:
+            text.append(f"{row['run']} {row['status']}: {row['message']}" + (f"\n    log: {row['log']}" if row["log"] else ""))
     return "\n".join([*text, "", *_advice(sweep, rows, best)])
 
 
 def _advice(sweep: Sweep, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> list[str]:
     if best is None:
         return ["no run has a validation score yet"] if "train" in sweep.stages else []
-    measure = {"accuracy": "accuracy on the validation data, of equals the lowest loss", "loss": "loss on the validation data, of equals the highest accuracy"}
-    lines = [f"best by validation: {best['run']} ({setting_text(best['parameters'])}), by {measure[best_metric(sweep)]}; runs/latest names it"]
+    measure = {"accuracy": "highest accuracy, of equals the lowest loss", "loss": "lowest loss, of equals the highest accuracy"}
+    latest = "; runs/latest names it" if latest_name() == best["run"] else ""
+    lines = [f"best by validation: {best['run']} ({setting_text(best['parameters'])}), by {measure[best_metric(sweep)]}{latest}"]
     others = [row for row in rows if row is not best and row["status"] == "done" and row["validation"]]
-    overlap = [row for row in others if row["validation"]["ci95"][1] >= best["validation"]["ci95"][0] and row["validation"]["ci95"][0] <= best["validation"]["ci95"][1]]
+    low, high = best["validation"]["ci95"]
+    overlap = [row for row in others if row["validation"]["ci95"][1] >= low and row["validation"]["ci95"][0] <= high]
     if overlap:
-        lines.append(f"The intervals of {len(overlap)} of the {len(others)} others overlap with its own: that it is the best may be luck. "
-                     "More validation problems or repetitions with other seeds tell.")
+        lines.append(f"Intervals that overlap with its own: {len(overlap)} of {len(others)}. So that it is the best may be luck. "
+                     "More validation problems tell, or other seeds.")
     if len({json.dumps(split_key(sweep, name), sort_keys=True) for name in sweep.parameters}) > 1:
         lines.append("The runs were not all split alike, so their validation problems differ: part of the differences comes from that.")
     if "evaluate" in sweep.stages:
@@ -184,7 +188,8 @@ def csv_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
             score = row[kind] or {"correct": None, "total": None, "accuracy": None, "ci95": (None, None)}
             line |= {f"{kind}_{key}": score[key] for key in ("correct", "total", "accuracy")}
             line |= {f"{kind}_low": score["ci95"][0], f"{kind}_high": score["ci95"][1]}
-        lines.append(line | {key: row[key] for key in ("validation_loss", "best_step", "seconds", "split_from", "base_from", "message", "log")})
+        plain = ("validation_loss", "best_step", "seconds", "split_from", "base_from", "message", "log")
+        lines.append(line | {key: row[key] for key in plain})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -203,21 +208,32 @@ def plan_text(plan: dict[str, Any]) -> str:
     """
     swept = list(plan["runs"][0]["parameters"])
     rows = [["run", *swept, "about"]]
-    rows += [[row["run"], *(_text(row["parameters"][name]) for name in swept), "–" if row["seconds"] is None else clock(row["seconds"])] for row in plan["runs"]]
+    for row in plan["runs"]:
+        time = "–" if row["seconds"] is None else clock(row["seconds"])
+        rows.append([row["run"], *(_text(row["parameters"][name]) for name in swept), time])
     data, count = plan["first"]["data"], len(plan["runs"])
-    lines = [f"sweep {plan['sweep']}: {_count(count, 'run')} until {plan['until']}, in {plan['runs_dir']}", "", table(rows, right={len(rows[0]) - 1}), "",
-             f"data      {data['train']:,} to train on, {data['validation']:,} to choose by, {data['test']:,} to test on" + (" (first run)" if plan["splits"] > 1 else ""),
-             f"shared    {_count(plan['splits'], 'split')} for {_count(count, 'run')}"
-             + (f"; the base model is asked {_count(plan['base_asked'], 'time')}" if plan["base_asked"] else "")]
-    return "\n".join([*lines, *time_lines(plan), *_cost_lines(plan)])
+    first = " (first run)" if plan["splits"] > 1 else ""
+    lines = [f"sweep {plan['sweep']}: {plural(count, 'run')} until {plan['until']}, in {plan['runs_dir']}", "",
+             table(rows, right={len(rows[0]) - 1}), "",
+             f"data      {data['train']:,} to train on, {data['validation']:,} to choose by, {data['test']:,} to test on{first}",
+             f"shared    {plural(plan['splits'], 'split')} for {plural(count, 'run')}"
+             + (f"; the base model is asked {plural(plan['base_asked'], 'time')}" if plan["base_asked"] else "")]
+    return "\n".join([*lines, time_line(plan), *_cost_lines(plan)])
 
 
-def time_lines(plan: dict[str, Any]) -> list[str]:
+def time_line(plan: dict[str, Any], done: list[str] | tuple[str, ...] = ()) -> str:
+    """About how long it takes.
+
+    Args:
+        plan: from `helpers.sweep_settings.estimate_sweep`.
+        done: names of runs that are done already.
+    """
     if plan["seconds"] is None:
-        return ["time      unknown: speeds were measured for the local base model on the stub only"]
+        return "time      unknown: speeds were measured for the local base model on the stub only"
+    left = sum(row["seconds"] for row in plan["runs"] if row["run"] not in done)
     saved = plan["seconds_apart"] - plan["seconds"]
-    without = f", {clock(saved)} less than without sharing" if saved else ""
-    return [f"time      about {clock(plan['seconds'])} min on the stub of two cores, one run after the other{without}; an estimate"]
+    without = f", {clock(saved)} less than without sharing" if saved and not done else ""
+    return f"time      about {clock(left)} (min:s) on the stub with two free cores, one run after the other{without}; an estimate"
 
 
 def _cost_lines(plan: dict[str, Any]) -> list[str]:
@@ -227,8 +243,10 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
     tokens = ", ".join(f"{amount:,} {kind}" for kind, amount in cost["tokens"].items())
     if cost["missing"]:
         return [f"cost      tokens: {tokens}; in dollars unknown: helpers/prices.toml lacks the price of {', '.join(cost['missing'])}"]
-    return [f"cost      tokens: {tokens}; about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by helpers/prices.toml"]
+    return [f"cost      tokens: {tokens}; about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by "
+            "helpers/prices.toml"]
 
 
-def _count(number: int, word: str) -> str:
+def plural(number: int, word: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {word}{'' if number == 1 else 's'}"

@@ -78,11 +78,13 @@ def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
     lines = csv.reader(text.splitlines())
     head = [name.strip() for name in next(lines, [])]
     if not all(head) or len(set(head)) < len(head):
-        raise DataError(f"{path}, line 1: the names must be there, each once; got {', '.join(head) or 'nothing'}", "write for example rank,learning_rate")
+        raise DataError(f"{path}, line 1: the names must be there, each once; got {', '.join(head) or 'nothing'}",
+                        "write for example rank,learning_rate")
     rows = []
     for line in lines:
         if line and len(line) != len(head):
-            raise DataError(f"{path}, line {lines.line_num} has {len(line)} cells, the head has {len(head)}", "put a value with a comma in it into quotes")
+            raise DataError(f"{path}, line {lines.line_num} has {len(line)} cells, the head has {len(head)}",
+                            "put a value with a comma in it into quotes")
         if line:
             rows.append({name: parse_value(cell.strip()) for name, cell in zip(head, line) if cell.strip()})
     return rows
@@ -106,7 +108,8 @@ def check_settings(sweep: "Sweep") -> None:
     if not sweep.parameters:
         raise CourseError("a sweep needs settings", "give --grid or --settings")
     if other := [name for name in sweep.swept if name in OTHER_RUNS]:
-        raise CourseError(f"{other[0]} names a run: it is nothing to compare", "leave it out; a sweep takes over what its runs share by itself")
+        raise CourseError(f"{other[0]} names a run: it is nothing to compare",
+                          "leave it out; a sweep takes over what its runs share by itself")
     seen: list[tuple[str, Any]] = []
     for name, parameters in sweep.parameters.items():
         with named(sweep, name):
@@ -114,7 +117,8 @@ def check_settings(sweep: "Sweep") -> None:
             check_base_run(parameters, known)
         values = stage_values(parameters, known, sweep.until)
         if twin := next((other for other, theirs in seen if theirs == values), None):
-            raise CourseError(f"settings {_number(sweep, twin)} and {_number(sweep, name)} are the same in the stages up to {sweep.until}: {_text(sweep, name)}",
+            numbers = f"{_number(sweep, twin)} and {_number(sweep, name)}"
+            raise CourseError(f"settings {numbers} are the same in the stages up to {sweep.until}: {_text(sweep, name)}",
                               "leave one out; a repetition needs another seed, such as --grid seed=1,2")
         seen.append((name, values))
 
@@ -173,8 +177,8 @@ def estimate_sweep(sweep: "Sweep") -> dict[str, Any]:
         counts.append((key, counted))
         shared.append(own)
         apart.append(alone)
-        runs.append({"run": name, "parameters": sweep.setting(name), "seconds": _sum(own["seconds"]),
-                     "split_from": splits[name] if splits[name] != name else None, "base_from": bases[name] if bases[name] != name else None})
+        of_others = {key: group[name] if group[name] != name else None for key, group in (("split_from", splits), ("base_from", bases))}
+        runs.append({"run": name, "parameters": sweep.setting(name), "seconds": _sum(own["seconds"])} | of_others)
     known_times = all(one["seconds"] is not None for one in shared)
     return {
         "sweep": sweep.name, "runs_dir": str(sweep.folder.parent), "until": sweep.until, "runs": runs,
