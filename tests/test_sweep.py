@@ -559,19 +559,20 @@ def test_a_run_like_one_of_a_sweep_asks_the_base_model_itself():
 
 @pytest.fixture(scope="module")
 def toy(base_model, tmp_path_factory):
-    """A stub with a model of two narrow layers, which runs all notebooks in no time."""
+    """A stub with a model of two narrow layers. Its large weights make a loss that falls by a third in twelve steps."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = tmp_path_factory.mktemp("models") / "toy"
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.2)
+                         vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=1.0)
     LlamaForCausalLM(config).save_pretrained(model)
-    for pattern in ("*token*", "vocab.json", "merges.txt"):
-        for file in base_model.glob(pattern):
-            shutil.copy(file, model)
-    server = Server(model, tmp_path_factory.mktemp("stub"))
+    for file in (file for file in base_model.iterdir() if "token" in file.name or file.suffix in (".jinja", ".txt") or file.name == "vocab.json"):
+        shutil.copy(file, model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # two threads for so little work would mostly wait for each other
+        server = Server(model, tmp_path_factory.mktemp("stub"))
     yield server
     server.stop()
 
@@ -592,8 +593,8 @@ def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder, tmp_path):  # noq
             if finish == "memory":
                 took.add(worker)
 
-    settings = {"max_train": 32, "max_validation": 2, "max_test": 4, "max_tokens": 8, "epochs": 6.0, "eval_every": 99, "subset": 1, "sampled_problems": 1,
-                "samples_each": 1, "learning_rate": 0.05, "base_model": toy.model}
+    settings = {"max_train": 32, "max_validation": 2, "max_test": 4, "max_tokens": 8, "epochs": 3.0, "eval_every": 99, "subset": 1, "sampled_problems": 1,
+                "samples_each": 1, "learning_rate": 0.1, "base_model": toy.model}
     arguments = [word for name, value in settings.items() for word in ("-p", f"{name}={value}")]
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None) as cluster:
         cluster.scheduler.add_plugin(Watcher())
