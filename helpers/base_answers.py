@@ -76,7 +76,8 @@ def taken_over(base_run: str, asked: dict[str, Any], test_set: list[dict], fmt: 
     old = read_jsonl(other.file("evaluate/base_samples.jsonl"))
     prompts = [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
     if [sample.get("prompt") for sample in old] != prompts:
-        raise RunError(f"base_run={other.name!r}: its evaluate/base_samples.jsonl does not answer the {len(prompts)} prompts of this run", ASK_HERE)
+        raise RunError(f"base_run={other.name!r}: its evaluate/base_samples.jsonl does not answer the {len(prompts)} prompts of this run",
+                       ASK_HERE)
     graded = score_outputs(test_set, [sample["output"] for sample in old], stop_reasons=[sample["stop_reason"] for sample in old])
     graded["samples"] = [sample | {key: new[key] for key in ("problem", "expected", "score", "why", "category", "template")}
                          for sample, new in zip(old, graded["samples"])]

@@ -563,7 +563,7 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.parametrize(("typed", "expected"), [
-    ([""], ["run", "list", "show", "clean", "check", "stub", "completion"]),
+    ([""], ["run", "sweep", "list", "show", "clean", "check", "stub", "completion"]),
     (["c"], ["clean", "check", "completion"]),
     (["run", "--re"], ["--resume"]),
     (["run", "--profile", ""], ["quick", "full", "hosted"]),

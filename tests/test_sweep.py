@@ -338,7 +338,7 @@ def real_sweep(tmp_path: Path, *arguments: str) -> subprocess.Popen:
                             env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-@pytest.mark.parametrize(("jobs", "number"), [("1", signal.SIGINT), ("2", signal.SIGINT), ("2", signal.SIGTERM)])
+@pytest.mark.parametrize(("jobs", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM)])
 def test_ctrl_c_ends_the_runs_and_keeps_what_is_done(jobs, number, tmp_path, folder, small_data):  # noqa: F811
     process = real_sweep(tmp_path, "--data", str(small_data), "--grid", "seed=1,2,3", "--jobs", jobs)
     deadline = time.monotonic() + 30
