@@ -229,7 +229,8 @@ def run_course(options: argparse.Namespace) -> int:
         check_parameters(chosen, known)
     run, stages = _choose_run(options)
     parameters = (run.manifest.get("parameters", {}) if run else {}) | chosen  # an existing run keeps what it was started with
-    check_base_run(parameters, known)
+    if "evaluate" in stages:
+        check_base_run(parameters, known)
     if options.dry_run:
         from helpers.dry_run import print_plan
 

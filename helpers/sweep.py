@@ -262,15 +262,17 @@ def run_setting(sweep: Sweep, name: str, until: str, may_ask: bool, environment:
     Returns:
         The exit status of `course run`. If it is not 0, `failed.json` in the run folder says why.
     """
-    mates = [other for other in sweep.parameters if other != name and base_key(sweep, other) == base_key(sweep, name) is not None]
+    key = base_key(sweep, name)
+    mates = [other for other in sweep.parameters if other != name and base_key(sweep, other) == key]
 
-    def donor() -> str:
-        return next((other for other in mates if has_base_answers(sweep.run(other))), "")
+    def donor() -> str | None:
+        """The run to take the answers from, empty if there is none; None if that is not for the sweep to say."""
+        return None if key is None else next((other for other in mates if has_base_answers(sweep.run(other))), "")
 
     if until == "split":
-        return _course_run(sweep.run(name), until, "", environment)
+        return _course_run(sweep.run(name), until, donor(), environment)
     if not may_ask and not donor():
-        status = 0 if _has(sweep.run(name), until) else _course_run(sweep.run(name), until, "", environment)
+        status = 0 if _has(sweep.run(name), until) else _course_run(sweep.run(name), until, donor(), environment)
         if status or not donor():
             return status
     return _course_run(sweep.run(name), sweep.until, donor(), environment)
@@ -279,11 +281,11 @@ def run_setting(sweep: Sweep, name: str, until: str, may_ask: bool, environment:
 _children: set[subprocess.Popen] = set()
 
 
-def _course_run(run: Run, until: str, base_run: str, environment: dict[str, str]) -> int:
+def _course_run(run: Run, until: str, base_run: str | None, environment: dict[str, str]) -> int:
     """`course run` on an existing run, in a process of its own, with all that it prints in the run's `course.log`."""
     failed = (failure(run) or {}).get("stage")  # done again, even if only a check below its last line failed
     command = ["run", "--name", run.name, "--until", until, *(["--from", failed] if failed else ["--resume"])]
-    command += ["-p", f"base_run={base_run}"] if base_run else []
+    command += [] if base_run is None else ["-p", f"base_run={base_run}"]  # empty too: an earlier one may be gone
     (run.path / FAILURE).unlink(missing_ok=True)
     with open(run.path / LOG, "w", encoding="utf-8") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then interrupts each of them once.

@@ -3,6 +3,7 @@
 It reads the run folders, so it does not matter where the jobs run: here, one or several at a time, or on the workers of a cluster.
 """
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -87,13 +88,13 @@ class Watch:
     def _now(self) -> str:
         """What is under way: `1:25  ranks-02 train, step 12; ranks-03 evaluate`."""
         words = []
-        for name in self._sweep.parameters:
-            run = self._sweep.run(name)
-            stage = next((stage for stage, entry in run.manifest["stages"].items() if entry["status"] == "started"), None)
-            if stage and is_under_way(run.path):
-                metrics = run.path / "train" / "metrics.jsonl"
-                step = f", step {len(metrics.read_bytes().splitlines())}" if stage == "train" and metrics.is_file() else ""
-                words.append(f"{name} {stage}{step}")
+        for run in map(self._sweep.run, self._sweep.parameters):
+            with contextlib.suppress(RunError):  # deleted by somebody
+                stage = next((stage for stage, entry in run.manifest["stages"].items() if entry["status"] == "started"), None)
+                if stage and is_under_way(run.path):
+                    metrics = run.path / "train" / "metrics.jsonl"
+                    step = f", step {len(metrics.read_bytes().splitlines())}" if stage == "train" and metrics.is_file() else ""
+                    words.append(f"{run.name} {stage}{step}")
         return f"{clock(time.monotonic() - self._started)}  {'; '.join(words) or 'starting'}"
 
     def _draw(self, text: str) -> None:

@@ -39,10 +39,10 @@ class Notebooks:
         self.calls: list[tuple[str, str, str]] = []
         self.broken: dict[str, str] = {}  # run: the stage in which it fails
 
-    def __call__(self, run: Run, until: str, base_run: str, environment: dict) -> int:
+    def __call__(self, run: Run, until: str, base_run: str | None, environment: dict) -> int:
         self.calls.append((run.name, until, base_run))
         (run.path / "failed.json").unlink(missing_ok=True)
-        run.update(parameters=run.manifest["parameters"] | ({"base_run": base_run} if base_run else {}))
+        run.update(parameters=run.manifest["parameters"] | ({} if base_run is None else {"base_run": base_run}))
         values = stage_values(run.manifest["parameters"], notebook_parameters(), until)
         for stage, own in values.items():
             if run.manifest["stages"].get(stage, {}).get("status") == "done":
@@ -292,6 +292,28 @@ def test_a_run_that_was_changed_by_hand(capsys, data, notebooks, folder):  # noq
     assert_one_message(err, "s-02", "rank is 4 there", "course clean s-02")
     course(capsys, "clean", "s-02", "--yes")
     assert course(capsys, "sweep", "--name", "s", "--resume")[0] == 0
+
+
+def test_a_run_whose_answers_came_from_one_that_is_gone(capsys, data, notebooks, folder, monkeypatch):  # noqa: F811
+    """It asks the base model itself when it is evaluated again, and goes on to notebook 04 without them."""
+    course(capsys, "sweep", "--name", "s", "--data", data["data_files"], "--grid", "rank=2,16")
+    course(capsys, "clean", "s-01", "--yes")
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "run_stages", lambda run, stages, parameters, known: 0)
+        assert course(capsys, "run", "--resume", "--name", "s-02", "--until", "export")[0] == 0
+        status, _, err = course(capsys, "run", "--from", "evaluate", "--name", "s-02")
+        assert status == 1 and "'s-01'" in err
+    notebooks.broken = {"s-01": "train"}
+    Run(folder / "s-02").begin("evaluate", {})
+    rows = run_sweep(open_sweep("s"), say=lambda _: None)
+    assert [row["status"] for row in rows] == ["failed", "done"] and notebooks.calls[-1] == ("s-02", "evaluate", "")
+
+
+def test_a_base_run_of_the_user_is_left_alone(data, notebooks):
+    base_run("mine", max_tokens=96)
+    run_sweep(plan_sweep("s", grid({"rank": [2, 16]}), data | {"base_run": "mine"}), say=lambda _: None)
+    assert [base for _, _, base in notebooks.calls] == [None] * 3
+    assert [row["base_from"] for row in collect(open_sweep("s"))] == ["mine", "mine"]
 
 
 def test_two_at_once_on_one_sweep(capsys, data, notebooks, folder):  # noqa: F811
