@@ -6,7 +6,8 @@ One road, one module a stretch:
               → download_checkpoint_archive() → merge_adapter() → compare_logprobs() → load_vllm()
 
 Look in backend, data, prompts, training, evaluation, export, merge, parity and inference. runs holds the run folder, tasks
-what makes an answer right, grading the graders, stub_tinker the stub Tinker backend, cli the `course` command.
+what makes an answer right, grading the graders, stub_tinker the stub Tinker backend, cli the `course` command, sweep many
+runs with different settings.
 """
 
 import os

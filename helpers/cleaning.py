@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from helpers.errors import RunError, UsageError
-from helpers.run_info import RunInfo, find_runs, is_under_way, latest_name, size_and_change, size_text
+from helpers.run_info import RunInfo, find_runs, find_sweeps, is_under_way, latest_name, size_and_change, size_text
 from helpers.runs import point_latest_at, runs_dir
 
 HIDDEN = ".deleting-"
@@ -62,16 +62,19 @@ def clean_runs(names: list[str], older_than: float | None = None, yes: bool = Fa
 
 
 def _chosen(names: list[str], older_than: float | None) -> list[RunInfo]:
-    """The runs that are named, or all, as far as they are old enough.
+    """The runs that are named, or all, as far as they are old enough. A sweep's name stands for its runs and its own folder.
 
     Raises:
         RunError: a name is no run in the runs folder.
     """
-    runs = find_runs()
+    sweeps = {sweep.name for sweep in find_sweeps()}
+    runs = [*find_runs(), *find_sweeps()]
     by_name = {run.name: run for run in runs}
     chosen = runs
     if names:
         wanted = dict.fromkeys(latest_name() or name if name == "latest" else name.rstrip("/") for name in names)
+        of_sweeps = [run.name for run in runs if run.manifest.get("sweep") in sweeps & wanted.keys()]
+        wanted |= dict.fromkeys(of_sweeps)
         for name in wanted:
             if name not in by_name:
                 raise _no_such_run(name, list(by_name))

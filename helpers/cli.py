@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
+from helpers.base_answers import check_base_run
 from helpers.errors import CourseError, RunError, UsageError
 from helpers.run_info import readable_run
-from helpers.runs import STAGES, Run, check_new_run, new_run
+from helpers.runs import STAGES, Run, check_new_run, new_run, runs_dir
 from helpers.settings import NOTEBOOKS, check_parameters, chosen_parameters, notebook_parameters
 
 OWN_ERRORS = ("CourseError", "DataError", "ModelError", "BackendError", "RunError")
@@ -84,15 +85,43 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="say what would run, how long it takes and what it costs; start and write nothing")
     run.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
 
+    sweep = _command(commands, "sweep", sweep_command, "run many settings, a run each, and compare them", (
+        "Run every combination of --grid, or every setting of a file, and compare them on the validation data. Each is a run like any\n"
+        "other: runs/NAME-01, runs/NAME-02, …. What they share is done once: the split, and the answers of the base model. A run that\n"
+        "fails does not stop the others. Table and plot go into runs/NAME, and at the end runs/latest names the best by validation."), (
+        "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 --dry-run",
+        "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 -p epochs=2",
+        "course sweep --name ranks --resume           # the failed and missing ones",
+        "course sweep --name seeds --grid seed=1,2,3  # how much is luck?",
+        "course sweep --name mine --settings settings.csv --until train",
+        "course show ranks                            # the table again"))
+    sweep.add_argument("--name", required=True, metavar="SWEEP", help="name of the sweep")
+    sweep.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,VALUE",
+                       help="values of a notebook parameter; may be given more than once, for all combinations")
+    sweep.add_argument("--settings", metavar="FILE", help="the settings, a run each: a .json list of objects, or a .csv table with a head")
+    sweep.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
+    sweep.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
+                       help="set a parameter for all runs; may be given more than once")
+    sweep.add_argument("--data", nargs="+", metavar="FILE", help="your own .json, .jsonl, .csv or .tsv files, or data sets: hub:OWNER/NAME")
+    sweep.add_argument("--columns", metavar="FIELD=COLUMN,...", help="which column of the data is what: instruction=text,output=label")
+    sweep.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or the URL of a Tinker-compatible server")
+    sweep.add_argument("--until", dest="last", choices=STAGES, help="end after this stage (default: evaluate)")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: 1). On one stub they share its cores")
+    sweep.add_argument("--dask", metavar="ADDRESS", help="hand the runs to the workers of this Dask scheduler, such as tcp://host:8786")
+    sweep.add_argument("--resume", action="store_true", help="go on with a sweep: do what failed or is missing, with its settings")
+    sweep.add_argument("--dry-run", action="store_true", help="say what would run, how long and at what cost; start and write nothing")
+    sweep.add_argument("--json", action="store_true", help="the results, or the plan, as JSON; progress goes to the error output")
+    sweep.set_defaults(first=None, like=None)
+
     listing = _command(commands, "list", list_command, "the runs, newest first", (
         "One line a run: when it was made, accuracy of base and tuned model on the test set, size on disk, stages done."), (
         "course list", "course list --json | python -m json.tool"))
     listing.add_argument("--json", action="store_true", help="as JSON")
 
     show = _command(commands, "show", show_command, "one run: parameters, stages, scores, files, versions", (
-        "Everything that a run's manifest says, and how it differs from the notebooks' defaults of today."), (
+        "Everything that a run's manifest says, and how it differs from the notebooks' defaults of today. Of a sweep: its table."), (
         "course show", "course show my-run --json"))
-    show.add_argument("run", nargs="?", default="latest", metavar="RUN", help="its name (default: latest)")
+    show.add_argument("run", nargs="?", default="latest", metavar="RUN|SWEEP", help="its name, or that of a sweep (default: latest)")
     show.add_argument("--json", action="store_true", help="as JSON")
 
     report = _command(commands, "report", report_command, "one page of HTML for a run, or one that compares several", (
@@ -110,10 +139,11 @@ def _parser() -> argparse.ArgumentParser:
 
     clean = _command(commands, "clean", clean_command, "delete runs, after asking", (
         "Show what would go, with sizes, and ask. Only run folders in the runs folder are deleted, and links are never followed. A run that is\n"
-        "under way is refused. If the newest run goes, runs/latest names the one before it. Checkpoints on the Tinker server stay."), (
+        "under way is refused. If the newest run goes, runs/latest names the one before it. Checkpoints on the Tinker server stay.\n"
+        "The name of a sweep stands for all of its runs, its table and its plot."), (
         "course clean my-run other-run", "course clean --older-than 30           # all in which nothing changed for 30 days",
         "course clean my-run --yes              # without asking"))
-    clean.add_argument("runs", nargs="*", metavar="RUN", help="names of runs")
+    clean.add_argument("runs", nargs="*", metavar="RUN|SWEEP", help="names of runs or sweeps")
     clean.add_argument("--older-than", type=float, metavar="DAYS",
                        help="only runs in which nothing changed for so many days; without names, of all runs")
     clean.add_argument("--yes", action="store_true", help="don't ask; needed where there is no terminal")
@@ -171,6 +201,12 @@ def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], 
     return parser
 
 
+def sweep_command(options: argparse.Namespace) -> int:
+    from helpers.sweep_command import sweep
+
+    return sweep(options)
+
+
 def list_command(options: argparse.Namespace) -> int:
     from helpers.runs_table import list_runs
 
@@ -179,9 +215,15 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def show_command(options: argparse.Namespace) -> int:
+    from helpers.run_info import is_sweep
     from helpers.runs_table import show_run
 
-    show_run(options.run, options.json)
+    if is_sweep(runs_dir() / options.run):
+        from helpers.sweep_command import print_results
+
+        print_results(options.run, options.json)
+    else:
+        show_run(options.run, options.json)
     return 0
 
 
@@ -258,6 +300,8 @@ def run_course(options: argparse.Namespace) -> int:
         check_parameters(chosen, known)
     run, stages = _choose_run(options)
     parameters = (run.manifest.get("parameters", {}) if run else {}) | chosen  # an existing run keeps what it was started with
+    if "evaluate" in stages:
+        check_base_run(parameters, known)
     if options.dry_run:
         from helpers.dry_run import print_plan
 

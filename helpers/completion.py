@@ -51,6 +51,16 @@ def _runs() -> Iterable[str]:
     return ["latest", *sorted(path.parent.name for path in runs_dir().glob("[!.]*/manifest.json") if path.parent.name != "latest")]
 
 
+def _sweeps() -> Iterable[str]:
+    from helpers.runs import SWEEP_FILE, runs_dir
+
+    return sorted(path.parent.name for path in runs_dir().glob(f"[!.]*/{SWEEP_FILE}"))
+
+
+def _runs_and_sweeps() -> Iterable[str]:
+    return [*_runs(), *_sweeps()]
+
+
 def _parameters() -> Iterable[str]:
     from helpers.settings import notebook_parameters
 
@@ -68,7 +78,8 @@ def _notebooks() -> Iterable[str]:
 
 
 # What the value of an argument is called in its help: what to offer for it. Files are left to the shell.
-OFFERS = {"PROFILE": _profiles, "RUN": _runs, "NAME=VALUE": _parameters, "BACKEND": _backends, "NOTEBOOK": _notebooks}
+OFFERS = {"PROFILE": _profiles, "RUN": _runs, "SWEEP": _sweeps, "RUN|SWEEP": _runs_and_sweeps, "NAME=VALUE": _parameters,
+          "NAME=VALUE,VALUE": _parameters, "BACKEND": _backends, "NOTEBOOK": _notebooks}
 
 
 def words(parser: argparse.ArgumentParser, typed: list[str]) -> list[str]:

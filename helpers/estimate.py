@@ -57,12 +57,14 @@ class Work:
     local: tuple[tuple[str, int], ...] = ()
 
 
-def estimate(values: dict[str, dict[str, Any]], run: Run | None) -> dict[str, Any]:
+def estimate(values: dict[str, dict[str, Any]], run: Run | None,
+             counted: tuple[dict[str, Any], dict[str, Part], str] | None = None) -> dict[str, Any]:
     """Work, time and cost of the stages in `values`.
 
     Args:
         values: the parameters of each stage to be run, defaults included.
         run: the run to go on with, for stages after split; None for a new one.
+        counted: from `count_parts`, if the caller has it already; then `values` may do without the split.
 
     Returns:
         `data`, `task`, `work`, `seconds` (by stage; None if no speed is known) and `cost` (dollars, or why there is none).
@@ -71,7 +73,7 @@ def estimate(values: dict[str, dict[str, Any]], run: Run | None) -> dict[str, An
         DataError: the data can't be used.
         CourseError: prices.toml can't be used, or a number is impossible.
     """
-    about, parts, counted_by = count_parts(values, run)
+    about, parts, counted_by = counted or count_parts(values, run)
     work = {stage: stage_work(stage, values, parts) for stage in values}
     kind, model = backend_and_model(values)
     return {
@@ -180,8 +182,10 @@ def stage_work(stage: str, values: dict[str, dict[str, Any]], parts: dict[str, P
     if stage == "train":
         return _train_work(own, parts)
     if stage == "evaluate":
-        # Base and tuned model once each; then some problems again, twice; then some with several answers, the prompt read once.
-        once, again, several = test.of(2 * test.records), test.of(2 * min(own["subset"], test.records)), test.of(min(own["sampled_problems"], test.records))
+        # Tuned model, and base model if its answers are not taken over; then some problems again, twice; then some with several
+        # answers, the prompt read once.
+        once = test.of(test.records if own["base_run"] else 2 * test.records)
+        again, several = test.of(2 * min(own["subset"], test.records)), test.of(min(own["sampled_problems"], test.records))
         answers = once.answers + again.answers + several.answers * own["samples_each"]
         count = once.records + again.records + several.records * own["samples_each"]
         return Work(prefill=once.prompts + again.prompts + several.prompts, sample=min(answers, count * own["max_tokens"]),

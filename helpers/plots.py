@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from matplotlib.figure import Figure
 
     from helpers.parity import Scores
@@ -276,3 +278,55 @@ def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
         axes.axhline(border - 0.5, color="grey", linewidth=0.5)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+UNITS = {
+    "epochs": "passes over the data", "batch_size": "examples a step", "learning_rate": "of the first step",
+    "rank": "width of the LoRA factors", "max_train": "records, 0 for all", "max_length": "tokens", "max_tokens": "tokens",
+}
+
+
+def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 0) -> "Figure":
+    """Validation accuracy against each setting of a sweep, a point a run with its 95% interval.
+
+    Values stand side by side in order, not to scale. In a panel, points of one shape agree in all other settings.
+
+    Args:
+        rows: finished runs, from `helpers.sweep_results.collect`.
+        swept: the settings, a panel each.
+        best: name of the run to mark.
+        left_out: runs that are not among the rows; the title says so.
+    """
+    figure = new_figure(max(6.0, 4.6 * len(swept)), 4.0)
+    for axes, name in zip(figure.subplots(1, len(swept), squeeze=False, sharey=True)[0], swept):
+        values = _in_order(row["parameters"][name] for row in rows)
+        others = _in_order(_other_settings(row, swept, name) for row in rows)
+        for place, other in enumerate(others):
+            same = [row for row in rows if _other_settings(row, swept, name) == other]
+            shift = 0.6 * ((place + 0.5) / len(others) - 0.5)
+            across = [values.index(row["parameters"][name]) + shift for row in same]
+            up = [100 * row["validation"]["accuracy"] for row in same]
+            sides = [[100 * abs(row["validation"]["accuracy"] - row["validation"]["ci95"][end]) for row in same] for end in (0, 1)]
+            axes.errorbar(across, up, yerr=sides, fmt="osD^vPX*"[place % 8], color=f"C{place}",
+                          markerfacecolor="white" if place % 2 else None, capsize=3, label=other or None)
+            for x, y, row in zip(across, up, same):
+                if row["run"] == best:
+                    axes.plot(x, y, "o", markersize=17, markerfacecolor="none", color="black", label="best by validation")
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
+        axes.set(xlabel=f"{name}, {UNITS[name]}" if name in UNITS else name, xlim=(-0.6, len(values) - 0.4), ylim=(-3, 103))
+        axes.label_outer()
+        if len(others) <= 8:
+            axes.legend(fontsize=7)
+    figure.axes[0].set_ylabel("right answers on the validation data, %")
+    missing = f"; {left_out} not finished and not shown" if left_out else ""
+    figure.suptitle(f"{len(rows)} runs, bars: 95% interval{missing}", fontsize=10)
+    return figure
+
+
+def _other_settings(row: dict, swept: list[str], name: str) -> str:
+    return ", ".join(f"{other}={row['parameters'][other]}" for other in swept if other != name)
+
+
+def _in_order(values: "Iterable") -> list:
+    """Each value once: numbers by size, before texts."""
+    return sorted(dict.fromkeys(values), key=lambda value: (isinstance(value, str), value))

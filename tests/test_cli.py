@@ -566,7 +566,7 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.parametrize(("typed", "expected"), [
-    ([""], ["run", "list", "show", "report", "clean", "check", "stub", "serve", "lab", "completion"]),
+    ([""], ["run", "sweep", "list", "show", "report", "clean", "check", "stub", "serve", "lab", "completion"]),
     (["c"], ["clean", "check", "completion"]),
     (["run", "--re"], ["--resume"]),
     (["run", "--profile", ""], ["quick", "full", "hosted"]),

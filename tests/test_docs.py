@@ -21,6 +21,7 @@ import pytest
 from helpers import cli
 from helpers.errors import CourseError
 from helpers.runs import ROOT, STAGES
+from helpers.sweep_settings import grid, grid_values
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.stem != "solutions"]
@@ -162,13 +163,14 @@ def parsed(parser, words: list[str]):
 
 def check_course(words: list[str]) -> None:
     options = parsed(cli._parser().parse_args, words)
-    if words[0] != "run":
+    if words[0] not in ("run", "sweep"):
         return
     options.parameter = [text for text in options.parameter if text.split("=")[0] not in PLACEHOLDERS]
     parameters = cli.chosen_parameters(options)
     filled = {name: value for name, value in parameters.items() if value not in PLACEHOLDERS}
     try:
-        cli.check_parameters(filled, cli.notebook_parameters())
+        for setting in grid(grid_values(options.grid if words[0] == "sweep" else [])):
+            cli.check_parameters(filled | setting, cli.notebook_parameters())
     except CourseError as error:
         pytest.fail(f"`course {' '.join(words)}`: {error}")
     if options.last and options.first:
@@ -247,6 +249,7 @@ def test_commands_are_found():
 @pytest.mark.parametrize(
     "command",
     ["course go", "course run --fast", "course run -p epoch=2", "course run -p epochs=many", "course run --profile huge",
+     "course sweep --grid rank=8", "course sweep --name s --grid ranks=8", "course sweep --name s --grid rank=8,many",
      "course stub start", "make runs", "make run SPEED=9", 'make run ARGS="-p epoch=2"', "python -m helpers.nothing",
      "python -m helpers.stub_tinker --prot 1", "python helpers/install.py --there", "papermill 01_split.ipynb x.ipynb -p epochs 2"],
 )
