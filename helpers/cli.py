@@ -462,9 +462,12 @@ def print_summary(run: Run, stages: list[str], seconds: float) -> None:
     for entry in entries.values():
         for kind, spent in entry["work_seconds"].items():
             work[kind] = work.get(kind, 0.0) + spent
-    rest = seconds - sum(work.values())
-    spans = [f"{kind} {clock(spent)}" for kind, spent in work.items()] + [f"the rest {clock(rest)} (kernels, imports, model loading)"]
+    within = sum(entry["seconds"] for entry in entries.values())
+    spans = [f"{kind} {clock(spent)}" for kind, spent in work.items()]
     print(f"\n{clock(seconds)} in all: {', '.join(spans)}")
+    rest = seconds - sum(work.values())
+    print(f"the rest {clock(rest)}, {rest / seconds:.0%}: within the stages {clock(max(0, within - sum(work.values())))} (imports, model loading, figures), "
+          f"around them {clock(max(0, seconds - within))} (kernel starts, first cells, exercises)")
     print(f"everything is in {_short(run.path)}; the executed notebooks are in its notebooks/ folder")
 
 
