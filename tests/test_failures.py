@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,24 +13,26 @@ from pathlib import Path
 
 import pytest
 
+from helpers import models
 from helpers.cli import main
 from helpers.runs import ROOT, Run, new_run
 
 COURSE = Path(sys.executable).with_name("course")
 DATA = ROOT / "data" / "word_problems.json"
 SMALL = {"max_train": 32, "max_validation": 4, "max_test": 10}
-SHORT = ["-p", "epochs=1", "-p", "batch_size=4", "-p", "eval_every=3", "-p", "max_tokens=16", "-p", "rank=4"]
-STEPS = 8  # 32 examples, 4 a step
+SHORT = ["-p", "epochs=15", "-p", "batch_size=4", "-p", "eval_every=30", "-p", "max_tokens=16", "-p", "rank=4", "-p", "learning_rate=0.02"]
+STEPS = 120  # 15 times 32 examples, 4 a step
 PATIENCE = 60  # seconds in which a user must learn that the stub is gone
 
 
-# A cache and a runs folder of this file's own: the stub that runs there is ours to kill
+# A cache and a runs folder of this file's own: the stub that runs there is ours to kill. Its model is a toy, so that steps are short
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, base_model):
+def home(tmp_path_factory, toy_model):
     home = tmp_path_factory.mktemp("home")
-    (home / "models").symlink_to(Path(base_model).parent)
+    shutil.copytree(toy_model.parent, home / "models")
+    models._seal(home / "models" / models.LOCAL_MODEL)  # now it passes for the local base model
     yield home
     kill_stub(home)
 
@@ -272,11 +275,11 @@ def metrics(run: Run) -> list[dict]:
 
 
 def start_training(run: Run) -> subprocess.Popen:
-    """`course run` under way, a step past its first checkpoint of trained weights, and two before the next."""
+    """`course run` under way, some steps past its first checkpoint of trained weights, and well before the next."""
     process = subprocess.Popen([COURSE, "run", "--from", "train", "--until", "train", "--name", run.name, *SHORT], cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not run.file("train/metrics.jsonl").exists() or run.file("train/metrics.jsonl").read_text().count("\n") < 4:
+    while not run.file("train/metrics.jsonl").exists() or run.file("train/metrics.jsonl").read_text().count("\n") < 35:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process

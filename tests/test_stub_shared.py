@@ -19,7 +19,7 @@ from stub import Server
 from test_stub_server import datums, prompt, train
 
 LEARNERS = 19  # and one greedy client
-SECONDS = float(os.environ.get("STUB_CROWD_SECONDS", "20"))
+SECONDS = float(os.environ.get("STUB_CROWD_SECONDS", "12"))
 HANG_SECONDS = 300
 KEYS = ("tml-one", "tml-two")
 SAMPLED, TRAINED = 32, 120  # tokens of one sampling request and of one training step of a learner

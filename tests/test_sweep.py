@@ -583,21 +583,11 @@ def test_a_run_like_one_of_a_sweep_asks_the_base_model_itself():
 
 
 @pytest.fixture(scope="module")
-def toy(base_model, tmp_path_factory):
-    """A stub with a model of two narrow layers. Its large weights make a loss that falls by a third in twelve steps."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = tmp_path_factory.mktemp("models") / "toy"
-    torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=1.0)
-    LlamaForCausalLM(config).save_pretrained(model)
-    for file in (file for file in base_model.iterdir() if "token" in file.name or file.suffix in (".jinja", ".txt") or file.name == "vocab.json"):
-        shutil.copy(file, model)
+def toy(toy_model, tmp_path_factory):
+    """A stub with the toy model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # two threads for so little work would mostly wait for each other
-        server = Server(model, tmp_path_factory.mktemp("stub"))
+        server = Server(toy_model, tmp_path_factory.mktemp("stub"))
     yield server
     server.stop()
 
