@@ -312,7 +312,12 @@ def run_course(options: argparse.Namespace) -> int:
     run = run or new_run(options.name)
     with run.in_use():
         run.update(parameters=parameters, **({"like": like.name} if options.like else {}))
-        return run_stages(run, stages, parameters, known)
+        status = run_stages(run, stages, parameters, known)
+    if status == 0:  # after the lock is let go: the page says whether the run is under way
+        from helpers.report import write_report
+
+        print(f"a page to read or to send: {_short(write_report(run))}")
+    return status
 
 
 def run_stages(run: Run, stages: list[str], parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> int:
@@ -326,9 +331,6 @@ def run_stages(run: Run, stages: list[str], parameters: dict[str, Any], known: d
             print(f"\nWhat was done is kept. To go on from here:  course run --resume --name {run.name}", file=sys.stderr)
             return status
     print_summary(run, stages, time.monotonic() - started)
-    from helpers.report import write_report
-
-    print(f"a page to read or to send: {_short(write_report(run))}")
     return 0
 
 
