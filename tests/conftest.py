@@ -1,5 +1,6 @@
 """What several test files share. Keep it small."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -14,6 +15,9 @@ import torch
 
 from helpers.models import LOCAL_MODEL
 from stub import Server
+
+# The SDK's clients of servers that a test has ended warn for minutes, into the output of whatever test is on.
+logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session")

@@ -242,5 +242,5 @@ def test_lab_that_cant_start(became, monkeypatch):
 
 
 def test_make_lab_hands_its_arguments_on():
-    printed = subprocess.run(["make", "-n", "lab", "ARGS=--ip 0.0.0.0 --no-browser"], cwd=ROOT, capture_output=True, text=True).stdout
+    printed = subprocess.run(["make", "--no-print-directory", "-n", "lab", "ARGS=--ip 0.0.0.0 --no-browser"], cwd=ROOT, capture_output=True, text=True).stdout
     assert printed.splitlines()[-1] == ".venv/bin/course lab -- --ip 0.0.0.0 --no-browser"
