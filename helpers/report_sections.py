@@ -265,7 +265,7 @@ def _merge_parity(run: RunInfo) -> str:
     rows = [parity, *(parity[name] for name in ("peft", "negative_control") if name in parity)]
     control = " The last row is a control: the untuned base model must fail." if "negative_control" in parity else ""
     return _parity_table("Merged model and adapter beside the trained model", rows) + paragraph(
-        f"The tolerance follows from the rounding of the numbers' precision, measured on the same prompts.{control}"
+        f"The tolerance follows from the precision of the numbers and the model's size, for these prompts; notebook 05 says how.{control}"
     )
 
 
