@@ -360,6 +360,7 @@ def run_stage(run: Run, stage: str, parameters: dict[str, Any], label: str) -> i
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     notebook = STAGES[stage][0]
     folder = run.file("notebooks")
@@ -368,12 +369,14 @@ def run_stage(run: Run, stage: str, parameters: dict[str, Any], label: str) -> i
     except OSError as error:
         raise RunError(f"can't write {folder}: {error.strerror}", "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder") from error
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this environment, not one of the same name in HOME
+    _say_a_dead_kernel_once()
     line = ProgressLine(f"{label} {notebook}")
     try:
         papermill.execute_notebook(
             NOTEBOOKS / f"{notebook}.ipynb", folder / f"{notebook}.ipynb", parameters={"run_name": run.name, **parameters},
             cwd=NOTEBOOKS, progress_bar=False, stdout_file=line, kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=50"])  # its own log says nothing to a user; cells report by themselves
+            extra_arguments=["--IPKernelApp.log_level=50"],  # its own log says nothing to a user; cells report by themselves
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}))  # other users of this machine can't listen
     except PapermillExecutionError as error:
         line.end("FAILED")
         _explain(error, folder / f"{notebook}.ipynb")
@@ -394,11 +397,20 @@ def run_stage(run: Run, stage: str, parameters: dict[str, Any], label: str) -> i
     return 0
 
 
-def _kernel_config() -> Any:
-    """Talk to the kernel over a socket file of this user, not a port that others on the machine could read."""
-    from traitlets.config import Config
+def _say_a_dead_kernel_once() -> None:
+    """After Ctrl-C nbclient stops its kernel while a task of its own still watches it. That task then fails with nobody
+    waiting for it, and asyncio would print a traceback. Where somebody does wait, `run_stage` says what happened."""
+    import logging
 
-    return Config({"KernelManager": {"transport": "ipc"}})
+    from jupyter_core.utils import ensure_event_loop
+    from nbclient.exceptions import DeadKernelError
+
+    def handle(loop: Any, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), DeadKernelError):
+            loop.default_exception_handler(context)
+
+    ensure_event_loop().set_exception_handler(handle)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # its errors are raised, too
 
 
 def _explain(error: Any, output: Path) -> None:

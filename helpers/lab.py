@@ -42,6 +42,7 @@ def start_lab(notebook: str = "00_start_here", port: int | None = None, no_brows
         "jupyterlab",
         os.path.relpath(path, ROOT),
         "--Application.log_level=WARN",
+        "--KernelManager.transport_encryption=auto",  # other users of this machine can't listen
         "-y",  # Ctrl-C ends it at once, without a question
         *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port is not None else []),
         *(["--no-browser"] if no_browser else []),

@@ -339,6 +339,42 @@ def test_control_c_in_mid_training(uninterrupted):
     assert_resumes_to_the_same_end(run, uninterrupted)
 
 
+SLOW_TO_END = r"""
+import asyncio, sys
+from pathlib import Path
+import nbformat
+from jupyter_client.manager import KernelManager
+from nbformat.v4 import new_code_cell, new_notebook
+from helpers import cli
+from helpers.runs import Run
+
+tidy = KernelManager._async_cleanup_resources
+
+async def slowly(self, restart=False):  # nbclient looks once a second whether the kernel lives
+    await asyncio.sleep(2)
+    await tidy(self, restart)
+
+KernelManager._async_cleanup_resources = slowly
+look = "from ipykernel.kernelapp import IPKernelApp; open('connection', 'w').write(open(IPKernelApp.instance().abs_connection_file).read())"
+cells = ["", look, "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"]
+notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+notebook.cells[0].metadata["tags"] = ["parameters"]
+notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+cli.NOTEBOOKS = Path(sys.argv[1])
+nbformat.write(notebook, cli.NOTEBOOKS / "01_split.ipynb")
+sys.exit(cli.run_stage(Run(cli.NOTEBOOKS), "split", {}, "[1/1]"))
+"""
+
+
+def test_control_c_says_nothing_of_the_kernel_that_it_ended(tmp_path):
+    """Also where nbclient sees the kernel's end: its task then fails with nobody waiting for it."""
+    result = subprocess.run([sys.executable, "-c", SLOW_TO_END, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert (result.returncode, result.stderr) == (130, "")
+    assert result.stdout.splitlines()[-1].endswith("interrupted")
+    assert "curve_publickey" in (tmp_path / "connection").read_text()  # what cells say can't be listened to by other users
+
+
 def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
     from helpers.training import Step, TrainingLog
 
