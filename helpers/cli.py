@@ -127,12 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", report_command, "one page of HTML for a run, or one that compares several", (
         "Write a page that needs no network and no other file, to read or to send. Of one run: settings, data, curves, scores,\n"
         "answers to read, parity, times, versions. Of several: what differs, scores side by side, and the paired test on the same\n"
-        "problems, with the run named first as the one to compare with. A run need not be complete: the page says what is missing,\n"
-        "stale or damaged in it."), (
+        "problems, with the run named first as the one to compare with. The name of a sweep stands for its runs. A run need not be\n"
+        "complete: the page says what is missing, stale or damaged in it."), (
         "course report                          # the newest run, into its report.html",
         "course report first second third       # side by side, into comparison.html in the runs folder",
+        "course report my-sweep                 # its runs side by side, into its report.html",
         "course report my-run --output to_send.html --open"))
-    report.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: latest)")
+    report.add_argument("runs", nargs="*", metavar="RUN|SWEEP", help="names of runs or sweeps (default: latest)")
     report.add_argument("--output", type=Path, metavar="FILE", help="where to write it; ends in .html")
     report.add_argument("--open", action="store_true", help="show it in a browser")
     report.add_argument("--json", action="store_true", help="say as JSON where it is, with scores, and what is missing")

@@ -29,6 +29,7 @@ from helpers.report_parts import (
 from helpers.run_files import load, one_line, scores, split_of
 from helpers.run_info import RunInfo, readable_run
 from helpers.runs import STAGES, Run
+from helpers.settings import OTHER_RUNS
 
 FLIPS = 10  # of each kind, for each pair
 NONE = "–"  # a run that has no such value
@@ -52,10 +53,11 @@ def write_comparison(runs: list[Run], path: Path) -> Path:
 
 def comparison_page(runs: list[RunInfo]) -> tuple[str, list[str]]:
     """The page, and what is missing, stale or damaged in the runs, a sentence each."""
-    problems = [f"run {run.name}: {words}" for run in runs for words in list_problems(run)]
+    begun = [stage for stage in STAGES if any(stage in run.statuses for run in runs)]  # a sweep ends early: no gap in its runs
+    problems = [f"run {run.name}: {words}" for run in runs for words in list_problems(run, begun)]
     sections = [(name, heading, attempt(part, runs, problems)) for name, heading, part in SECTIONS]
     gaps = folded(
-        f"{len(problems)} things are missing, stale or damaged in these runs",
+        f"{len(problems)} {'thing is' if len(problems) == 1 else 'things are'} missing, stale or damaged in these runs",
         "<ul>" + "".join(f"<li>{text(words)}</li>" for words in problems) + "</ul>",
     )
     head = _overview(runs) + (f'<div class="problem">{gaps}</div>' if problems else "")
@@ -120,7 +122,7 @@ def _settings(runs: list[RunInfo]) -> str:
 def compare_settings(runs: list[RunInfo]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Settings that differ, with the value of each run, and those that do not, with the one value.
 
-    A run that did not come to a stage has no values of it, which is no difference.
+    A run that did not come to a stage has no values of it, which is no difference. Nor is another run's name.
     """
     by_stage: dict[tuple[str, str], list[str]] = {
         ("base model", ""): [model_name(run) for run in runs],
@@ -128,7 +130,7 @@ def compare_settings(runs: list[RunInfo]) -> tuple[dict[str, list[str]], dict[st
     }
     for stage in STAGES:
         recorded = [run.manifest["stages"].get(stage, {}).get("parameters", {}) for run in runs]
-        for name in dict.fromkeys(name for parameters in recorded for name in parameters):
+        for name in dict.fromkeys(name for parameters in recorded for name in parameters if name not in OTHER_RUNS):
             by_stage[name, stage] = [
                 json.dumps(parameters[name], ensure_ascii=False) if name in parameters else NONE for parameters in recorded
             ]

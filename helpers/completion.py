@@ -89,27 +89,49 @@ def words(parser: argparse.ArgumentParser, typed: list[str]) -> list[str]:
         parser: of the whole command.
         typed: the words after `course` so far; the last one, perhaps empty, is to be completed.
     """
-    *before, current = typed or [""]
+    typed = typed or [""]
+    cut = "=" in typed[-2:]  # bash cuts `--name=value` into three words, and completes the last of them
+    *before, current = _whole(typed)
     waiting: argparse.Action | None = None  # the option whose value comes next
     for word in before:
-        if word == "=":  # bash cuts `--name=value` into three words
-            continue
-        option = parser._option_string_actions.get(word)
+        name, assigned, _ = word.partition("=")
+        option = parser._option_string_actions.get(name)
         if option is not None:
-            waiting = option if option.nargs != 0 else None
+            waiting = option if option.nargs != 0 and not assigned else None
         elif waiting is not None:
             waiting = waiting if waiting.nargs in ("+", "*") else None
         elif (inner := _subparsers(parser)) and word in inner.choices:
             parser = inner.choices[word]
-    if current == "=":
-        current = ""
-    if current.startswith("-"):
-        offered = list(parser._option_string_actions)
+    start, assigned, value = current.partition("=")
+    if current.startswith("-") and assigned:
+        option = parser._option_string_actions.get(start)
+        offered, current = _values(option) if option is not None else [], value
+    elif current.startswith("-"):
+        offered, start = list(parser._option_string_actions), ""
+    elif waiting is not None and assigned and str(waiting.metavar).startswith("NAME=VALUE"):
+        offered, current = _words_for(start), value
     elif waiting is not None:
-        offered = _values(waiting)
+        offered, start = _values(waiting), ""
     else:
-        offered = [value for action in parser._get_positional_actions() for value in _values(action)]
-    return [word for word in offered if word.startswith(current)]
+        offered, start = [value for action in parser._get_positional_actions() for value in _values(action)], ""
+    return [word if cut or not start else f"{start}={word}" for word in offered if word.startswith(current)]
+
+
+def _whole(typed: list[str]) -> list[str]:
+    """The words as they were typed: `["-p", "task", "=", "te"]` is `["-p", "task=te"]`."""
+    found: list[str] = []
+    for word in typed:
+        if found and (word == "=" or found[-1].endswith("=")):
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
+
+
+def _words_for(parameter: str) -> list[str]:
+    from helpers.settings import CHOICES
+
+    return [word for word in CHOICES.get(parameter, ()) if word]
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> argparse.Action | None:

@@ -6,13 +6,13 @@ Each section shows what is there, and says which stage or file is missing, stale
 import json
 from pathlib import Path
 
-from helpers.errors import CourseError, UsageError
+from helpers.errors import CourseError, RunError, UsageError
 from helpers.files import write_text
 from helpers.html_page import page, paragraph, problem, text
 from helpers.report_parts import attempt, backend_kind, interval, list_problems, model_name, percent, small, stage_note
 from helpers.report_sections import SECTIONS
 from helpers.run_files import load, scores, split_of
-from helpers.run_info import RunInfo, readable_run
+from helpers.run_info import RunInfo, is_sweep, readable_run
 from helpers.runs import Run, runs_dir
 
 
@@ -20,8 +20,8 @@ def report_runs(names: list[str], output: Path | None = None, open_it: bool = Fa
     """Write the page of one run, or of several side by side, and say where it is. Returns the exit status.
 
     Args:
-        names: of runs; none for the newest.
-        output: the file to write. Default: report.html of the run, or comparison.html in the runs folder.
+        names: of runs, or of sweeps, which stand for their runs; none for the newest run.
+        output: the file to write. Default: report.html of the run or the sweep, or comparison.html in the runs folder.
         open_it: show it in a browser.
         as_json: print path, runs and problems as JSON.
 
@@ -29,7 +29,7 @@ def report_runs(names: list[str], output: Path | None = None, open_it: bool = Fa
         UsageError: a run is named twice, or the output is no HTML file.
         RunError: there is no such run, it is damaged, or the file can't be written.
     """
-    runs = [readable_run(name) for name in names or ["latest"]]
+    runs = [run for name in names or ["latest"] for run in _runs_of(name)]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UsageError(
             f"a run is named twice: {', '.join(run.name for run in runs)}", "name each run once; `latest` is one of them"
@@ -43,7 +43,7 @@ def report_runs(names: list[str], output: Path | None = None, open_it: bool = Fa
     else:
         from helpers.comparison import comparison_page
 
-        path = output or runs_dir() / "comparison.html"
+        path = output or (runs_dir() / names[0] / "report.html" if len(names) == 1 else runs_dir() / "comparison.html")
         html, problems = comparison_page(runs)
         write_text(path, html)
     if as_json:
@@ -56,6 +56,18 @@ def report_runs(names: list[str], output: Path | None = None, open_it: bool = Fa
     if open_it:
         _open(path)
     return 0
+
+
+def _runs_of(name: str) -> list[RunInfo]:
+    """The run of this name, or the runs of a sweep that were begun."""
+    if not is_sweep(runs_dir() / name):
+        return [readable_run(name)]
+    from helpers.sweep import open_sweep
+
+    runs = [readable_run(run) for run in open_sweep(name).parameters if (runs_dir() / run / "manifest.json").exists()]
+    if not runs:
+        raise RunError(f"no run of sweep {name} was begun", f"`course sweep --resume --name {name}` begins them")
+    return runs
 
 
 def _open(path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the page of a run and the page that compares runs share: how they say that something is missing, and how they write numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from helpers.errors import RunError
@@ -34,9 +34,9 @@ def stage_note(run: RunInfo, stage: str) -> str | None:
     return f"stage {stage} was begun and did not finish: run {notebook} again, or `course run --resume --name {run.name}`"
 
 
-def list_problems(run: RunInfo) -> list[str]:
-    """All that is missing, stale or damaged in a run, a sentence each."""
-    notes = [note for stage in STAGES if (note := stage_note(run, stage))]
+def list_problems(run: RunInfo, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
+    """All that is missing, stale or damaged in a run, a sentence each. `stages` are those that it should have."""
+    notes = [note for stage in stages if (note := stage_note(run, stage))]
     return list(dict.fromkeys([*notes, *file_problems(run), *scores(run)[1]]))
 
 

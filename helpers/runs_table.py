@@ -1,5 +1,6 @@
 """`course list` and `course show`: what runs there are, and what is in one."""
 
+import contextlib
 import json
 import os
 from datetime import datetime, timezone
@@ -57,7 +58,7 @@ def describe(run: RunInfo) -> dict[str, Any]:
     return summary(run) | {
         "base_model": run.manifest.get("base_model"), "backend": backend.get("kind") if isinstance(backend, dict) else None,
         "parameters": changed_parameters(parameters, known), "notes": notes, "stages": stages,
-        "data": run.manifest["stages"].get("split", {}).get("data", []),
+        "data": run.manifest["stages"].get("split", {}).get("data", []), "sources": run.manifest["stages"].get("split", {}).get("results", {}).get("sources", []),
         "scores": rows, "problems": problems, "artefacts": artefacts(run),
         "packages": {name: {"version": version, "now": installed.get(name)} for name, version in run.manifest.get("packages", {}).items()},
     }
@@ -110,12 +111,21 @@ def _page(details: dict[str, Any]) -> str:
     if details["artefacts"]:
         rows = [["file", "size"]] + [[row["path"], "missing" if row["bytes"] is None else size_text(row["bytes"])] for row in details["artefacts"]]
         lines += ["", table(rows, right={1})]
-    if details["data"]:
+    if details["data"] or details["sources"]:
         lines += ["", "data", *(f"  {row.get('path')}  {size_text(row.get('bytes'))}  sha256 {str(row.get('sha256'))[:12]}…"
-                                for row in details["data"] if isinstance(row, dict))]
+                                for row in details["data"] if isinstance(row, dict)), *(f"  {line}" for line in _source_lines(details["sources"]))]
     lines += ["", "versions", *(f"  {name} {row['version']}" + ("" if row["now"] == row["version"] else f"   (now {row['now'] or 'not installed'})")
                                 for name, row in details["packages"].items())]
     return "\n".join(lines)
+
+
+def _source_lines(sources: Any) -> list[str]:
+    """How the data were read, as notebook 01 says it: records, form, which column became which field."""
+    from helpers.records import Source
+
+    with contextlib.suppress(TypeError, AttributeError, ValueError):  # of another version, or written by hand
+        return [line for source in sources for line in str(Source(**source)).splitlines()]
+    return []
 
 
 def _defaults(defaults: dict[str, Any]) -> str:

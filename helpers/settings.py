@@ -20,7 +20,16 @@ OTHER_RUNS = ("run_name", "base_run")  # parameters that name a run: a run like 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
+# Parameters that take one of a few words; the Tab key offers them, too.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "task": tuple(TASKS),
+    "best_metric": ("accuracy", "loss"),
+    **dict.fromkeys(("dtype", "sampler_precision"), PRECISIONS),
+    "executor": ("", "ray", "mp", "uni", "external_launcher"),
+}
+
+
+def _one_of(values: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in values, f"it must be {', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
 
 
@@ -30,7 +39,7 @@ ABOVE_ZERO = lambda value: 0 < value < math.inf, "it must be above zero"
 NOT_BELOW_ZERO = lambda value: 0 <= value < math.inf, "it must be 0 or more"
 ONE_OR_MORE = lambda value: value >= 1, "it must be 1 or more"
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "task": _one_of(*TASKS),
+    **{name: _one_of(values) for name, values in CHOICES.items()},
     "text_threshold": (lambda value: 0 < value <= 1, "it must be over 0 and at most 1"),
     "seed": (lambda value: 0 <= value < 2**32, "it must be a whole number from 0 to 4294967295"),
     **dict.fromkeys(("test_size", "validation_size"), SHARE),
@@ -40,12 +49,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("rank", "batch_size", "eval_every", "max_tokens", "max_in_flight", "subset", "sampled_problems", "samples_each",
                      "parity_prompts", "tensor_parallel_size", "kv_cache_gib"), ONE_OR_MORE),
     **dict.fromkeys(("max_length", "max_model_len"), (lambda value: value >= 2, "it must be 2 tokens or more")),
-    "best_metric": _one_of("accuracy", "loss"),
     "backend_name": (lambda value: value in ("auto", "stub", "hosted") or value.startswith(("http://", "https://")),
                      "it must be 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server"),
-    **dict.fromkeys(("dtype", "sampler_precision"), _one_of(*PRECISIONS)),
     "gpu_memory_utilization": (lambda value: 0 < value <= 1, "it must be a share over 0 and at most 1"),
-    "executor": _one_of("", "ray", "mp", "uni", "external_launcher"),
     "batch_sizes": (lambda value: all(part.strip().isdecimal() and int(part) for part in value.split(",")),
                     "it must be whole numbers above zero, separated by commas, such as '1,4,16'"),
 }

@@ -208,6 +208,18 @@ def test_show_what_stages_recorded(capsys):
     assert details["parameters"] == {"rank": {"value": 8, "defaults": {"train": 32}}}
 
 
+def test_show_how_the_data_were_read(capsys):
+    run = make_run("mine", done=())
+    source = {"name": "tickets.csv", "form": "CSV", "records": 48, "columns": {"instruction": "text", "output": "output"}, "unused": ["id"]}
+    run.begin("split", {}).finish("done", sources=[source])
+    lines = [line.strip() for line in course(capsys, "show")[1].splitlines()]
+    assert [line for line in lines if "tickets" in line or "←" in line or "used" in line] == [
+        "tickets.csv: 48 records (CSV)", "instruction ← text", "not used: id"]
+    assert json.loads(course(capsys, "show", "--json")[1])["sources"] == [source]
+    run.begin("split", {}).finish("done", sources=[{"name": "of another version"}])
+    assert course(capsys, "show")[0] == 0
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"test_size": 0}', '{"base_correct": "many"}'])
 def test_show_without_usable_scores(content, capsys):
     run = make_run("mine")
@@ -574,6 +586,14 @@ def test_help_teaches(capsys):
     (["run", "--from", "e"], ["evaluate", "export"]),
     (["run", "-p", "max_t"], ["max_test=", "max_tokens=", "max_train="]),
     (["run", "-p", "epochs", "=", ""], []),
+    (["run", "-p", "task", "=", ""], ["math", "classification", "extraction", "text"]),
+    (["run", "-p", "task", "=", "ex"], ["extraction"]),
+    (["run", "-p", "task", "="], ["math", "classification", "extraction", "text"]),
+    (["run", "-p", "task=ex"], ["task=extraction"]),
+    (["sweep", "--grid", "dtype", "=", "f"], ["float32", "float16"]),
+    (["run", "--profile=f"], ["--profile=full"]),
+    (["run", "--name", "=", "x", "-p", "task", "=", "te"], ["text"]),
+    (["run", "-p", "seed=1", "--fr"], ["--from"]),
     (["run", "--resume", "--name", "m"], ["mine"]),
     (["run", "--data", "a.json", "b"], []),
     (["run", ""], []),
@@ -606,10 +626,11 @@ try() {{ COMP_WORDS=(course "$@"); COMP_CWORD=$#; _course course; echo "${{COMPR
 try run --lik
 try show mi
 try run -p epo
+try run -p task = te
 complete -p course
 """
     result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert result.stdout.splitlines() == ["--like", "mine", "epochs=", "complete -o default -F _course course"], result.stderr
+    assert result.stdout.splitlines() == ["--like", "mine", "epochs=", "text", "complete -o default -F _course course"], result.stderr
 
 
 def test_the_script_for_zsh(capsys):

@@ -230,6 +230,26 @@ def test_latest_and_the_table(capsys, folder, data, notebooks):  # noqa: F811
     assert course(capsys, "show", "s")[1].strip() in out
 
 
+def test_the_report_of_a_sweep(capsys, folder, data, notebooks):  # noqa: F811
+    course(capsys, "sweep", "--name", "s", "--data", data["data_files"], "--grid", "rank=2,16")
+    path = folder / "s/report.html"
+    path.unlink()
+    status, out, _ = course(capsys, "report", "s")
+    page = path.read_text()
+    assert status == 0 and out.splitlines()[-1] == str(path) and "2 runs compared" in page and "s-02" in page
+    assert "base_run" not in page  # which names a run, and makes no difference
+    assert "stage export was not run" not in page + out  # a sweep ends early: nothing is missing
+    make_run("other", done=("split",))
+    status, out, _ = course(capsys, "report", "other", "s", "--json")
+    found = json.loads(out)
+    assert status == 0 and found["path"] == str(folder / "comparison.html") and [row["name"] for row in found["runs"]] == ["other", "s-01", "s-02"]
+    assert "run other: stage train was not run: notebooks/02_train.ipynb does it" in found["problems"]
+    shutil.rmtree(folder / "s-01"), shutil.rmtree(folder / "s-02")
+    status, _, err = course(capsys, "report", "s")
+    assert status == 1
+    assert_one_message(err, "no run of sweep s was begun", "`course sweep --resume --name s`")
+
+
 def test_as_json(capsys, data, notebooks):
     status, out, err = course(capsys, "sweep", "--name", "s", "--data", data["data_files"], "--grid", "rank=2,16", "--json")
     found = json.loads(out)
