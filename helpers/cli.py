@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "course run --resume                      # go on where the newest run stopped",
         "course run --like latest -p rank=16      # the same again, but for one setting"))
     run.add_argument("--name", default="", metavar="RUN", help="name of the run folder (default: date and time)")
-    run.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
+    run.add_argument("--profile", metavar="PROFILE|FILE", help="a set of parameters from helpers/profiles.toml, or a .toml file of your own (default: quick)")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a notebook parameter; may be given more than once")
     run.add_argument("--data", nargs="+", metavar="FILE", help="your own .json, .jsonl, .csv or .tsv files, or data sets: hub:OWNER/NAME")
     run.add_argument("--columns", metavar="FIELD=COLUMN,...", help="which column of the data is what: instruction=text,output=label")
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,VALUE",
                        help="values of a notebook parameter; may be given more than once, for all combinations")
     sweep.add_argument("--settings", metavar="FILE", help="the settings, a run each: a .json list of objects, or a .csv table with a head")
-    sweep.add_argument("--profile", metavar="PROFILE", help="a set of parameters from helpers/profiles.toml (default: quick)")
+    sweep.add_argument("--profile", metavar="PROFILE|FILE", help="a set of parameters from helpers/profiles.toml, or a .toml file of your own (default: quick)")
     sweep.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
                        help="set a parameter for all runs; may be given more than once")
     sweep.add_argument("--data", nargs="+", metavar="FILE", help="your own .json, .jsonl, .csv or .tsv files, or data sets: hub:OWNER/NAME")

@@ -78,7 +78,7 @@ def _notebooks() -> Iterable[str]:
 
 
 # What the value of an argument is called in its help: what to offer for it. Files are left to the shell.
-OFFERS = {"PROFILE": _profiles, "RUN": _runs, "SWEEP": _sweeps, "RUN|SWEEP": _runs_and_sweeps, "NAME=VALUE": _parameters,
+OFFERS = {"PROFILE|FILE": _profiles, "RUN": _runs, "SWEEP": _sweeps, "RUN|SWEEP": _runs_and_sweeps, "NAME=VALUE": _parameters,
           "NAME=VALUE,VALUE": _parameters, "BACKEND": _backends, "NOTEBOOK": _notebooks}
 
 

@@ -84,9 +84,10 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
              f"(at most {cost['sample_at_most']:,})"]
     if not cost["missing"]:
         lines.append(f"          about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by the prices of "
-                     f"{cost['date'] or 'no date'} in helpers/prices.toml; kept checkpoints are billed apart")
+                     f"{cost['date'] or 'no date'} in {cost['prices']}; kept checkpoints are billed apart")
         return lines
-    lines.append(f"          in dollars: helpers/prices.toml holds no price of {plan['model']} for {', '.join(cost['missing'])}.")
+    lines.append(f"          in dollars: helpers/prices.toml holds no price of {plan['model']} for {', '.join(cost['missing'])},")
+    lines.append("          and the published price list can't be reached, or lacks the model too.")
     lines.append(f"          Read them on {cost['source']} and write into that file, in dollars per million tokens:")
     return [*lines, f'            ["{plan["model"]}"]', *(f"            {kind} = …" for kind in cost["missing"])]
 

@@ -4,9 +4,12 @@ Records, steps and tokens are counted from the data, in the way the notebooks do
 measured on one machine, and how long answers become is known only afterwards (here: as long as the reference answers).
 """
 
+import logging
 from dataclasses import asdict, dataclass
+from datetime import date
 from math import ceil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from helpers.errors import CourseError, DataError
@@ -257,14 +260,32 @@ def prices() -> dict[str, Any]:
     return table
 
 
+def published_prices(model: str) -> dict[str, float]:
+    """Dollars per million tokens, from the price list that Tinker publishes for programs. Empty where it can't be had or lacks the model."""
+    rates = cost_estimation().fetch_model_pricing(model, url=cost_estimation().PRICING_URL)
+    return {kind: getattr(rates, f"{kind}_usd_per_million") for kind in KINDS} if rates else {}
+
+
+def cost_estimation() -> ModuleType:
+    """The cookbook's module of prices. It logs what it could not fetch; the estimate says so by itself."""
+    from tinker_cookbook.utils import cost_estimation as module
+
+    module.logger.setLevel(logging.CRITICAL)
+    return module
+
+
 def cost(work: dict[str, Work], model: str) -> dict[str, Any]:
-    """Dollars for the tokens, or `missing`: the prices that prices.toml does not hold."""
+    """Dollars for the tokens, by prices.toml or else by the published price list, or `missing`: what neither holds."""
     table = prices()
-    row = table.get(model, {})
+    where, day, row = "helpers/prices.toml", str(table.get("date", "")), table.get(model)
+    if row is None and (row := published_prices(model)):
+        where, day = cost_estimation().PRICING_URL, f"{date.today()}"
+    row = row or {}
     tokens = {kind: sum(getattr(one, kind) for one in work.values()) for kind in KINDS}
     at_most = tokens | {"sample": sum(one.written_at_most for one in work.values())}
     missing = [kind for kind in KINDS if kind not in row and tokens[kind]]
-    found = {"tokens": tokens, "sample_at_most": at_most["sample"], "missing": missing, "date": str(table.get("date", "")), "source": table.get("source", "")}
+    found = {"tokens": tokens, "sample_at_most": at_most["sample"], "missing": missing, "prices": where, "date": day,
+             "source": table.get("source", "")}
     if not missing:
         for name, amounts in (("dollars", tokens), ("dollars_at_most", at_most)):
             found[name] = round(sum(amount * row.get(kind, 0) for kind, amount in amounts.items()) / 1e6, 4)

@@ -66,7 +66,24 @@ def profiles() -> dict[str, dict[str, Any]]:
     return read_toml(ROOT / "helpers" / "profiles.toml")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def profile(name: str) -> dict[str, Any]:
+    """The parameters of a named profile, or of a TOML file of the user's with a line `name = value` for each.
+
+    Raises:
+        CourseError: there is no such profile or file, or it can't be read.
+    """
+    sets = profiles()
+    if name in sets:
+        return sets[name]
+    if not name.endswith(".toml"):
+        raise CourseError(f"there is no profile {name!r}", f"profiles are {', '.join(sets)}, and files of your own that end in .toml")
+    parameters = read_toml(Path(name), "it must be there, with a line such as  epochs = 2.0  for each parameter")
+    if tables := [key for key, value in parameters.items() if isinstance(value, dict)]:
+        raise CourseError(f"{name}: [{tables[0]}] is a table", "a profile of your own is one list of lines, name = value, without a head")
+    return parameters
+
+
+def read_toml(path: Path, fix: str = "mend it there, or get it back: git checkout helpers/") -> dict[str, Any]:
     """A TOML file that users edit.
 
     Raises:
@@ -75,20 +92,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CourseError(f"{path} can't be read: {error}", "mend it there, or get it back: git checkout helpers/") from error
+        raise CourseError(f"{path} can't be read: {error}", fix) from error
 
 
 def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
     """Parameters of the profile, then of -p, then of the other options; each beats the ones before.
 
     Raises:
-        CourseError: there is no such profile, or a -p is not NAME=VALUE.
+        CourseError: there is no such profile, its file can't be read, or a -p is not NAME=VALUE.
     """
-    sets = profiles()
-    if options.profile and options.profile not in sets:
-        raise CourseError(f"there is no profile {options.profile!r}", f"profiles are {', '.join(sets)}")
-    default = {} if options.resume or options.first or options.like else sets["quick"]
-    parameters = dict(sets[options.profile] if options.profile else default)
+    default = {} if options.resume or options.first or options.like else profiles()["quick"]
+    parameters = dict(profile(options.profile) if options.profile else default)
     for text in options.parameter:
         name, sign, value = text.partition("=")
         if not sign or not name.strip():

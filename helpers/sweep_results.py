@@ -247,7 +247,7 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
     if cost["missing"]:
         return [f"cost      tokens: {tokens}; in dollars unknown: helpers/prices.toml lacks the price of {', '.join(cost['missing'])}"]
     return [f"cost      tokens: {tokens}; about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by "
-            "helpers/prices.toml"]
+            f"the prices of {cost['date'] or 'no date'} in {cost['prices']}"]
 
 
 def plural(number: int, word: str) -> str:

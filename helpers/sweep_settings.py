@@ -200,5 +200,5 @@ def _total_cost(costs: list[dict[str, Any] | None]) -> dict[str, Any] | None:
     total = {"tokens": {kind: sum(cost["tokens"][kind] for cost in costs) for kind in costs[0]["tokens"]},
              "missing": sorted({kind for cost in costs for kind in cost["missing"]})}
     if not total["missing"]:
-        total |= {name: round(sum(cost[name] for cost in costs), 2) for name in ("dollars", "dollars_at_most")}
+        total |= {"prices": costs[0]["prices"], "date": costs[0]["date"]} | {name: round(sum(cost[name] for cost in costs), 2) for name in ("dollars", "dollars_at_most")}
     return total

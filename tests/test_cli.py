@@ -8,10 +8,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tinker_cookbook.utils import cost_estimation
 
 from helpers import cli, estimate, runs, settings
 from helpers.completion import words
@@ -452,7 +457,40 @@ def test_dry_run_of_a_run_to_go_on_with(capsys, small_data):
     assert found["work"]["train"]["steps"] == 6 and found["data"]["records"] is None and tree(run.path) == before
 
 
-def test_hosted_cost_without_prices(capsys, small_data):
+@pytest.fixture
+def price_list(monkeypatch) -> Iterator[list[dict]]:
+    """Stands for the list that Tinker publishes; an empty one is not found."""
+    rows: list[dict] = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if rows else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(rows).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(cost_estimation, "PRICING_URL", f"http://127.0.0.1:{server.server_port}/models.json")
+        monkeypatch.setattr(cost_estimation, "_pricing_fetched", False)
+        monkeypatch.setattr(cost_estimation, "_pricing_entries", None)
+        yield rows
+        server.shutdown()
+
+
+def test_hosted_cost_by_the_published_list(capsys, small_data, price_list):
+    arguments = ["--backend", "hosted", "-p", "base_model=a/b", "--until", "train", "--data", str(small_data)]
+    price_list += [{"tinker_id": "a/b:peft:131072", "prefill": "$9", "cached_prefill": "$9", "sample": "$9", "train": "$9"},
+                   {"tinker_id": "a/b", "prefill": "$100", "cached_prefill": "$1", "sample": "$10.5", "train": "$1,000", "note": "half price"}]
+    found = plan(capsys, *arguments)
+    work, cost = found["work"]["train"], found["cost"]
+    assert cost["dollars"] == pytest.approx((work["train"] * 1000 + work["prefill"] * 100 + work["sample"] * 10.5) / 1e6, abs=1e-4)
+    assert f"by the prices of {date.today()} in http://127.0.0.1" in course(capsys, "run", "--dry-run", *arguments)[1]
+
+
+def test_hosted_cost_without_prices(capsys, small_data, price_list):
     status, out, _ = course(capsys, "run", "--dry-run", "--profile", "hosted", "--until", "export", "--data", str(small_data))
     assert status == 0 and "holds no price of Qwen/Qwen3-30B-A3B-Instruct-2507 for train, prefill, sample" in out
     assert "https://tinker-docs.thinkingmachines.ai/tinker/models/" in out and "dollars per million tokens" in out
@@ -468,7 +506,7 @@ def test_hosted_cost_with_prices(capsys, small_data, monkeypatch):
     assert cost["dollars"] == pytest.approx((work["train"] * 1000 + work["prefill"] * 100 + work["sample"] * 10.5) / 1e6, abs=1e-4)
     assert cost["dollars_at_most"] > cost["dollars"]
     status, out, _ = course(capsys, "run", "--dry-run", "--backend", "hosted", "-p", "base_model=a/b", "--data", str(small_data))
-    assert re.search(r"about \$\d+\.\d\d, at most \$\d+\.\d\d: an estimate, by the prices of 2026-11-25", out)
+    assert re.search(r"about \$\d+\.\d\d, at most \$\d+\.\d\d: an estimate, by the prices of 2026-11-25 in helpers/prices.toml", out)
 
 
 @pytest.mark.parametrize(("text", "parts"), [
@@ -562,6 +600,21 @@ def test_two_at_once_in_one_run(capsys, started):
     assert course(capsys, "run", "--resume")[0] == 0
 
 
+# profiles of one's own
+
+
+def test_a_profile_of_ones_own(capsys, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("rank = 4\nmax_tokens = 9  # few\ntask = 'math'\n")
+    options = cli._parser().parse_args(["run", "--profile", str(file), "-p", "rank=2"])
+    assert settings.chosen_parameters(options) == {"rank": 2, "max_tokens": 9, "task": "math"}
+    for content, words_of_it in (("rank 4", "line 1"), ("[quick]\nrank = 4", "[quick] is a table"), ("epoch = 4", "did you mean epochs?")):
+        file.write_text(content)
+        status, _, err = course(capsys, "run", "--dry-run", "--profile", str(file))
+        assert status == 1
+        assert_one_message(err, words_of_it)
+
+
 # help and completion
 
 
@@ -581,7 +634,7 @@ def test_help_teaches(capsys):
     ([""], ["run", "sweep", "list", "show", "report", "clean", "check", "stub", "serve", "lab", "completion"]),
     (["c"], ["clean", "check", "completion"]),
     (["run", "--re"], ["--resume"]),
-    (["run", "--profile", ""], ["quick", "full", "hosted"]),
+    (["run", "--profile", ""], ["quick", "small", "full", "hosted"]),
     (["run", "--profile", "=", "f"], ["full"]),
     (["run", "--from", "e"], ["evaluate", "export"]),
     (["run", "-p", "max_t"], ["max_test=", "max_tokens=", "max_train="]),

@@ -57,6 +57,11 @@ def test_check_passes_on_the_committed_file():
     assert "all steps hold" in done.stdout
 
 
+def test_the_other_script_makes_the_committed_bytes():
+    done = subprocess.run([sys.executable, DATA / "make_reviews_and_bookings.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("edit, complaint", [
     (lambda r: r["steps"][0].update(value="999"), "is not 999"),
     (lambda r: r.update(answer="998"), "the last step is not the answer"),

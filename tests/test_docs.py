@@ -75,7 +75,7 @@ def spans(text: str) -> list[str]:
 def commands(path: Path) -> list[list[str]]:
     """Commands in fenced shell blocks and inline code, as words, without variables set before them."""
     text = prose(path)
-    lines = [line for block in re.findall(r"(?ms)^```(?:bash|sh|shell)\n(.*?)^```", text) for line in block.splitlines()]
+    lines = [line for block in re.findall(r"(?ms)^```(?:bash|sh|shell)\n(.*?)^```", text) for line in block.replace("\\\n", " ").splitlines()]
     lines += spans(text)
     found = []
     for line in lines:
@@ -166,6 +166,7 @@ def check_course(words: list[str]) -> None:
     if words[0] not in ("run", "sweep"):
         return
     options.parameter = [text for text in options.parameter if text.split("=")[0] not in PLACEHOLDERS]
+    options.profile = None if options.profile in PLACEHOLDERS else options.profile
     parameters = cli.chosen_parameters(options)
     filled = {name: value for name, value in parameters.items() if value not in PLACEHOLDERS}
     try:
@@ -209,7 +210,7 @@ def check_script(script: str, words: list[str]) -> None:
 
 def check_papermill(words: list[str]) -> None:
     notebook, given = words[0], [words[i + 1] for i, word in enumerate(words) if word == "-p"]
-    assert (ROOT / "notebooks" / notebook).exists(), f"there is no notebook {notebook}"
+    assert any((folder / notebook).exists() for folder in (ROOT, ROOT / "notebooks")), f"there is no notebook {notebook}"
     known = next(names for stage, names in cli.notebook_parameters().items() if STAGES[stage][0] == Path(notebook).stem)
     assert set(given) <= set(known), f"{notebook} has no parameter {set(given) - set(known)}"
 

@@ -20,8 +20,8 @@ from helpers.runs import ROOT, Run, new_run
 COURSE = Path(sys.executable).with_name("course")
 DATA = ROOT / "data" / "word_problems.json"
 SMALL = {"max_train": 32, "max_validation": 4, "max_test": 10}
-SHORT = ["-p", "epochs=15", "-p", "batch_size=4", "-p", "eval_every=30", "-p", "max_tokens=16", "-p", "rank=4", "-p", "learning_rate=0.02"]
-STEPS = 120  # 15 times 32 examples, 4 a step
+SHORT = ["-p", "epochs=8", "-p", "batch_size=4", "-p", "eval_every=24", "-p", "max_tokens=16", "-p", "rank=4", "-p", "learning_rate=0.02"]
+STEPS = 64  # 8 times 32 examples, 4 a step
 PATIENCE = 60  # seconds in which a user must learn that the stub is gone
 
 
@@ -177,7 +177,8 @@ def test_runs_that_are_not_there(capsys, monkeypatch, tmp_path):
     (["-p", "epochs=true"], ["epochs", "type float", "True"]),
     (["-p", "epochs"], ["'epochs'", "-p epochs=1"]),
     (["-p", "run_name=mine"], ["run_name", "--name"]),
-    (["--profile", "quik"], ["'quik'", "quick", "full", "hosted"]),
+    (["--profile", "quik"], ["'quik'", "quick", "small", "full", "hosted"]),
+    (["--profile", "mine.toml"], ["mine.toml", "No such file", "epochs = 2.0"]),
     (["--name", "a/b"], ["'a/b'", "letters"]),
 ])
 def test_wrong_options(arguments, words, capsys, monkeypatch, tmp_path):
@@ -279,7 +280,7 @@ def start_training(run: Run) -> subprocess.Popen:
     process = subprocess.Popen([COURSE, "run", "--from", "train", "--until", "train", "--name", run.name, *SHORT], cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not run.file("train/metrics.jsonl").exists() or run.file("train/metrics.jsonl").read_text().count("\n") < 35:
+    while not run.file("train/metrics.jsonl").exists() or run.file("train/metrics.jsonl").read_text().count("\n") < 27:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process

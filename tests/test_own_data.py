@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import own_tasks
 from helpers import settings
 from helpers.data import find_duplicates, load_data
 from helpers.errors import CourseError, DataError
 from helpers.hub_data import HubData, hub_parts, load_hub
-from helpers.runs import data_fingerprints
+from helpers.runs import ROOT, data_fingerprints
 from test_cli import assert_one_message, course, folder, make_run, plan, tree  # noqa: F401  (folder keeps runs in a temporary place)
 
 
@@ -210,8 +209,8 @@ def test_the_manifest_knows_what_was_in_a_data_set(data_set, capsys, monkeypatch
 # the command
 
 
-def test_dry_run_shows_columns_and_task(capsys, folder, tmp_path):  # noqa: F811
-    arguments = ["--data", str(own_tasks.reviews(tmp_path / "reviews.csv")), "--columns", "input=评价原文,output=情绪",
+def test_dry_run_shows_columns_and_task(capsys, folder):  # noqa: F811
+    arguments = ["--data", str(ROOT / "data/reviews.csv"), "--columns", "input=评价原文,output=情绪",
                  "-p", "task=classification", "-p", "instruction=评价是好评还是差评？"]
     found = plan(capsys, *arguments)
     assert found["data"]["task"] == "classification" and found["data"]["labels"] == {"差评": 24, "好评": 24}
@@ -227,8 +226,8 @@ def test_dry_run_shows_columns_and_task(capsys, folder, tmp_path):  # noqa: F811
     (["-p", "task=sorting"], ["task='sorting'", "'classification'"]),
     (["-p", "task=extraction", "--columns", "instruction=评价原文,output=情绪"], ["can't be scored as extraction"]),
 ])
-def test_a_run_is_refused_before_it_starts(arguments, parts, capsys, folder, tmp_path):  # noqa: F811
-    status, _, err = course(capsys, "run", "--dry-run", "--data", str(own_tasks.reviews(tmp_path / "reviews.csv")), *arguments)
+def test_a_run_is_refused_before_it_starts(arguments, parts, capsys, folder):  # noqa: F811
+    status, _, err = course(capsys, "run", "--dry-run", "--data", str(ROOT / "data/reviews.csv"), *arguments)
     assert status == 1 and tree(folder) == []
     assert_one_message(err, *parts)
 

@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import urllib.request
-import warnings
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any

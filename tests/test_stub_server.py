@@ -1,14 +1,10 @@
 """The stub backend through the real, unmodified SDK, on a small random model with the real tokenizer."""
 
-import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path

@@ -19,7 +19,7 @@ from helpers.errors import CourseError, RunError
 from helpers.files import read_json, read_jsonl, write_json, write_jsonl
 from helpers.grading import check_final_answer
 from helpers.run_info import find_runs
-from helpers.runs import ROOT, STAGES, Run, new_run
+from helpers.runs import ROOT, Run, new_run
 from helpers.settings import notebook_parameters, stage_values
 from helpers.sweep import failure_of, open_sweep, plan_sweep, run_sweep
 from helpers.sweep_results import best_row, collect, csv_text, results_text

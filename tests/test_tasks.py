@@ -1,20 +1,15 @@
-"""Tasks other than maths: their graders, what notebook 01 finds out about the data, and two real runs that learn something."""
+"""Tasks other than maths: their graders, and what notebook 01 finds out about the data. Real runs of two are in test_readme.py."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
 
-import own_tasks
 from helpers.data import Split, split_data
 from helpers.errors import DataError
-from helpers.files import read_json
 from helpers.grading import check_fields, check_label, check_text
 from helpers.run_files import Measures
-from helpers.runs import ROOT, new_run
+from helpers.runs import new_run
 from helpers.tasks import TASKS, Task, choose_task, finish_task, measures_text, reference_of, task_of
 
 SPAM, MOODS, STARS = ["spam", "ham"], ["满意", "不满意", "垃圾邮件"], ["1", "2", "3", "-1", "1.5"]
@@ -276,20 +271,3 @@ def test_measures_of_texts_and_of_maths():
     task = Task("text")
     assert task.measures(samples(task, [("red bike", "red bike"), ("blue", "red bike")]))["mean_f1"] == pytest.approx(0.5)
     assert Task().measures([{"output": "4", "expected": "4", "score": True}]) == {} and measures_text(Task(), {}, {}) == ""
-
-
-# a real run, on the stub: about 60 s with a machine of one's own. Another, in Chinese, is in test_notebooks.py
-
-
-def test_bookings_are_learned(course_env, tmp_path):
-    parameters = {"task": "extraction", "instruction": "The booking as JSON:", "epochs": 2, "eval_every": 12, "max_tokens": 24, "rank": 8,
-                  "learning_rate": 2e-3, "subset": 2, "sampled_problems": 1, "samples_each": 2}
-    command = [sys.executable, "-m", "helpers.cli", "run", "--name", "bookings", "--until", "evaluate", "--data", own_tasks.bookings(tmp_path / "bookings.jsonl"),
-               "--columns", "input=mail,output=booking", *(word for name, value in parameters.items() for word in ("-p", f"{name}={value}"))]
-    result = subprocess.run(command, cwd=ROOT, env=course_env, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    run = Path(course_env["COURSE_RUNS_DIR"]) / "bookings"
-    evaluation = read_json(run / "evaluate" / "model_evaluation.json")
-    assert evaluation["task"] == {"name": "extraction"} and evaluation["test_size"] == 13
-    assert evaluation["test_accuracy"] >= evaluation["base_accuracy"] + 0.3
-    assert evaluation["measures"]["tuned"]["field_f1"] > evaluation["measures"]["base"]["field_f1"]
