@@ -760,13 +760,13 @@ class TestSiege:
     """Two rounds of the same kinds of attack with other random numbers, so that memory after each can be compared."""
 
     def test_json_bodies(self, siege, number):
-        hypothesis_storm(siege, json_cases(siege.world), number, 24)
+        hypothesis_storm(siege, json_cases(siege.world), number, 70)
 
     def test_training_messages(self, siege, number):
-        hypothesis_storm(siege, training_cases(siege.world), number, 14)
+        hypothesis_storm(siege, training_cases(siege.world), number, 40)
 
     def test_paths_and_methods(self, siege, number):
-        hypothesis_storm(siege, path_cases(siege.world), number, 14)
+        hypothesis_storm(siege, path_cases(siege.world), number, 40)
 
     def test_by_hand(self, siege, number):
         siege.storm(corpus(siege.world)[number - 1 :: 2])

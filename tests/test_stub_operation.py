@@ -1,10 +1,12 @@
 """Running a stub backend: keys, the status page, an orderly stop, and requests that mean harm."""
 
+import asyncio
 import base64
 import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ import zstandard
 from tinker import types
 
 from helpers.runs import ROOT
+from helpers.stub_tinker.__main__ import bind
 from stub import Server
 from test_stub_server import datums, train
 
@@ -53,6 +56,22 @@ def ask(server: Server, method: str, path: str, body: bytes | None = None, **hea
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "helpers.stub_tinker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60,
                           env={k: v for k, v in os.environ.items() if k != "STUB_TINKER_API_KEY"})
+
+
+def test_answers_are_sent_without_delay():
+    """Or the system holds back the second part of each answer for 40 ms: twenty times what the rest of a small request takes."""
+    async def accepted() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        def handle(_, writer):
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(handle, sock=bind("127.0.0.1", 0)) as server:
+            socket.create_connection(server.sockets[0].getsockname()).close()
+            return await found
+
+    assert asyncio.run(accepted()) == 1
 
 
 # Keys
