@@ -1,6 +1,7 @@
 """Other people's data: tables, columns under other names, data sets of the hub; and what `course run` refuses before it starts."""
 
 import json
+import pickle
 import re
 import time
 from pathlib import Path
@@ -170,6 +171,26 @@ def test_a_part_of_a_data_set_that_is_not_there(data_set, more, parts):
     with pytest.raises(DataError) as caught:
         load_data(f"hub:{data_set}{more}")
     assert [part for part in parts if part not in str(caught.value)] == [], caught.value
+
+
+def test_code_in_a_data_set_is_not_run(data_set, tmp_path):
+    """Neither a script of its own nor a pickle."""
+    marker = tmp_path / "was_here"
+    (data_set / "reviews.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    with pytest.raises(DataError, match="scripts are no longer supported"):
+        load_data(f"hub:{data_set}")
+
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    other = tmp_path / "pickled"
+    other.mkdir()
+    for name in ("train.pkl", "train.pickle"):
+        (other / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(DataError):
+        load_data(f"hub:{other}")
+    assert not marker.exists()
 
 
 def test_the_parts_of_a_name():
