@@ -300,6 +300,8 @@ def run_course(options: argparse.Namespace) -> int:
         chosen, notes = parameters_like(like.manifest, known, chosen)
         check_parameters(chosen, known)
     run, stages = _choose_run(options)
+    if run:
+        _check_used(chosen, run, stages, known)
     parameters = (run.manifest.get("parameters", {}) if run else {}) | chosen  # an existing run keeps what it was started with
     if "evaluate" in stages:
         check_base_run(parameters, known)
@@ -319,6 +321,16 @@ def run_course(options: argparse.Namespace) -> int:
 
         print(f"a page to read or to send: {_short(write_report(run))}")
     return status
+
+
+def _check_used(chosen: dict[str, Any], run: Run, stages: list[str], known: dict[str, dict[str, Any]]) -> None:
+    """Refuse a setting that only stages take which are done and would not run again: the run would carry it and not have used it."""
+    for name, value in chosen.items():
+        takers = [stage for stage in STAGES if name in known[stage]]
+        used = [run.manifest["stages"].get(stage, {}).get("parameters", {}).get(name) for stage in takers]
+        if not set(takers) & set(stages) and any(other != value for other in used):
+            raise UsageError(f"{name}={value} belongs to {STAGES[takers[0]][0]}, which would not run again in run {run.name}",
+                             f"add --from {takers[0]}, or start another run: course run --like {run.name} -p {name}=…")
 
 
 def run_stages(run: Run, stages: list[str], parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> int:
@@ -350,7 +362,7 @@ def _choose_run(options: argparse.Namespace) -> tuple[Run | None, list[str]]:
     last = options.last or stages[-1]
     chosen = stages[stages.index(first) : stages.index(last) + 1]
     if not chosen:
-        raise RunError(f"stage {first} comes after {last}", "correct --from or --until")
+        raise UsageError(f"stage {first} comes after {last}", "--until names the same stage as --from, or a later one")
     for needed in STAGES[chosen[0]][1] if run else ():
         run.stage(needed)
     return run, chosen
@@ -416,7 +428,9 @@ def _say_a_dead_kernel_once() -> None:
 
 def _explain(error: Any, output: Path) -> None:
     """A user's mistake in its own words; anything else with its traceback."""
-    if error.ename in OWN_ERRORS:
+    if error.ename == "AssertionError" and error.evalue:  # a check of the notebook itself, whose words say what it found
+        print(error.evalue, file=sys.stderr)
+    elif error.ename in OWN_ERRORS:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)
     else:
         print("\n".join(error.traceback[-12:]), file=sys.stderr)

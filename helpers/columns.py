@@ -41,6 +41,8 @@ def parse_columns(text: str) -> dict[str, str]:
         if field in found:
             raise DataError(f"columns: {field!r} is given twice", f"one column a field; write for example {EXAMPLE}")
         found[field] = column
+    if "output" not in found and any(";" in column and "=" in column for column in found.values()):
+        raise DataError(f"columns: {text!r} is parted by semicolons", f"part them by commas: {EXAMPLE}")
     if "output" not in found or not {"instruction", "input"} & set(found):
         raise DataError(f"columns: {text!r} does not say which columns hold the question and the answer", f"write for example {EXAMPLE}")
     return found
@@ -89,7 +91,7 @@ def check_columns(columns: dict[str, str], names: Iterable[str], source: str, in
         if column not in names:
             near = difflib.get_close_matches(column, names)
             raise DataError(f"{source} has no column {column!r}, which is to be the {field}; columns are {', '.join(map(repr, names))}",
-                            f"did you mean {' or '.join(map(repr, near))}?" if near else "correct the name: case and spaces count")
+                            f"did you mean {' or '.join(map(repr, near))}?" if near else "correct the name: case and spaces count, and a column without any filled cell does not")
     if instruction and "instruction" in columns:
         raise DataError(f"both the parameter instruction and the column {columns['instruction']!r} hold the instruction",
                         f"leave one out, or make the column the input: input={columns['instruction']}")

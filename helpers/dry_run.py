@@ -10,6 +10,8 @@ from helpers.run_info import table
 from helpers.runs import STAGES, Run, runs_dir
 from helpers.settings import stage_differences
 
+FEW_STEPS = 10  # fewer are pointed out
+
 
 def print_plan(run: Run | None, name: str, stages: list[str], parameters: dict[str, Any], known: dict[str, dict[str, Any]],
                notes: list[str], as_json: bool = False) -> None:
@@ -52,6 +54,8 @@ def _amounts(plan: dict[str, Any]) -> list[str]:
     data, work = plan["data"], plan["work"]
     of = f"{data['records']:,} records: " if data["records"] is not None else ""
     lines = [f"data      {of}{data['train']:,} to train on, {data['validation']:,} to choose by, {data['test']:,} to test on"]
+    if left_out := {part: count for part, count in data.get("left_out", {}).items() if count}:
+        lines.append(f"          left out: {', '.join(f'{count:,} by max_{part}' for part, count in left_out.items())} (0 takes all)")
     lines += [f"          {line}" for source in data["sources"] for line in str(Source(**source)).splitlines()]
     labels = f"; {len(data['labels'])} labels" if data["labels"] else ""
     lines.append(f"task      {data['task']}: an answer is right if {data['right_if']}{labels}")
@@ -59,6 +63,8 @@ def _amounts(plan: dict[str, Any]) -> list[str]:
     by = "estimated from characters" if data["tokens_counted_by"] == "characters" else f"counted by {data['tokens_counted_by']}"
     if train := work.get("train"):
         lines.append(f"training  {_plural(train['steps'], 'step')}; {train['tokens_an_epoch']:,} tokens an epoch, {train['train']:,} in all ({by})")
+        if train["steps"] < FEW_STEPS:
+            lines.append(f"          note: {_plural(train['steps'], 'step')} teach little: more passes (-p epochs=…) or smaller batches (-p batch_size=4) make more")
     written, at_most = (sum(one[key] for one in work.values()) for key in ("sample", "written_at_most"))
     if written:
         lines.append(f"sampling  about {_round(written):,} tokens if answers are as long as the references, {at_most:,} at most")

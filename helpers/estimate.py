@@ -35,11 +35,12 @@ class Part:
     prompts: int
     answers: int
     longest: int
+    longest_answer: int = 0
 
     def of(self, count: float) -> "Part":
         """As large a share of it as `count` records."""
         share = count / self.records if self.records else 0
-        return Part(round(count), round(self.prompts * share), round(self.answers * share), self.longest)
+        return Part(round(count), round(self.prompts * share), round(self.answers * share), self.longest, self.longest_answer)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def count_parts(values: dict[str, dict[str, Any]], run: Run | None) -> tuple[dic
             unseen_templates=[name.strip() for name in own["unseen_templates"].split(",") if name.strip()],
             max_train=own["max_train"], max_validation=own["max_validation"], max_test=own["max_test"])
         task, notes = finish_task(task, split)
-        about = {"records": len(rows), "sources": [asdict(source) for source in data.sources], "notes": notes}
+        about = {"records": len(rows), "sources": [asdict(source) for source in data.sources], "notes": notes,
+                 "left_out": split.report["left_out"]}
         examples = {name: getattr(split, name) for name in PARTS}
     else:
         task = task_of(run)
@@ -125,7 +127,16 @@ def count_parts(values: dict[str, dict[str, Any]], run: Run | None) -> tuple[dic
     longest = max(parts["train"].longest, parts["validation"].longest)
     if limit and longest > limit and counted_by != "characters":
         raise DataError(f"the longest example has {longest} tokens, over max_length={limit}", "raise max_length, or leave long examples out of the data")
+    about["notes"] = [*about["notes"], *_too_short(values, parts)]
     return about | {"task": task.name, "right_if": task.rule, "labels": task.labels}, parts, counted_by
+
+
+def _too_short(values: dict[str, dict[str, Any]], parts: dict[str, Part]) -> list[str]:
+    """A note if the model may not write as much as the reference answers have."""
+    longest = max(parts["validation"].longest_answer, parts["test"].longest_answer)
+    limits = {own["max_tokens"] for own in values.values() if own.get("max_tokens", longest) < longest}
+    return [f"the longest reference answer has {longest} tokens, and max_tokens={min(limits)} cuts answers off before: "
+            f"-p max_tokens={longest + longest // 4}"] if limits else []
 
 
 class ByCharacters:
@@ -173,7 +184,8 @@ def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: st
         sizes = [(len(fmt.prompt_tokens(example)), len(fmt.answer_tokens(example))) for example in examples]
     else:
         sizes = [(len(counter.encode(question_text(example, "chat"))) + CHAT_TOKENS, len(counter.encode(example["output"])) + 1) for example in examples]
-    return Part(len(examples), sum(p for p, _ in sizes), sum(a for _, a in sizes), max((p + a for p, a in sizes), default=0))
+    return Part(len(examples), sum(p for p, _ in sizes), sum(a for _, a in sizes), max((p + a for p, a in sizes), default=0),
+                max((a for _, a in sizes), default=0))
 
 
 # Work
@@ -277,10 +289,9 @@ def cost_estimation() -> ModuleType:
 def cost(work: dict[str, Work], model: str) -> dict[str, Any]:
     """Dollars for the tokens, by prices.toml or else by the published price list, or `missing`: what neither holds."""
     table = prices()
-    where, day, row = "helpers/prices.toml", str(table.get("date", "")), table.get(model)
-    if row is None and (row := published_prices(model)):
-        where, day = cost_estimation().PRICING_URL, f"{date.today()}"
-    row = row or {}
+    where, day, row = "helpers/prices.toml", str(table.get("date", "")), table.get(model) or {}
+    if not row and (published := published_prices(model)):
+        where, day, row = cost_estimation().PRICING_URL, f"{date.today()}", published
     tokens = {kind: sum(getattr(one, kind) for one in work.values()) for kind in KINDS}
     at_most = tokens | {"sample": sum(one.written_at_most for one in work.values())}
     missing = [kind for kind in KINDS if kind not in row and tokens[kind]]

@@ -94,7 +94,7 @@ def load_data(data_files: str, columns: str = "", instruction: str = "", root: P
         source, names = source_name(place, root), _names(rows)
         form = None if chosen or instruction.strip() else _known_form(rows[0][1], names)
         if form:
-            used, unused = form[1], [name for name in rows[0][1] if name not in form[1].values()]
+            used, unused = form[1], [name for name in rows[0][1] if name not in {column.partition(": ")[0] for column in form[1].values()}]
             records += [normalise_record(row, where) for where, row in rows]
         else:
             used = chosen or guess_columns(names, source, instruction.strip())
@@ -192,7 +192,7 @@ def _known_form(row: dict[str, Any], names: list[str]) -> tuple[str, dict[str, s
     if {"instruction", "output"} <= row.keys():
         return "guide or Alpaca", {name: name for name in ("instruction", "input", "output") if name in names} | kept
     if "messages" in row:
-        return "chat", {"instruction": "messages", "output": "messages"} | kept
+        return "chat", {"instruction": "messages: system and user", "output": "messages: assistant"} | kept
     if "question" in row and any(name in row for name in S1K_OUTPUTS):
         output = next((name for name in S1K_OUTPUTS if str(row.get(name) or "").strip()), "solution")
         return "s1K", {"instruction": "question", "output": output} | ({"category": "cot_type"} if "cot_type" in row else {})
@@ -203,13 +203,14 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        fix = "check the path; relative ones start at the project's folder"
+        fix = "check the path: after --data, relative ones start at the current folder; in a notebook, at the project's"
         raise DataError(f"{path} does not exist", fix) from error
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder, not a file", "name the .json or .jsonl files in it") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: byte {error.start} can't be read",
-                        f"save it as UTF-8, for example: iconv -f ENCODING -t UTF-8 {path.name}") from error
+                        f"save it as UTF-8. If it is Chinese, for example: iconv -f GB18030 -t UTF-8 {path.name} > utf8-{path.name} "
+                        "(Western European: CP1252 for GB18030)") from error
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror}", "check its permissions") from error
     if not text.strip():
@@ -275,8 +276,8 @@ def normalise_record(row: Any, where: str) -> dict[str, Any]:
 def _from_s1k(row: dict, where: str) -> dict[str, Any]:
     record = {"instruction": _text(row, "question", where), "input": ""}
     for field in S1K_OUTPUTS:
-        if _text(row, field, where, False).strip():
-            record["output"] = row[field]
+        if (text := _text(row, field, where, False)).strip():
+            record["output"] = text
             break
     else:
         raise DataError(f"{where}: none of {', '.join(S1K_OUTPUTS)} holds text",
@@ -325,7 +326,7 @@ def _with_kept(record: dict[str, Any], row: dict, where: str) -> dict[str, Any]:
             continue
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise DataError(f"{where}: field '{field}' is {_kind(value)}",
-                            f"it must be {' or '.join(kind.__name__ for kind in types)}, or left out")
+                            f"it must be {' or '.join(dict.fromkeys(TYPES[kind] for kind in types))}, or left out")
         record[field] = str(value) if field == "answer" else value
     return record
 
@@ -336,11 +337,16 @@ def _text(row: dict, field: str, where: str, needed: bool = True) -> str:
         return ""
     if value is None:
         raise DataError(f"{where}: field '{field}' is missing", FORMS)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
         raise DataError(f"{where}: field '{field}' is {_kind(value)}, not text", "put its value in quotes")
     if needed and not value.strip():
         raise DataError(f"{where}: field '{field}' is empty", "fill it in, or take the record out")
     return value
+
+
+TYPES = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list"}
 
 
 def _kind(value: Any) -> str:

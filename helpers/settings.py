@@ -17,6 +17,8 @@ from helpers.tasks import TASKS
 
 NOTEBOOKS = ROOT / "notebooks"
 OTHER_RUNS = ("run_name", "base_run")  # parameters that name a run: a run like another one does not take them over
+PATHS = ("base_model", "benchmark_file")
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -109,12 +111,25 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
             raise CourseError(f"-p {text!r} is not NAME=VALUE", "write for example -p epochs=1")
         parameters[name.strip()] = parse_value(value.strip())
     if options.data:
-        parameters["data_files"] = ",".join(file if file.startswith(HUB) else str(Path(file).absolute()) for file in options.data)
+        parameters["data_files"] = ",".join(_place(file) for file in options.data)
+    for name in PATHS:  # notebooks run in a folder of their own
+        if isinstance(value := parameters.get(name), str) and value and Path(value).exists():
+            parameters[name] = str(Path(value).absolute())
     if options.columns:
         parameters["columns"] = options.columns
     if options.backend:
         parameters["backend_name"] = options.backend
     return parameters
+
+
+def _place(file: str) -> str:
+    """A data file's absolute path, or the name of a data set."""
+    if "," in file and not file.startswith(HUB):
+        raise CourseError(f"{file!r} has a comma in its path, and commas part the names of data files", "rename it")
+    if file.startswith(HUB):
+        folder = Path(file.removeprefix(HUB).partition("#")[0])
+        return file if folder.is_absolute() or not folder.is_dir() else file.replace(str(folder), str(folder.absolute()), 1)
+    return str(Path(file).absolute())
 
 
 def parse_value(text: str) -> Any:
@@ -142,7 +157,8 @@ def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]
     """Refuse what no notebook takes, before anything starts.
 
     Raises:
-        CourseError: an unknown name (with the near ones), a value of another type than the default's, or one that RULES don't allow.
+        CourseError: an unknown name (with the near ones), a value of another type than the default's, one that RULES don't allow, or a
+            model folder or file that is not there.
     """
     defaults = {name: value for stage in known.values() for name, value in stage.items()}
     for name, value in parameters.items():
@@ -153,11 +169,21 @@ def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]
         wanted = type(defaults[name])
         fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise CourseError(f"parameter {name} must be of type {wanted.__name__}, as its default {defaults[name]!r}; got {value!r}", "correct the value")
+            raise CourseError(f"parameter {name} must be {KINDS[wanted]}, and it is {value!r}", f"write for example -p {name}={_written(defaults[name])}")
         allowed, words = RULES.get(name, (lambda _: True, ""))
         if not allowed(value):
-            raise CourseError(f"parameter {name}={value!r} is impossible: {words}", "correct the value")
+            raise CourseError(f"parameter {name}={value!r} is impossible: {words}", f"the default is {_written(defaults[name])}")
     parse_columns(parameters.get("columns", ""))
+    if model := parameters.get("base_model"):
+        from helpers.models import resolve_base_model
+
+        resolve_base_model(model)
+    if (file := parameters.get("benchmark_file")) and not Path(file).is_file():
+        raise CourseError(f"benchmark_file={file!r} is not there", "name GSM8K's test.jsonl, or leave it out")
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) or not value else value
 
 
 def stage_differences(parameters: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

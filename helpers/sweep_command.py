@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from helpers.errors import BackendError, CourseError, RunError, UsageError
+from helpers.errors import BackendError, RunError, UsageError
 from helpers.settings import chosen_parameters
 from helpers.sweep import Sweep, open_sweep, plan_sweep, run_sweep
 from helpers.sweep_results import best_row, collect, plan_text, plural, results_text, time_line

@@ -180,6 +180,10 @@ def finish_task(task: Task, split: Any) -> tuple[Task, list[str]]:
     kinds = {reference_of(record).strip() for record in records}
     if task.name in ("math", "text") and len(kinds) <= len(records) / 5 and not any(char.isdigit() for kind in kinds for char in kind):
         notes.append(f"the {len(records)} outputs are of {len(kinds)} kinds, as labels are: task=classification scores those")
+    without = sum(not any(char.isdigit() for char in reference_of(record)) for record in records)
+    if task.name == "math" and without > len(records) / 2:
+        notes.append(f"{without} of {len(records)} answers hold no number, and task=math compares final answers by value; for other data "
+                     "there are task=classification, extraction and text")
     if task.name != "classification":
         return task, notes
     parts = {part: Counter(reference_of(record).strip() for record in getattr(split, part)) for part in ("train", "validation", "test")}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import BackendError, DataError
+from helpers.errors import BackendError, CourseError, DataError
 from helpers.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 
 
@@ -255,3 +255,23 @@ class Progress:
 def clock() -> float:
     """Seconds, for measuring."""
     return time.monotonic()
+
+
+def loss_change(metrics: list[dict[str, Any]]) -> str:
+    """How far the training loss fell, in words: the first batch against the mean of the last ones, which differ among themselves.
+
+    Args:
+        metrics: rows of metrics.jsonl, with `train_nll` in nats a token.
+
+    Raises:
+        CourseError: it did not fall, or is no number.
+    """
+    losses = [row["train_nll"] for row in metrics]
+    last_ones = losses[1:][-5:]
+    first, last = losses[0], sum(last_ones) / len(last_ones) if last_ones else losses[0]
+    said = f"from {first:.3f} in the first batch to {last:.3f} nats a token in the last ones"
+    if not math.isfinite(last) or last > first:
+        raise CourseError(f"the training loss did not fall: {said}",
+                          "start another run with a smaller learning_rate; if that does not help, look at the data in notebook 01")
+    little = "\nnote: that is little. More epochs or a higher learning_rate may help" if last > 0.7 * first else ""
+    return f"the training loss fell by {1 - last / first:.0%}, {said}{little}" if first else f"the training loss is {last:.3f} nats a token"

@@ -480,6 +480,47 @@ def price_list(monkeypatch) -> Iterator[list[dict]]:
         server.shutdown()
 
 
+def test_what_would_go_wrong_is_said_before(capsys, small_data, tmp_path):
+    def said(rows: list, *arguments: str) -> str:
+        file = tmp_path / "own.json"
+        file.write_text(json.dumps(rows))
+        status, out, err = course(capsys, "run", "--dry-run", "--data", str(file), *arguments)
+        assert status == 0, err
+        return out
+
+    words_of = [{"question": f"Who is number {n}?", "answer": f"The baker number {'abcdefghijklmnopqrst'[n]} {'called Bob ' * 20}"} for n in range(20)]
+    out = said(words_of, "-p", "max_tokens=24")
+    assert re.search(r"the longest reference answer has \d+ tokens, and max_tokens=24 cuts answers off before: -p max_tokens=\d+", out)
+    assert "20 of 20 answers hold no number, and task=math" in out and "note: 2 steps teach little" in out
+    out = said(words_of, "-p", "task=text", "-p", "epochs=10", "-p", "max_tokens=200", "-p", "max_test=2")
+    assert "note:" not in out and "left out: 2 by max_test (0 takes all)" in out
+    numbers = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(20)]  # a number, not text
+    assert "hold no number" not in said(numbers)
+
+
+@pytest.mark.parametrize(("arguments", "words_of_it"), [
+    (["--resume", "-p", "epochs=3"], ["epochs=3 belongs to 02_train", "--from train", "course run --like mine -p epochs"]),
+    (["--from", "evaluate", "--data", "data/reviews.csv"], ["data_files=", "01_split", "--from split"]),
+])
+def test_a_setting_that_would_not_be_used_is_refused(arguments, words_of_it, capsys):
+    run = make_run("mine", done=("split", "train"))
+    run.begin("train", {"epochs": 1.0, "max_tokens": 96}).finish("done")
+    status, _, err = course(capsys, "run", "--dry-run", "--name", "mine", *arguments)
+    assert status == 2
+    assert_one_message(err, *words_of_it)
+
+
+def test_paths_of_the_user_reach_the_notebooks_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "rows").mkdir()
+    options = cli._parser().parse_args(["run", "-p", "base_model=models/mine", "--data", "hub:rows#test", "a.json"])
+    chosen = settings.chosen_parameters(options)
+    assert chosen["base_model"] == str(tmp_path / "models/mine") and chosen["data_files"] == f"hub:{tmp_path}/rows#test,{tmp_path}/a.json"
+    options = cli._parser().parse_args(["run", "-p", "base_model=Qwen/Qwen3-8B", "--data", "hub:a/b"])
+    assert [settings.chosen_parameters(options)[name] for name in ("base_model", "data_files")] == ["Qwen/Qwen3-8B", "hub:a/b"]
+
+
 def test_hosted_cost_by_the_published_list(capsys, small_data, price_list):
     arguments = ["--backend", "hosted", "-p", "base_model=a/b", "--until", "train", "--data", str(small_data)]
     price_list += [{"tinker_id": "a/b:peft:131072", "prefill": "$9", "cached_prefill": "$9", "sample": "$9", "train": "$9"},
@@ -526,8 +567,13 @@ def test_prices_that_are_none(text, parts, capsys, monkeypatch, tmp_path, small_
 
 
 def test_prices_of_the_course_can_be_read():
-    table = estimate.prices()
-    assert table["source"].startswith("https://") and set(table) - {"source", "date"}
+    assert estimate.prices()["source"].startswith("https://")
+
+
+def test_an_empty_section_of_prices_hides_nothing(monkeypatch, price_list):
+    price_list.append({"tinker_id": "a/b", "prefill": "$1", "cached_prefill": "$1", "sample": "$1", "train": "$1"})
+    monkeypatch.setattr(estimate, "read_toml", lambda path: {"source": "s", "a/b": {}})
+    assert estimate.cost({"train": estimate.Work(train=10**6)}, "a/b")["dollars"] == 1
 
 
 # course run --like

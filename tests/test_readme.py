@@ -71,6 +71,12 @@ def examples() -> list[str]:
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
+def python_example(words: str) -> str:
+    """The one Python block of README that holds these words."""
+    [block] = [block for block in re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8")) if words in block]
+    return block
+
+
 def command(line: str) -> str:
     """A line without its comment, and with single spaces."""
     return " ".join(re.sub(r"\s# .*", "", line).split())
@@ -191,6 +197,17 @@ def test_show_and_the_report_of_it(shell):
     assert page.count("<svg") == 4 and "http" not in page.replace("http-equiv", "") and "Not all of the run" not in page and "under way" not in page
     for words in ("Samples to read", "95% interval", "McNemar", "rank", "tinker", "vLLM, 4 at once"):
         assert words in page
+
+
+def test_the_model_answers(shell):
+    """The Python example under "Your model", as it stands."""
+    shell.until("course run --resume --name reviews")
+    (shell.folder / "runs").symlink_to(shell.runs)
+    script = shell.folder / "ask.py"
+    script.write_text(python_example("merge/merged_model"), encoding="utf-8")
+    done = subprocess.run([sys.executable, script], cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "差评"
 
 
 def test_the_same_again_by_the_command_and_by_papermill_both_at_once(shell, tmp_path):

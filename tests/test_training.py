@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from helpers.errors import DataError
-from helpers.training import TrainingLog, evaluation_steps, plan_steps
+from helpers.errors import CourseError, DataError
+from helpers.training import TrainingLog, evaluation_steps, loss_change, plan_steps
 
 
 def test_each_epoch_sees_every_example_once_and_the_rate_falls_to_zero():
@@ -59,6 +59,24 @@ def test_it_stops_after_so_many_looks_without_a_new_best(metric, patience, stops
             break
     assert stopped == stops_after
     assert TrainingLog(tmp_path, {"seed": 1}, metric, patience).stop_early == (stops_after is not None)  # a resumed run knows
+
+
+@pytest.mark.parametrize(("losses", "words"), [
+    ([2.0, 1.0, 0.5], ["fell by 62%, from 2.000 in the first batch to 0.750"]),
+    ([2.0, *[1.0] * 9, *[0.4] * 5], ["fell by 80%", "to 0.400"]),
+    ([1.0, 0.9, 0.9], ["fell by 10%", "note: that is little"]),
+    ([1.0], ["fell by 0%", "note:"]),
+    ([0.0, 0.0], ["is 0.000"]),
+])
+def test_the_change_of_the_loss_in_words(losses, words):
+    said = loss_change([{"train_nll": loss} for loss in losses])
+    assert [part for part in words if part not in said] == [] and said.count("note:") == ("note:" in str(words)), said
+
+
+@pytest.mark.parametrize("losses", [[1.0, 1.1, 1.2], [1.0, float("nan")], [1.0, float("inf")]])
+def test_a_loss_that_did_not_fall_is_an_error(losses):
+    with pytest.raises(CourseError, match="did not fall: from 1.000 .*\n→ start another run with a smaller learning_rate"):
+        loss_change([{"train_nll": loss} for loss in losses])
 
 
 def test_impossible_values_are_errors(tmp_path):
