@@ -16,11 +16,11 @@ from helpers.errors import CourseError, DataError
 from helpers.runs import ROOT, Run
 from helpers.settings import read_toml
 
-# Speeds of the local base model on the stub, from README, "What a run gives" (run 20261125-011002 of 2026-11-25) and "The stub
-# backend" (make bench of 2026-11-24): 2 cores with AVX-512 and bfloat16. FIXED is what is left of each notebook's time there.
-MEASURED_ON = "2 cores with AVX-512 and bfloat16, 2026-11-25; README, 'What a run gives'"
-TOKENS_PER_SECOND = {"training": 383, "sampling": 350, "transformers": 112, "vllm": 312}
-FIXED_SECONDS = {"split": 10, "train": 40, "evaluate": 30, "export": 10, "merge": 35, "vllm": 100}
+# Speeds of the local base model on the stub, from the outputs of the committed notebooks (run 20261125-150848 of 2026-11-25; README,
+# "What a run gives"): 2 cores with AVX-512 and bfloat16. FIXED is what is left of each notebook's time there.
+MEASURED_ON = "2 cores with AVX-512 and bfloat16, 2026-11-25; slower ones took twice as long"
+TOKENS_PER_SECOND = {"training": 723, "sampling": 560, "transformers": 142, "vllm": 553}
+FIXED_SECONDS = {"split": 5, "train": 20, "evaluate": 12, "export": 5, "merge": 50, "vllm": 80}
 
 CHARACTERS_PER_TOKEN = 2.66  # of the course's own data with the local model's tokenizer: 179,935 characters, 67,701 tokens
 CHAT_TOKENS = 12  # what a chat format puts around a question and its answer
