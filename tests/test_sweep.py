@@ -129,7 +129,7 @@ def test_settings_files_that_cant_be_used(name, text, parts, capsys, tmp_path, f
 
 @pytest.mark.parametrize(("arguments", "status", "parts"), [
     (["--grid", "ranks=8,16"], 1, ["'ranks'", "did you mean rank?", "setting 1 (ranks=8)"]),
-    (["--grid", "rank=8,many"], 1, ["setting 2 (rank=many)", "type int"]),
+    (["--grid", "rank=8,many"], 1, ["setting 2 (rank=many)", "a whole number"]),
     (["--grid", "epochs=1,0"], 1, ["setting 2 (epochs=0)", "above zero"]),
     (["--grid", "test_size=0.2,2.0"], 1, ["setting 2", "test_size"]),
     (["--grid", "rank=8,8"], 1, ["1 and 2 are the same", "seed"]),
