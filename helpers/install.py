@@ -144,7 +144,17 @@ def install(prefix):
         )
     pip(python, ["--no-deps", "--no-build-isolation", "-e", ROOT], "the course itself", 1)
     write_stamp(prefix)
+    make_base_model(python)
     say("Ready, after {:.0f} s.".format(time.time() - start))
+
+
+def make_base_model(python):
+    """Make the local base model now, so that no notebook has to wait for it. Where that fails, the first notebook says why."""
+    import subprocess
+
+    made = subprocess.call([python, "-c", "from helpers.models import local_base_model; local_base_model()"], stderr=subprocess.DEVNULL)
+    if made != 0:
+        say("The base model could not be made now. The first notebook tries it again, and says what is wrong.")
 
 
 def announcement(missing, count, prefix):

@@ -135,6 +135,7 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
     monkeypatch.setattr(install, "check_disk", lambda prefix: None)
     monkeypatch.setattr(install, "reachable", lambda url: True)
     monkeypatch.setattr(install, "pip", lambda python, arguments, what, count: calls.append(" ".join(arguments)))
+    monkeypatch.setattr(install, "make_base_model", lambda python: calls.append("base model"))
     install.install(environment)
     torch = install.pinned("torch")
     assert calls == [
@@ -142,6 +143,7 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
         f"--no-deps -r {install.LOCK}",
         f"-c {install.LOCK} torch=={torch}",
         f"--no-deps --no-build-isolation -e {ROOT}",
+        "base model",
     ]
     assert install.is_installed(environment) and "CUDA build came instead" in capsys.readouterr().out
 
@@ -150,6 +152,17 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         install.install(environment)
     assert not install.is_installed(environment)
+
+
+def test_a_base_model_that_cant_be_made_does_not_hold_up(capfd, monkeypatch, tmp_path, base_model):
+    (tmp_path / "models").symlink_to(base_model.parent)
+    monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
+    install.make_base_model(sys.executable)
+    assert capfd.readouterr() == ("", "")  # it is there
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path / "file"))
+    install.make_base_model(sys.executable)
+    assert capfd.readouterr() == ("The base model could not be made now. The first notebook tries it again, and says what is wrong.\n", "")
 
 
 def interrupted(*arguments):
