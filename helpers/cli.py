@@ -327,8 +327,9 @@ def _check_used(chosen: dict[str, Any], run: Run, stages: list[str], known: dict
     """Refuse a setting that only stages take which are done and would not run again: the run would carry it and not have used it."""
     for name, value in chosen.items():
         takers = [stage for stage in STAGES if name in known[stage]]
-        used = [run.manifest["stages"].get(stage, {}).get("parameters", {}).get(name) for stage in takers]
-        if not set(takers) & set(stages) and any(other != value for other in used):
+        entries = [run.manifest["stages"].get(stage, {}) for stage in takers]
+        to_come = any(stage in stages or entry.get("status") != "done" for stage, entry in zip(takers, entries))
+        if not to_come and any(entry["parameters"].get(name) != value for entry in entries):
             raise UsageError(f"{name}={value} belongs to {STAGES[takers[0]][0]}, which would not run again in run {run.name}",
                              f"add --from {takers[0]}, or start another run: course run --like {run.name} -p {name}=…")
 

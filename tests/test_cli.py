@@ -508,6 +508,9 @@ def test_a_setting_that_would_not_be_used_is_refused(arguments, words_of_it, cap
     status, _, err = course(capsys, "run", "--dry-run", "--name", "mine", *arguments)
     assert status == 2
     assert_one_message(err, *words_of_it)
+    for name, value in (("epochs", 1), ("max_tokens", 24), ("test_limit", 3), ("base_run", "")):  # as it was; for 03 too; for one to come
+        cli._check_used({name: value}, run, ["evaluate"], settings.notebook_parameters())
+    cli._check_used({"base_run": ""}, run, ["split"], settings.notebook_parameters())
 
 
 def test_paths_of_the_user_reach_the_notebooks_whole(tmp_path, monkeypatch):
