@@ -329,7 +329,7 @@ def _check_used(chosen: dict[str, Any], run: Run, stages: list[str], known: dict
         takers = [stage for stage in STAGES if name in known[stage]]
         entries = [run.manifest["stages"].get(stage, {}) for stage in takers]
         to_come = any(stage in stages or entry.get("status") != "done" for stage, entry in zip(takers, entries))
-        if not to_come and any(entry["parameters"].get(name) != value for entry in entries):
+        if not to_come and any(entry.get("parameters", {}).get(name) != value for entry in entries):
             raise UsageError(f"{name}={value} belongs to {STAGES[takers[0]][0]}, which would not run again in run {run.name}",
                              f"add --from {takers[0]}, or start another run: course run --like {run.name} -p {name}=…")
 
