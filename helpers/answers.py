@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helpers.arithmetic import CURRENCY, NUMBER
-from helpers.equality import WIDE, choice, looks_symbolic, normalise, same_answer, sentences, stated_by, structure
+from helpers.equality import (
+    WIDE,
+    choice,
+    looks_symbolic,
+    normalise,
+    same_answer,
+    sentences,
+    stated_by,
+    structure,
+)
 from helpers.quantities import MAX_ANSWER, NUMBER_WORDS, clock_time, read_quantity, tidy_answer, unit_at
 
 MAX_TEXT = 20_000
@@ -83,7 +92,11 @@ def without_extras(text: str) -> str:
     text = _END_TOKEN.sub(" ", text).rstrip()
     for _ in range(5):
         tail = text[-600:]
-        shorter = text[:-600] + _FAREWELL.sub("", tail).rstrip() if len(text) > 600 else _FAREWELL.sub("", tail).rstrip()
+        shorter = (
+            text[:-600] + _FAREWELL.sub("", tail).rstrip()
+            if len(text) > 600
+            else _FAREWELL.sub("", tail).rstrip()
+        )
         if shorter == text or not shorter.strip():
             break
         text = shorter
@@ -122,7 +135,10 @@ _MARKER = re.compile(
 )
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<payload>[^\n]*)|####[ \t]*(?P<inline>[^#\n]+)", re.MULTILINE)
 _TAGGED = re.compile(r"<(answer|final_answer)>(.{1,2000}?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
-_JSON = re.compile(r"[\"'](?:final[_ ]?)?answer[\"']\s*:\s*(\"(?:[^\"\\\n]|\\.){0,500}\"|'[^'\n]{0,500}'|-?[\d.,]+|true|false|\[[^\]\n]{0,300}\])", re.IGNORECASE)
+_JSON = re.compile(
+    r"[\"'](?:final[_ ]?)?answer[\"']\s*:\s*(\"(?:[^\"\\\n]|\\.){0,500}\"|'[^'\n]{0,500}'|-?[\d.,]+|true|false|\[[^\]\n]{0,300}\])",
+    re.IGNORECASE,
+)
 _FILLER = re.compile(
     r"(?:that |indeed |therefore |thus |so |now |also )*(?:correct|right|wrong|incorrect|"
     r"reasonable|consistent|verified|valid|as follows|below|above|"
@@ -173,7 +189,9 @@ def _joins(between: str) -> bool:
 
 _MATHS = re.compile(r"\$\$?\s*([^$\n]{1,300}?)\s*\$\$?|\\\((.{1,300}?)\\\)", re.DOTALL)
 _JOINT = re.compile(r"\s*(?:,?\s*(?:and|or)\s+|[,和或、]\s*)")
-_REMARK = re.compile(r"[,;]?\s+(?:because|since|which|where|as (?:we|the|it|both)|so that|I (?:hope|apologi[sz]e))\b|\s+(?:因为|由于)")
+_REMARK = re.compile(
+    r"[,;]?\s+(?:because|since|which|where|as (?:we|the|it|both)|so that|I (?:hope|apologi[sz]e))\b|\s+(?:因为|由于)"
+)
 _SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\b[DM]r)(?<!\bMrs)[.!?]\s+(?=[A-Z\\(*\[])|。")
 
 
@@ -183,7 +201,10 @@ def _formula_at(text: str, place: int) -> re.Match | None:
     if not match:
         return None
     content = match[1] or match[2]
-    if match[1] and (re.search(r"(?<![\\A-Za-z{])\b(?!cm|km)[a-z]{2,}\s", content) or re.match(r"\d", text[match.end() : match.end() + 1])):
+    if match[1] and (
+        re.search(r"(?<![\\A-Za-z{])\b(?!cm|km)[a-z]{2,}\s", content)
+        or re.match(r"\d", text[match.end() : match.end() + 1])
+    ):
         return None
     return match
 
@@ -218,15 +239,29 @@ def _after_marker(text: str, place: int) -> str:
 def marked_answers(text: str) -> list[str]:
     """The answers that marks announce, in the order of the text."""
     found = _boxed(text)
-    found += [(m.start(), cut_remark((m["payload"] or m["inline"] or "").strip())) for m in _HASHES.finditer(text)]
+    found += [
+        (m.start(), cut_remark((m["payload"] or m["inline"] or "").strip())) for m in _HASHES.finditer(text)
+    ]
     for match in _TAGGED.finditer(text):
         inner = match[2].strip()
-        found.append((match.start(), inner if len(inner) <= 60 and "\n" not in inner and "=" not in inner else final_answer(inner) or ""))
+        found.append(
+            (
+                match.start(),
+                inner
+                if len(inner) <= 60 and "\n" not in inner and "=" not in inner
+                else final_answer(inner) or "",
+            )
+        )
     if "{" in text:
         found += [(m.start(), _json_value(m[1])) for m in _JSON.finditer(text)]
     for match in _MARKER.finditer(text.translate(WIDE)):
         payload = _after_marker(text, match.end())
-        if payload and not _NOT.match(payload) and "\\boxed" not in payload and not payload.startswith(("####", "<answer>")):
+        if (
+            payload
+            and not _NOT.match(payload)
+            and "\\boxed" not in payload
+            and not payload.startswith(("####", "<answer>"))
+        ):
             if not (_FILLER.match(payload) and not re.match(r"(?:i|we|right)\W*$", payload, re.IGNORECASE)):
                 found.append((match.start(), payload))
     return [payload for _, payload in sorted(found, key=lambda item: item[0]) if payload.strip(" .*_$")]
@@ -249,13 +284,18 @@ _UNSURE = re.compile(
     r"|不知道|不确定|无法",
     re.IGNORECASE,
 )
-_DANGLES = re.compile(r"(?:(?<!\*)[-+*/=^(,:]|\\times|\\cdot|×|÷|\b(?:is|are|the|of|and|or|to|has|have|a|get|equals))\s*$")
+_DANGLES = re.compile(
+    r"(?:(?<!\*)[-+*/=^(,:]|\\times|\\cdot|×|÷|\b(?:is|are|the|of|and|or|to|has|have|a|get|equals))\s*$"
+)
 _VALUE = re.compile(
     rf"[-−]?\s?[{CURRENCY}]?[-−]?(?<![A-Za-z\d_^])(?:\d{{1,3}}(?:\.\d{{3}})+,\d{{1,2}}(?!\d)|\d+,\d{{1,2}}(?![\d,])|\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+ \d+/\d+|{NUMBER}(?:\s*/\s*\d+(?!\d|\.\d))?)(?:\s*\\?%)?(?:\s*(?:[*·]\s*)?(?:π|pi\b|√\s*\d+|sqrt\(\d+\)))?"
     rf"|(?<![\w)])-?(?:π|√\s*\d+)"
 )
 _BRACKETED = re.compile(r"(?<![\w)])[(\[{][^()\[\]{}]{1,80},[^()\[\]{}]{1,80}[)\]}](?=[\s.。,]*$)")
-_GIVEN = re.compile(r"\b(?:in|for|after|within|over|during|per|every|with|each of|out of|all|of (?:the|these|those|his|her|their)|[a-z]{3,}s of)\s+(?:the\s+|all\s+|about\s+|only\s+)?$", re.IGNORECASE)
+_GIVEN = re.compile(
+    r"\b(?:in|for|after|within|over|during|per|every|with|each of|out of|all|of (?:the|these|those|his|her|their)|[a-z]{3,}s of)\s+(?:the\s+|all\s+|about\s+|only\s+)?$",
+    re.IGNORECASE,
+)
 
 
 def _conclusion(text: str) -> str | None:
@@ -272,10 +312,15 @@ def _conclusion(text: str) -> str | None:
         return None
     if re.search(r"[?？]\s*$", last) or last.count("{") > last.count("}"):
         return None
-    if re.match(r"(?:step|步骤)\s*\d", last, re.IGNORECASE) and not re.search(r"[=≈]|\b(?:is|are|has|have|gives|total)\b", last):
+    if re.match(r"(?:step|步骤)\s*\d", last, re.IGNORECASE) and not re.search(
+        r"[=≈]|\b(?:is|are|has|have|gives|total)\b", last
+    ):
         return None
     bare = last.strip(" *_")
-    words = re.search(r"[A-Za-z]{2,}|[\u4e00-\u9fff]{2,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?|\b(?:and|or|sqrt)\b", "", bare))
+    words = re.search(
+        r"[A-Za-z]{2,}|[\u4e00-\u9fff]{2,}",
+        re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?|\b(?:and|or|sqrt)\b", "", bare),
+    )
     if len(bare) <= 60 and not words and (len(lines) == 1 or not re.search(r"=", bare)):
         return bare
     if len(lines) == 1 and len(bare) <= 60 and _reads_whole(bare):
@@ -299,23 +344,50 @@ def _value_of_sentence(last: str, alone: bool) -> str | None:
         return None
     if "=" in plain_text:
         return _right_side(plain_text)
-    if listed := re.search(rf"\b(?:are|were|be)\s+([{CURRENCY}]?-?{NUMBER}(?:,\s*[{CURRENCY}]?-?{NUMBER})*,?\s+and\s+[{CURRENCY}]?-?{NUMBER})\W*$", plain_text):
+    if listed := re.search(
+        rf"\b(?:are|were|be)\s+([{CURRENCY}]?-?{NUMBER}(?:,\s*[{CURRENCY}]?-?{NUMBER})*,?\s+and\s+[{CURRENCY}]?-?{NUMBER})\W*$",
+        plain_text,
+    ):
         return listed[1]
     if bracketed := _BRACKETED.search(plain_text):
         return bracketed[0]
-    items = [(m.end() - len(m[0].lstrip()), m.end(), m[0].strip()) for m in _VALUE.finditer(plain_text) if m[0].strip(" -−")]
+    items = [
+        (m.end() - len(m[0].lstrip()), m.end(), m[0].strip())
+        for m in _VALUE.finditer(plain_text)
+        if m[0].strip(" -−")
+    ]
     if not items and not alone:
         return None
     money = [item for item in items if item[2].strip(" -−")[:1] in tuple(CURRENCY)]
     if len(money) == 1:  # "she pays $64 for 16 glasses"
         return re.sub(r"^[-−]\s", "", money[0][2])
-    spelled = [(m.start(), m.end(), m[0]) for m in re.finditer(r"\b(?:(?:negative|minus)\s+)?(?:" + "|".join(w for w in NUMBER_WORDS if w not in ("zero", "one")) + r")\b", plain_text, re.IGNORECASE)]
-    if spelled and (not items and alone and len(plain_text) < 200 or items and spelled[-1][0] > items[-1][1] and re.search(r"\b(?:is|are|total|equals|be)\s+(?:of\s+)?$", plain_text[: spelled[-1][0]])):
+    spelled = [
+        (m.start(), m.end(), m[0])
+        for m in re.finditer(
+            r"\b(?:(?:negative|minus)\s+)?(?:"
+            + "|".join(w for w in NUMBER_WORDS if w not in ("zero", "one"))
+            + r")\b",
+            plain_text,
+            re.IGNORECASE,
+        )
+    ]
+    if spelled and (
+        (not items and alone and len(plain_text) < 200)
+        or (
+            items
+            and spelled[-1][0] > items[-1][1]
+            and re.search(r"\b(?:is|are|total|equals|be)\s+(?:of\s+)?$", plain_text[: spelled[-1][0]])
+        )
+    ):
         return spelled[-1][2]
     if not items or re.search(r"\d\s*[-+*/×÷]\s*\d+\s*\.?$", plain_text.replace("/", "|")):
         return None
-    for start, end, value in reversed(items):  # "180 miles in 3 hours": a number after `in` is given, not found
-        given = _GIVEN.search(plain_text[:start]) or re.search(r"\d.*\sto (?!\d)[a-z]+\b(?:(?!\b(?:is|are)\b).)*$", plain_text[:start])
+    for start, end, value in reversed(
+        items
+    ):  # "180 miles in 3 hours": a number after `in` is given, not found
+        given = _GIVEN.search(plain_text[:start]) or re.search(
+            r"\d.*\sto (?!\d)[a-z]+\b(?:(?!\b(?:is|are)\b).)*$", plain_text[:start]
+        )
         if not given or len(items) == 1:
             break
     else:
@@ -371,7 +443,12 @@ def _right_side(text: str) -> str | None:
 
 
 def _negated(text: str) -> bool:
-    return bool(re.search(rf"\b(?:not|cannot be|never|(?:more|less|fewer|greater|larger|smaller) than)\s+(?:be\s+)?(?:equal to\s+)?[{CURRENCY}]?{NUMBER}\W*$", text))
+    return bool(
+        re.search(
+            rf"\b(?:not|cannot be|never|(?:more|less|fewer|greater|larger|smaller) than)\s+(?:be\s+)?(?:equal to\s+)?[{CURRENCY}]?{NUMBER}\W*$",
+            text,
+        )
+    )
 
 
 def _with_unit(text: str, start: int, end: int, value: str) -> str:
@@ -388,7 +465,9 @@ def _with_unit(text: str, start: int, end: int, value: str) -> str:
         return value + clock[0]
     length = unit_at(after)
     value += after[:length]
-    if larger := re.search(rf"({NUMBER}\s*(?:hours?|hrs?|days?|minutes?|feet|foot|kg|km|小时|分钟))[\s,]*(?:and\s+)?$", before):
+    if larger := re.search(
+        rf"({NUMBER}\s*(?:hours?|hrs?|days?|minutes?|feet|foot|kg|km|小时|分钟))[\s,]*(?:and\s+)?$", before
+    ):
         return f"{larger[1]} {value}"
     return re.sub(r"^[-−]\s", "", value.strip())
 
@@ -440,7 +519,11 @@ def check_final_answer(model_output: str, expected_output: str) -> Verdict:
 def _other_readings(reference: str, marked: list[str]) -> list[str]:
     """What a marked answer may also say: the value of a whole sentence after the mark, or the last of several, for a list."""
     readings = []
-    if re.match(r"[A-Za-z](?![.):])", marked[-1]) and len(marked[-1].split()) >= 5 and read_quantity(tidy_answer(reference)):
+    if (
+        re.match(r"[A-Za-z](?![.):])", marked[-1])
+        and len(marked[-1].split()) >= 5
+        and read_quantity(tidy_answer(reference))
+    ):
         readings.append(_value_of_sentence(marked[-1], alone=False) or "")
     wanted = structure(tidy_answer(reference.replace("$", "")))
     if wanted and wanted[0] in ("list", "set") and len(marked) >= len(wanted[1]):
@@ -455,15 +538,26 @@ def _reference(text: str) -> str:
     if marked:
         return marked[-1]
     bare = prepared.strip()
-    sentence = len(bare.split()) >= 4 and re.search(r"[.!。]$", bare) or len(bare) > 60 and not looks_symbolic(tidy_answer(bare))
-    if "\n" in bare or "=" in bare and re.search(r"[A-Za-z]{3,}", re.sub(r"\\[a-zA-Z]+", "", bare)) or sentence:
+    sentence = (len(bare.split()) >= 4 and re.search(r"[.!。]$", bare)) or (
+        len(bare) > 60 and not looks_symbolic(tidy_answer(bare))
+    )
+    if (
+        "\n" in bare
+        or ("=" in bare and re.search(r"[A-Za-z]{3,}", re.sub(r"\\[a-zA-Z]+", "", bare)))
+        or sentence
+    ):
         return _conclusion(prepared) or bare
     return bare
 
 
 def _is_words(reference: str) -> bool:
     return (
-        bool(re.search(r"[A-Za-z]{2,}|[\u4e00-\u9fff]|^\W*[A-J]\W*$", re.sub(r"(?<=\d)\W*\b(?:and|or)\b", "", reference)))
+        bool(
+            re.search(
+                r"[A-Za-z]{2,}|[\u4e00-\u9fff]|^\W*[A-J]\W*$",
+                re.sub(r"(?<=\d)\W*\b(?:and|or)\b", "", reference),
+            )
+        )
         and read_quantity(tidy_answer(reference)) is None
         and clock_time(reference) is None
         and "\\" not in reference
@@ -485,7 +579,9 @@ def _text_without_mark(text: str, reference: str) -> str | None:
     if normalise(reference) in ("yes", "no", "true", "false"):
         return _yes_or_no(" ".join(lines[-3:]).lower())
     if re.fullmatch(r"\(?[A-J]\)?", reference.strip()) and not choice(lines[-1]):
-        stated = [next(filter(None, match.groups())) for match in _STATED_CHOICE.finditer("\n".join(lines[-3:]))]
+        stated = [
+            next(filter(None, match.groups())) for match in _STATED_CHOICE.finditer("\n".join(lines[-3:]))
+        ]
         return stated[-1] if stated else None
     last = sentences(lines[-1])[-1]
     return (last if stated_by(reference, last) else lines[-1])[:MAX_ANSWER]
@@ -494,7 +590,9 @@ def _text_without_mark(text: str, reference: str) -> str | None:
 def _yes_or_no(text: str) -> str | None:
     """The one of yes, no, true and false that a text says; `not true` is false, and `no remainder` says nothing."""
     found = set()
-    for match in re.finditer(r"\b(not\s+)?(yes|true|false)\b|(?:^|[,;.:]\s*|\bso\s+|\bis\s+)(no)\b(?=\W*$|[,.;!])", text):
+    for match in re.finditer(
+        r"\b(not\s+)?(yes|true|false)\b|(?:^|[,;.:]\s*|\bso\s+|\bis\s+)(no)\b(?=\W*$|[,.;!])", text
+    ):
         word = match[2] or match[3]
         found.add({"true": "false", "false": "true"}.get(word, word) if match[1] else word)
     return found.pop() if len(found) == 1 else None

@@ -55,7 +55,9 @@ def tidy_unicode(text: str) -> str:
     """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one minus."""
     text = re.sub(
         "[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+",
-        lambda m: f"^({m[0].translate(_SUPERSCRIPT)})" if len(m[0]) > 1 else f"^{m[0].translate(_SUPERSCRIPT)}",
+        lambda m: (
+            f"^({m[0].translate(_SUPERSCRIPT)})" if len(m[0]) > 1 else f"^{m[0].translate(_SUPERSCRIPT)}"
+        ),
         text,
     )
     text = re.sub("[¼-¾⅐-⅞↉]", lambda m: f" {unicodedata.normalize('NFKC', m[0])}", text)
@@ -66,7 +68,12 @@ _LATEX = [
     (re.compile(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)"), ","),
     (re.compile(r"(?<=\d)(?:(,)\\!|\\[,;:])(?=\d{3}(?!\d))"), lambda m: m[1] or ""),
     (re.compile(r"\\!"), ""),
-    (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits|,|!|;|:|quad|qquad| )(?![a-zA-Z])"), " "),
+    (
+        re.compile(
+            r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits|,|!|;|:|quad|qquad| )(?![a-zA-Z])"
+        ),
+        " ",
+    ),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),

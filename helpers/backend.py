@@ -24,8 +24,10 @@ from helpers.runs import ROOT
 HOSTED_MODEL = "Qwen/Qwen3-30B-A3B-Instruct-2507"
 STUB_KEY = "tml-stub"
 START_SECONDS = 120
-STUB_ENDED = ("run this notebook again from the top (or `course run --resume`): it starts another, and training goes on from its last "
-              "checkpoint; if you did not end it, it may have run out of memory")
+STUB_ENDED = (
+    "run this notebook again from the top (or `course run --resume`): it starts another, and training goes on from its last "
+    "checkpoint; if you did not end it, it may have run out of memory"
+)
 IDLE_SECONDS = 1800  # a stub that `connect` started ends when unused for this long
 
 
@@ -48,7 +50,11 @@ class Backend:
     api_key: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        return {"stub": f"stub Tinker backend on this machine ({self.url})", "hosted": "hosted Tinker", "url": f"Tinker server at {self.url}"}[self.kind]
+        return {
+            "stub": f"stub Tinker backend on this machine ({self.url})",
+            "hosted": "hosted Tinker",
+            "url": f"Tinker server at {self.url}",
+        }[self.kind]
 
     def base_model(self, name: str = "") -> str:
         """The base model to train: `name`; if it is empty, the only one that the server offers, or the guide's.
@@ -58,7 +64,9 @@ class Backend:
         """
         if name or self.kind == "stub":
             return models.resolve_base_model(name)
-        offered = [model.model_name for model in self.rest_client.get_server_capabilities().result().supported_models]
+        offered = [
+            model.model_name for model in self.rest_client.get_server_capabilities().result().supported_models
+        ]
         return offered[0] if len(offered) == 1 else HOSTED_MODEL
 
 
@@ -75,9 +83,15 @@ def connect(backend: str = "auto") -> Backend:
     kind, url = choose_backend(backend)
     key = os.environ.get("TINKER_API_KEY")
     if kind == "hosted" and not key:
-        raise BackendError("hosted Tinker needs a key, and TINKER_API_KEY is not set", "export TINKER_API_KEY=tml-…, or use backend 'stub'")
+        raise BackendError(
+            "hosted Tinker needs a key, and TINKER_API_KEY is not set",
+            "export TINKER_API_KEY=tml-…, or use backend 'stub'",
+        )
     if kind == "stub":
-        url, key = start_stub(), os.environ.get("STUB_TINKER_API_KEY", STUB_KEY)  # never your real key to the stub
+        url, key = (
+            start_stub(),
+            os.environ.get("STUB_TINKER_API_KEY", STUB_KEY),
+        )  # never your real key to the stub
     elif kind == "url":
         key = key or STUB_KEY
         _check_reachable(url)
@@ -89,8 +103,10 @@ def connect(backend: str = "auto") -> Backend:
         rest = tinker.RestClient(**arguments)
         rest.get_server_capabilities().result()
     except tinker.TinkerError as error:
-        raise BackendError(f"{'hosted Tinker' if kind == 'hosted' else url} refused the connection: {error}",
-                           "check TINKER_API_KEY and the address") from error
+        raise BackendError(
+            f"{'hosted Tinker' if kind == 'hosted' else url} refused the connection: {error}",
+            "check TINKER_API_KEY and the address",
+        ) from error
     if kind == "stub":
         _stop_waiting_when_ended(url, service.holder, rest.holder)
     atexit.register(_close, service)
@@ -117,7 +133,9 @@ def choose_backend(backend: str) -> tuple[str, str | None]:
         return backend, None
     if backend.startswith(("http://", "https://")):
         return "url", backend.rstrip("/")
-    raise BackendError(f"no backend {backend!r}", "use 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server")
+    raise BackendError(
+        f"no backend {backend!r}", "use 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server"
+    )
 
 
 def _check_reachable(url: str) -> None:
@@ -125,7 +143,9 @@ def _check_reachable(url: str) -> None:
         with urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=10):
             pass
     except OSError as error:
-        raise BackendError(f"no Tinker server answers at {url}: {error}", "start it, or correct TINKER_BASE_URL") from error
+        raise BackendError(
+            f"no Tinker server answers at {url}: {error}", "start it, or correct TINKER_BASE_URL"
+        ) from error
 
 
 def _stop_waiting_when_ended(url: str, *holders: Any) -> None:
@@ -201,9 +221,23 @@ def start_stub() -> str:
         log_path = state / "server.log"
         with open(log_path, "w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "helpers.stub_tinker", "--port", "0", "--state-dir", str(state), "--idle-exit", str(IDLE_SECONDS)],
-                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                cwd=ROOT, env={key: value for key, value in os.environ.items() if key != "TINKER_API_KEY"},
+                [
+                    sys.executable,
+                    "-m",
+                    "helpers.stub_tinker",
+                    "--port",
+                    "0",
+                    "--state-dir",
+                    str(state),
+                    "--idle-exit",
+                    str(IDLE_SECONDS),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd=ROOT,
+                env={key: value for key, value in os.environ.items() if key != "TINKER_API_KEY"},
             )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
@@ -213,7 +247,10 @@ def start_stub() -> str:
                 break
             time.sleep(0.2)
         process.kill()
-        raise BackendError(f"the stub Tinker backend did not start:\n{log_path.read_text()[-1500:].strip()}", f"its whole log is {log_path}")
+        raise BackendError(
+            f"the stub Tinker backend did not start:\n{log_path.read_text()[-1500:].strip()}",
+            f"its whole log is {log_path}",
+        )
 
 
 def stop_stub() -> bool:

@@ -27,9 +27,13 @@ def asked_of_base(run: Run, backend: Any, prompt_format: str, parameters: dict[s
     """
     greedy = parameters["temperature"] == 0
     return {
-        "base_model": run.manifest["base_model"], "backend": backend.url if backend.kind == "url" else backend.kind,
-        "test_set": hashlib.sha256(run.file("split/test_set.json").read_bytes()).hexdigest(), "prompt_format": prompt_format,
-        "max_tokens": parameters["max_tokens"], "temperature": parameters["temperature"], "seed": None if greedy else parameters["seed"],
+        "base_model": run.manifest["base_model"],
+        "backend": backend.url if backend.kind == "url" else backend.kind,
+        "test_set": hashlib.sha256(run.file("split/test_set.json").read_bytes()).hexdigest(),
+        "prompt_format": prompt_format,
+        "max_tokens": parameters["max_tokens"],
+        "temperature": parameters["temperature"],
+        "seed": None if greedy else parameters["seed"],
     }
 
 
@@ -45,7 +49,10 @@ def check_base_run(parameters: dict[str, Any], known: dict[str, dict[str, Any]])
     """
     if parameters.get("base_run"):
         names = {"prompt_format": "train", "max_tokens": "evaluate", "temperature": "evaluate"}
-        _check_same(open_run(parameters["base_run"]), {name: parameters.get(name, known[stage][name]) for name, stage in names.items()})
+        _check_same(
+            open_run(parameters["base_run"]),
+            {name: parameters.get(name, known[stage][name]) for name, stage in names.items()},
+        )
 
 
 def has_base_answers(run: Run) -> bool:
@@ -54,8 +61,14 @@ def has_base_answers(run: Run) -> bool:
     return entry.get("status") == "done" and "base_asked" in entry.get("results", {})
 
 
-def taken_over(base_run: str, asked: dict[str, Any], test_set: list[dict], fmt: Any, grader: Callable[[str, str], Any],
-               samples_path: str | Path) -> dict[str, Any]:
+def taken_over(
+    base_run: str,
+    asked: dict[str, Any],
+    test_set: list[dict],
+    fmt: Any,
+    grader: Callable[[str, str], Any],
+    samples_path: str | Path,
+) -> dict[str, Any]:
     """The base model's answers of another run, graded again by the grader of today.
 
     Args:
@@ -79,11 +92,20 @@ def taken_over(base_run: str, asked: dict[str, Any], test_set: list[dict], fmt: 
     old = read_jsonl(other.file("evaluate/base_samples.jsonl"))
     prompts = [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
     if [sample.get("prompt") for sample in old] != prompts:
-        raise RunError(f"base_run={other.name!r}: its evaluate/base_samples.jsonl does not answer the {len(prompts)} prompts of this run",
-                       ASK_HERE)
-    graded = score_outputs(test_set, [sample["output"] for sample in old], grader, stop_reasons=[sample["stop_reason"] for sample in old])
-    graded["samples"] = [sample | {key: new[key] for key in ("problem", "expected", "score", "why", "category", "template")}
-                         for sample, new in zip(old, graded["samples"])]
+        raise RunError(
+            f"base_run={other.name!r}: its evaluate/base_samples.jsonl does not answer the {len(prompts)} prompts of this run",
+            ASK_HERE,
+        )
+    graded = score_outputs(
+        test_set,
+        [sample["output"] for sample in old],
+        grader,
+        stop_reasons=[sample["stop_reason"] for sample in old],
+    )
+    graded["samples"] = [
+        sample | {key: new[key] for key in ("problem", "expected", "score", "why", "category", "template")}
+        for sample, new in zip(old, graded["samples"])
+    ]
     write_jsonl(samples_path, graded["samples"])
     return graded | {"from_run": entry["results"].get("base_from") or other.name}
 
@@ -93,10 +115,18 @@ def _check_same(other: Run, asked: dict[str, Any]) -> dict[str, Any]:
     entry = other.stage("evaluate")
     there = entry["results"].get("base_asked")
     if there is None:
-        raise RunError(f"base_run={other.name!r}: that run kept no note of how it asked the base model", ASK_HERE)
+        raise RunError(
+            f"base_run={other.name!r}: that run kept no note of how it asked the base model", ASK_HERE
+        )
     differ = [name for name, value in asked.items() if there.get(name) != value]
     if differ:
-        words = ", ".join("another test set" if name == "test_set" else f"{name} {there.get(name)!r} there, {asked[name]!r} here"
-                          for name in differ)
-        raise RunError(f"base_run={other.name!r}: the base model was asked something else there: {words}", ASK_HERE)
+        words = ", ".join(
+            "another test set"
+            if name == "test_set"
+            else f"{name} {there.get(name)!r} there, {asked[name]!r} here"
+            for name in differ
+        )
+        raise RunError(
+            f"base_run={other.name!r}: the base model was asked something else there: {words}", ASK_HERE
+        )
     return entry

@@ -21,9 +21,10 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import datasets
 from inspect_ai import Task, task
@@ -75,10 +76,14 @@ def _json_lines(path: Path, check: Callable[[dict], str]) -> list[dict]:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}", "get the published file again") from error
+            raise DataError(
+                f"{path}, line {number} is not JSON: {error}", "get the published file again"
+            ) from error
         lacks = check(row) if isinstance(row, dict) else "it is no object with fields"
         if lacks:
-            raise DataError(f"{path}, line {number}: {lacks}", "get the published file again, or name the right benchmark")
+            raise DataError(
+                f"{path}, line {number}: {lacks}", "get the published file again, or name the right benchmark"
+            )
         rows.append(row)
     return rows
 
@@ -95,7 +100,9 @@ def _read(path: Path) -> str:
 
 def _read_gsm8k(path: Path) -> list[dict]:
     def check(row: dict) -> str:
-        if not all(isinstance(row.get(field), str) and row[field].strip() for field in ("question", "answer")):
+        if not all(
+            isinstance(row.get(field), str) and row[field].strip() for field in ("question", "answer")
+        ):
             return "`question` and `answer` must be text"
         return "" if "####" in row["answer"] else "`answer` has no `####` before the final answer"
 
@@ -113,7 +120,10 @@ def _read_hellaswag(path: Path) -> list[dict]:
         return ""
 
     rows = _json_lines(path, check)
-    return [row | {"source_id": str(row.get("source_id") or row.get("ind") or number)} for number, row in enumerate(rows)]
+    return [
+        row | {"source_id": str(row.get("source_id") or row.get("ind") or number)}
+        for number, row in enumerate(rows)
+    ]
 
 
 MMLU_COLUMNS = ["Question", "A", "B", "C", "D", "Answer"]
@@ -123,7 +133,9 @@ def _read_mmlu(path: Path) -> list[dict]:
     """MMLU's CSV without a header (question, four choices, letter; the file's name is the subject), or with one."""
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"there is no .csv file in {path}", "name the folder `test` of MMLU's archive, or one file of it")
+        raise DataError(
+            f"there is no .csv file in {path}", "name the folder `test` of MMLU's archive, or one file of it"
+        )
     return [row for file in files for row in _read_mmlu_file(file)]
 
 
@@ -142,25 +154,46 @@ def _read_mmlu_file(path: Path) -> list[dict]:
             row = dict(zip(header or MMLU_COLUMNS, cells))
             letter = row.get("Answer", "").strip().upper()
             if len(cells) != len(header or MMLU_COLUMNS) or letter not in tuple("ABCD"):
-                raise DataError(f"{where}: a row must be a question, four choices and a letter from A to D", "get the published file again")
-            rows.append({"question": row["Question"], "choices": [row[name] for name in "ABCD"],
-                         "answer": "ABCD".index(letter), "subject": row.get("Subject") or subject})
+                raise DataError(
+                    f"{where}: a row must be a question, four choices and a letter from A to D",
+                    "get the published file again",
+                )
+            rows.append(
+                {
+                    "question": row["Question"],
+                    "choices": [row[name] for name in "ABCD"],
+                    "answer": "ABCD".index(letter),
+                    "subject": row.get("Subject") or subject,
+                }
+            )
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}", "get the published file again") from error
+        raise DataError(
+            f"{path}, line {reader.line_num} is not CSV: {error}", "get the published file again"
+        ) from error
     return rows
 
 
 BENCHMARKS = {
     "gsm8k": Benchmark(
-        "inspect_evals.gsm8k.gsm8k", "gsm8k", _read_gsm8k,
+        "inspect_evals.gsm8k.gsm8k",
+        "gsm8k",
+        _read_gsm8k,
         "test.jsonl, and train.jsonl beside it for the worked examples in the prompt, are in "
-        "https://github.com/openai/grade-school-math/tree/master/grade_school_math/data", "train.jsonl"),
+        "https://github.com/openai/grade-school-math/tree/master/grade_school_math/data",
+        "train.jsonl",
+    ),
     "mmlu": Benchmark(
-        "inspect_evals.mmlu.mmlu", "mmlu_0_shot", _read_mmlu,
-        "the folder `test` of https://people.eecs.berkeley.edu/~hendrycks/data.tar, or one .csv file of it"),
+        "inspect_evals.mmlu.mmlu",
+        "mmlu_0_shot",
+        _read_mmlu,
+        "the folder `test` of https://people.eecs.berkeley.edu/~hendrycks/data.tar, or one .csv file of it",
+    ),
     "hellaswag": Benchmark(
-        "inspect_evals.hellaswag.hellaswag", "hellaswag", _read_hellaswag,
-        "hellaswag_val.jsonl is in https://github.com/rowanz/hellaswag/tree/master/data"),
+        "inspect_evals.hellaswag.hellaswag",
+        "hellaswag",
+        _read_hellaswag,
+        "hellaswag_val.jsonl is in https://github.com/rowanz/hellaswag/tree/master/data",
+    ),
 }
 
 
@@ -184,13 +217,28 @@ def _local_records(benchmark: str, dataset_path: str | Path) -> dict[str, list[d
 def _records_from(module: Any, records: dict[str, list[dict]] | None) -> Iterator[None]:
     """While a task is made, let its module read `records`, or else the hub, without the minutes of retries of its own."""
 
-    def read(path: str, split: str, sample_fields: Any, shuffle: bool = False, seed: int | None = None,
-             limit: int | None = None, **where: Any) -> MemoryDataset:
-        rows = datasets.Dataset.from_list(records[split]) if records else datasets.load_dataset(path, split=split, **where)
-        rows = rows.shuffle(seed=seed) if shuffle else rows  # the generator of the hub's reader: the same order
+    def read(
+        path: str,
+        split: str,
+        sample_fields: Any,
+        shuffle: bool = False,
+        seed: int | None = None,
+        limit: int | None = None,
+        **where: Any,
+    ) -> MemoryDataset:
+        rows = (
+            datasets.Dataset.from_list(records[split])
+            if records
+            else datasets.load_dataset(path, split=split, **where)
+        )
+        rows = (
+            rows.shuffle(seed=seed) if shuffle else rows
+        )  # the generator of the hub's reader: the same order
         rows = rows.select(range(min(limit, len(rows)))) if limit else rows
         samples = [sample_fields(row) for row in rows]
-        return MemoryDataset([s for made in samples for s in (made if isinstance(made, list) else [made])], name=path)
+        return MemoryDataset(
+            [s for made in samples for s in (made if isinstance(made, list) else [made])], name=path
+        )
 
     original = module.hf_dataset
     module.hf_dataset = read
@@ -203,19 +251,34 @@ def _records_from(module: Any, records: dict[str, list[dict]] | None) -> Iterato
 def _make_task(benchmark: str, dataset_path: str | Path | None, task_args: dict[str, Any]) -> Task:
     if benchmark not in BENCHMARKS:
         if dataset_path is not None:
-            raise DataError(f"dataset_path can't be used with {benchmark!r}", f"it is for {', '.join(BENCHMARKS)}")
-        function, remedy = _registered_task(benchmark), "this task reads from the hub: run it where the hub can be reached"
+            raise DataError(
+                f"dataset_path can't be used with {benchmark!r}", f"it is for {', '.join(BENCHMARKS)}"
+            )
+        function, remedy = (
+            _registered_task(benchmark),
+            "this task reads from the hub: run it where the hub can be reached",
+        )
         return _call(function, benchmark, task_args, remedy)
     known = BENCHMARKS[benchmark]
     records = _local_records(benchmark, dataset_path) if dataset_path is not None else None
     if records and known.train_file and "train" not in records and task_args.get("fewshot") != 0:
         if task_args.get("fewshot"):
-            raise DataError(f"fewshot={task_args['fewshot']} needs {known.train_file} beside {dataset_path}", f"get it: {known.where}")
-        print(f"no {known.train_file} beside {dataset_path}: the prompt holds no worked examples (fewshot=0), which published scores have")
+            raise DataError(
+                f"fewshot={task_args['fewshot']} needs {known.train_file} beside {dataset_path}",
+                f"get it: {known.where}",
+            )
+        print(
+            f"no {known.train_file} beside {dataset_path}: the prompt holds no worked examples (fewshot=0), which published scores have"
+        )
         task_args = task_args | {"fewshot": 0}
     module = importlib.import_module(known.module)
     with _records_from(module, records):
-        return _call(getattr(module, known.task), benchmark, task_args, f"without the hub, give its published file as dataset_path=…: {known.where}")
+        return _call(
+            getattr(module, known.task),
+            benchmark,
+            task_args,
+            f"without the hub, give its published file as dataset_path=…: {known.where}",
+        )
 
 
 def _call(function: Callable[..., Task], benchmark: str, task_args: dict[str, Any], remedy: str) -> Task:
@@ -235,11 +298,19 @@ def _registered_task(name: str) -> Callable[..., Task]:
     """Any other task of `inspect_evals`, by its name there; it reads from where it wants."""
     from inspect_evals import _registry
 
-    tasks = {key: value for key, value in vars(_registry).items() if callable(value) and hasattr(value, "__registry_info__")}
+    tasks = {
+        key: value
+        for key, value in vars(_registry).items()
+        if callable(value) and hasattr(value, "__registry_info__")
+    }
     if name not in tasks:
         near = difflib.get_close_matches(name, {*BENCHMARKS, *tasks}, n=3)
-        raise DataError(f"there is no benchmark {name!r}", f"did you mean {' or '.join(near)}?" if near else
-                        f"use {', '.join(BENCHMARKS)}, or the name of a task of inspect_evals")
+        raise DataError(
+            f"there is no benchmark {name!r}",
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"use {', '.join(BENCHMARKS)}, or the name of a task of inspect_evals",
+        )
     return tasks[name]
 
 
@@ -253,14 +324,19 @@ def final_answer_scorer(grader: Callable[[str, str], Any] = check_final_answer):
 
     async def score(state, target) -> Score:
         verdict = grader(state.output.completion, target.text)
-        return Score(value=CORRECT if verdict else INCORRECT, answer=verdict.found or "", explanation=verdict.why)
+        return Score(
+            value=CORRECT if verdict else INCORRECT, answer=verdict.found or "", explanation=verdict.why
+        )
 
     return score
 
 
 @task
-def own_data(data: str | Sequence[dict] = "runs/latest/split/test_set.json", prompt_format: str = "guide",
-             grader: Callable[[str, str], Any] = check_final_answer) -> Task:
+def own_data(
+    data: str | Sequence[dict] = "runs/latest/split/test_set.json",
+    prompt_format: str = "guide",
+    grader: Callable[[str, str], Any] = check_final_answer,
+) -> Task:
     """The course's records as an Inspect task, judged by final answer, or by another grader.
 
     Args:
@@ -277,9 +353,17 @@ def own_data(data: str | Sequence[dict] = "runs/latest/split/test_set.json", pro
     return Task(
         name="own_data",
         dataset=MemoryDataset(
-            [Sample(id=number, input=question_text(row, prompt_format), target=str(row.get("answer") or row["output"]),
-                    metadata={"category": row.get("category")}) for number, row in enumerate(records)],
-            name=Path(data).name if isinstance(data, (str, Path)) else "own_data"),
+            [
+                Sample(
+                    id=number,
+                    input=question_text(row, prompt_format),
+                    target=str(row.get("answer") or row["output"]),
+                    metadata={"category": row.get("category")},
+                )
+                for number, row in enumerate(records)
+            ],
+            name=Path(data).name if isinstance(data, (str, Path)) else "own_data",
+        ),
         solver=[generate()],
         scorer=final_answer_scorer(grader),
     )
@@ -298,13 +382,17 @@ class _Sampler(InspectAPIFromTinkerSampling):
 
     async def generate(self, input, tools, tool_choice, config) -> ModelOutput:
         output = await super().generate(input, tools, tool_choice, config)
-        if len(output.choices) == 1 and output.usage.output_tokens >= (config.max_tokens or DEFAULT_MAX_TOKENS):
+        if len(output.choices) == 1 and output.usage.output_tokens >= (
+            config.max_tokens or DEFAULT_MAX_TOKENS
+        ):
             output.choices[0].stop_reason = "max_tokens"
         self.on_answer()
         return output
 
 
-def _tinker_model(sampling_client: Any, renderer: str | None, on_answer: Callable[[], None]) -> tuple[Model, str]:
+def _tinker_model(
+    sampling_client: Any, renderer: str | None, on_answer: Callable[[], None]
+) -> tuple[Model, str]:
     base = sampling_client.get_base_model()
     if renderer is not None and not isinstance(renderer, str):
         renderer = getattr(renderer, "_renderer_name", None) or getattr(renderer, "name", "")
@@ -312,7 +400,10 @@ def _tinker_model(sampling_client: Any, renderer: str | None, on_answer: Callabl
     try:
         api = _Sampler(renderer, base, sampling_client=sampling_client, on_answer=on_answer)
     except ValueError as error:
-        raise DataError(f"no renderer {renderer!r}: {error}", "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'") from error
+        raise DataError(
+            f"no renderer {renderer!r}: {error}",
+            "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'",
+        ) from error
     return Model(api, GenerateConfig()), renderer
 
 
@@ -320,14 +411,18 @@ def _served_model(server_url: str, api_key: str, wanted: str | None, on_answer: 
     import httpx
 
     try:
-        answer = httpx.get(f"{server_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {api_key}"}, timeout=10)
+        answer = httpx.get(
+            f"{server_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {api_key}"}, timeout=10
+        )
         answer.raise_for_status()
         names = [entry["id"] for entry in answer.json()["data"]]
         name = wanted or names[0]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
-        raise BackendError(f"no OpenAI-compatible server answers at {server_url}: {error}",
-                           "start one (`vllm serve FOLDER`) and give its address with /v1 at the end") from error
-    if name not in names or wanted is None and len(names) > 1:
+        raise BackendError(
+            f"no OpenAI-compatible server answers at {server_url}: {error}",
+            "start one (`vllm serve FOLDER`) and give its address with /v1 at the end",
+        ) from error
+    if name not in names or (wanted is None and len(names) > 1):
         raise DataError(f"{server_url} serves {', '.join(names)}", "say which one: model=…")
     model = get_model(f"openai-api/vllm/{name}", base_url=server_url, api_key=api_key, memoize=False)
     ask = model.api.generate
@@ -394,7 +489,10 @@ def run_inspect_eval(
         BackendError: a request failed twice; no score is given, since a missing answer can't count as wrong.
     """
     if (sampling_client is None) == (server_url is None):
-        raise DataError("nothing to ask" if server_url is None else "two models to ask", "give either sampling_client= or server_url=")
+        raise DataError(
+            "nothing to ask" if server_url is None else "two models to ask",
+            "give either sampling_client= or server_url=",
+        )
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens), ("limit", limit)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise DataError(f"{name}={value!r}", "it must be a whole number, 1 or more")
@@ -405,12 +503,24 @@ def run_inspect_eval(
         if server_url is None:
             asked_model, used = _tinker_model(sampling_client, renderer, on_answer)
         else:
-            asked_model, used = _served_model(server_url, api_key, model, on_answer), "chat template of the server"
+            asked_model, used = (
+                _served_model(server_url, api_key, model, on_answer),
+                "chat template of the server",
+            )
         folder = Path(log_dir) if log_dir else runs_dir() / "inspect"
         start = time.monotonic()
-        log = _evaluate(made, asked_model, limit=limit, log_dir=str(folder), max_connections=batch_size, max_samples=batch_size,
-                        max_tokens=max_tokens, temperature=temperature, seed=seed,
-                        stop_seqs=_stop_of(renderer) if server_url else None)
+        log = _evaluate(
+            made,
+            asked_model,
+            limit=limit,
+            log_dir=str(folder),
+            max_connections=batch_size,
+            max_samples=batch_size,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop_seqs=_stop_of(renderer) if server_url else None,
+        )
     return _summary(log, name, used, time.monotonic() - start)
 
 
@@ -426,7 +536,9 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
             raise InterruptedError("interrupted")
         bar.update()
 
-    with tqdm(total=total, desc=name, file=sys.stdout, mininterval=1, ncols=90, position=0, unit="answers") as bar:
+    with tqdm(
+        total=total, desc=name, file=sys.stdout, mininterval=1, ncols=90, position=0, unit="answers"
+    ) as bar:
         try:
             yield on_answer
         finally:
@@ -445,15 +557,27 @@ def _evaluate(made: Task, model: Model, **settings: Any) -> Any:
     def work() -> None:
         try:
             outcome["log"] = inspect_ai.eval(
-                made, model, display="log", log_level="warning", fail_on_error=True, retry_on_error=1, log_realtime=False, ctl_server=False,
-                score_display=False, **settings)[0]
+                made,
+                model,
+                display="log",
+                log_level="warning",
+                fail_on_error=True,
+                retry_on_error=1,
+                log_realtime=False,
+                ctl_server=False,
+                score_display=False,
+                **settings,
+            )[0]
         except BaseException as error:  # it crosses to the caller's thread, where it is raised
             outcome["error"] = error
         finally:
             _one_at_a_time.release()
 
     if not _one_at_a_time.acquire(blocking=False):
-        raise BackendError("another evaluation runs in this process, and Inspect can only run one", "wait for it, or use another process")
+        raise BackendError(
+            "another evaluation runs in this process, and Inspect can only run one",
+            "wait for it, or use another process",
+        )
     thread = threading.Thread(target=work, name="inspect", daemon=True)
     thread.start()
     while thread.is_alive():
@@ -463,8 +587,10 @@ def _evaluate(made: Task, model: Model, **settings: Any) -> Any:
     log = outcome["log"]
     if log.status != "success":
         cause = log.error.message if log.error else f"its status is {log.status!r}"
-        raise BackendError(f"the evaluation did not finish: {cause}",
-                           f"no score is reported; check the backend and run it again. The log is {_path(log)}")
+        raise BackendError(
+            f"the evaluation did not finish: {cause}",
+            f"no score is reported; check the backend and run it again. The log is {_path(log)}",
+        )
     return log
 
 
@@ -473,8 +599,11 @@ def _path(log: Any) -> str:
 
 
 def _summary(log: Any, benchmark: str, renderer: str, seconds: float) -> dict[str, Any]:
-    metrics = {f"{score.name}/{name}" if len(log.results.scores) > 1 else name: metric.value
-               for score in log.results.scores for name, metric in score.metrics.items()}
+    metrics = {
+        f"{score.name}/{name}" if len(log.results.scores) > 1 else name: metric.value
+        for score in log.results.scores
+        for name, metric in score.metrics.items()
+    }
     first = log.results.scores[0].metrics
     metric = next((name for name in ("accuracy", "mean") if name in first), next(iter(first)))
     samples = log.samples or []

@@ -15,9 +15,10 @@ import threading
 import tomllib
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from helpers import models
 from helpers.backend import running_stub
@@ -73,7 +74,9 @@ def check_environment(backend: str | None = None) -> list[Check]:
     ]
     checks.append(check_backend(backend))
     waiting.join(2.5)
-    return checks + (hub or [Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")])
+    return checks + (
+        hub or [Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")]
+    )
 
 
 def print_report(checks: list[Check]) -> bool:
@@ -84,7 +87,9 @@ def print_report(checks: list[Check]) -> bool:
         good = [check for check in same if group and check.status == "OK"]
         if good:
             _print_line(
-                "OK", f"{group:{width}}  " + ", ".join(f"{check.name} {check.found}".strip() for check in good), width
+                "OK",
+                f"{group:{width}}  " + ", ".join(f"{check.name} {check.found}".strip() for check in good),
+                width,
             )
         for check in same:
             if check not in good:
@@ -146,7 +151,9 @@ def check_kernel(prefix: str = sys.prefix) -> Check:
     )
 
 
-def check_packages(lock: Path = ROOT / "requirements.lock", project: Path = ROOT / "pyproject.toml") -> list[Check]:
+def check_packages(
+    lock: Path = ROOT / "requirements.lock", project: Path = ROOT / "pyproject.toml"
+) -> list[Check]:
     """Installed versions against the lock: an answer for each direct dependency, one for all the rest."""
     try:
         from packaging.requirements import Requirement
@@ -155,7 +162,11 @@ def check_packages(lock: Path = ROOT / "requirements.lock", project: Path = ROOT
             _plain(Requirement(text).name)
             for text in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
         }
-        lines = [line for line in lock.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        lines = [
+            line
+            for line in lock.read_text(encoding="utf-8").splitlines()
+            if line and not line.startswith("#")
+        ]
         wanted = [
             requirement
             for requirement in map(Requirement, lines)
@@ -207,7 +218,9 @@ def _check_package(name: str, requirement: Any, installed: dict[str, str]) -> Ch
     found = installed.get(name)
     if found is None and INSTEAD.get(name) in installed:
         other = INSTEAD[name]
-        return Check("NOTE", name, f"{other} {installed[other]} in its place", "nothing, if this machine has a GPU")
+        return Check(
+            "NOTE", name, f"{other} {installed[other]} in its place", "nothing, if this machine has a GPU"
+        )
     if found is None:
         return Check("FAIL", name, "not installed", SET_UP)
     if not requirement.specifier.contains(found, prereleases=True):
@@ -218,10 +231,15 @@ def _check_package(name: str, requirement: Any, installed: dict[str, str]) -> Ch
 def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     """AVX2 at least, for vLLM on the CPU; AVX-512 and bfloat16 instructions make everything faster."""
     try:
-        flags = set(next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split())
+        flags = set(
+            next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
+        )
     except (OSError, StopIteration):
         return Check(
-            "NOTE", "processor", f"{platform.machine()}, instruction sets unknown", "vLLM on the CPU needs AVX2"
+            "NOTE",
+            "processor",
+            f"{platform.machine()}, instruction sets unknown",
+            "vLLM on the CPU needs AVX2",
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fast = [
@@ -231,7 +249,9 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     ]
     if "avx512f" in flags:
         slow = "" if len(fast) > 1 else "without bfloat16 instructions training takes about twice as long"
-        return Check("OK" if len(fast) > 1 else "NOTE", "processor", f"{cores} cores, {', '.join(fast)}", slow)
+        return Check(
+            "OK" if len(fast) > 1 else "NOTE", "processor", f"{cores} cores, {', '.join(fast)}", slow
+        )
     if "avx2" in flags:
         return Check(
             "NOTE",
@@ -321,14 +341,18 @@ def check_base_model() -> Check:
         return Check("FAIL", "base model", *_parts(error))
     if not folder.exists():
         return Check("NOTE", "base model", "not made yet", "made by itself on first use, in about 15 s")
-    return Check("NOTE", "base model", f"{_short(folder)}: {damage}", "made again by itself on next use, in about 15 s")
+    return Check(
+        "NOTE", "base model", f"{_short(folder)}: {damage}", "made again by itself on next use, in about 15 s"
+    )
 
 
 def check_backend(backend: str | None = None) -> Check:
     """The Tinker backend that `connect(backend)` would use. A key is never shown."""
     choice = (backend or "auto").strip()
     if choice == "auto":
-        choice = os.environ.get("TINKER_BASE_URL") or ("hosted" if os.environ.get("TINKER_API_KEY") else "stub")
+        choice = os.environ.get("TINKER_BASE_URL") or (
+            "hosted" if os.environ.get("TINKER_API_KEY") else "stub"
+        )
     if choice == "hosted":
         return _check_key()
     if choice == "stub":
@@ -379,7 +403,11 @@ def _check_stub() -> Check:
     if missing:
         return Check("FAIL", "backend", f"the stub lacks {', '.join(missing)}", SET_UP)
     server = running_stub()
-    return Check("OK", "backend", f"stub on this machine, {'running at ' + server['url'] if server else 'starts by itself when it is first used'}")
+    return Check(
+        "OK",
+        "backend",
+        f"stub on this machine, {'running at ' + server['url'] if server else 'starts by itself when it is first used'}",
+    )
 
 
 def check_hub() -> Check:

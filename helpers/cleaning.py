@@ -12,7 +12,15 @@ import time
 from pathlib import Path
 
 from helpers.errors import RunError, UsageError
-from helpers.run_info import RunInfo, find_runs, find_sweeps, is_under_way, latest_name, size_and_change, size_text
+from helpers.run_info import (
+    RunInfo,
+    find_runs,
+    find_sweeps,
+    is_under_way,
+    latest_name,
+    size_and_change,
+    size_text,
+)
 from helpers.runs import point_latest_at, runs_dir
 
 HIDDEN = ".deleting-"
@@ -36,7 +44,9 @@ def clean_runs(names: list[str], older_than: float | None = None, yes: bool = Fa
     """
     left_over = interrupted_deletions()
     if not names and older_than is None and not left_over:
-        raise UsageError("which runs? none is named", "name them (`course list` does), or say --older-than DAYS")
+        raise UsageError(
+            "which runs? none is named", "name them (`course list` does), or say --older-than DAYS"
+        )
     if older_than is not None and not older_than >= 0:
         raise UsageError(f"--older-than {older_than:g}", "give a number of days, 0 or more")
     chosen = _chosen(names, older_than) if names or older_than is not None else []
@@ -72,7 +82,9 @@ def _chosen(names: list[str], older_than: float | None) -> list[RunInfo]:
     by_name = {run.name: run for run in runs}
     chosen = runs
     if names:
-        wanted = dict.fromkeys(latest_name() or name if name == "latest" else name.rstrip("/") for name in names)
+        wanted = dict.fromkeys(
+            latest_name() or name if name == "latest" else name.rstrip("/") for name in names
+        )
         of_sweeps = [run.name for run in runs if run.manifest.get("sweep") in sweeps & wanted.keys()]
         wanted |= dict.fromkeys(of_sweeps)
         for name in wanted:
@@ -93,15 +105,25 @@ def _chosen(names: list[str], older_than: float | None) -> list[RunInfo]:
 def _no_such_run(name: str, known: list[str]) -> RunError:
     folder = runs_dir()
     if (folder / name).is_symlink():
-        return RunError(f"{name} in {folder} is a link, not a run", "delete the link by hand if you don't want it; what it points to stays")
+        return RunError(
+            f"{name} in {folder} is a link, not a run",
+            "delete the link by hand if you don't want it; what it points to stays",
+        )
     near = difflib.get_close_matches(name, known)
-    return RunError(f"there is no run {name!r} in {folder}", f"did you mean {' or '.join(near)}?" if near else "`course list` names them")
+    return RunError(
+        f"there is no run {name!r} in {folder}",
+        f"did you mean {' or '.join(near)}?" if near else "`course list` names them",
+    )
 
 
 def interrupted_deletions() -> list[Path]:
     """Hidden folders that an interrupted `course clean` left."""
     folder = runs_dir()
-    return sorted(path for path in folder.glob(f"{HIDDEN}*") if path.is_dir() and not path.is_symlink()) if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.glob(f"{HIDDEN}*") if path.is_dir() and not path.is_symlink())
+        if folder.is_dir()
+        else []
+    )
 
 
 def _check_idle(run: RunInfo) -> None:
@@ -169,8 +191,10 @@ def _delete(folder: Path) -> None:
     except FileNotFoundError:  # another `course clean` was faster
         pass
     except OSError as error:
-        raise RunError(f"can't delete all of {folder}: {error.strerror} ({error.filename})",
-                       "see who owns it, then run `course clean` again: it ends what was begun") from error
+        raise RunError(
+            f"can't delete all of {folder}: {error.strerror} ({error.filename})",
+            "see who owns it, then run `course clean` again: it ends what was begun",
+        ) from error
 
 
 def mend_latest() -> None:

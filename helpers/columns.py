@@ -1,13 +1,14 @@
 """Which column of a data file becomes which field of a record: what the user wrote, or else obvious names.
 
-    parse_columns("instruction=text,output=label")         # {"instruction": "text", "output": "label"}
-    guess_columns(["id", "text", "label"], "tickets.csv")  # the same
+parse_columns("instruction=text,output=label")         # {"instruction": "text", "output": "label"}
+guess_columns(["id", "text", "label"], "tickets.csv")  # the same
 """
 
 import csv
 import difflib
 import json
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 from helpers.errors import DataError
 
@@ -15,12 +16,47 @@ FIELDS = ("instruction", "input", "output", "answer", "category", "template", "i
 NEEDED = ("instruction", "output")
 
 # Names that say what a column holds, in lower case. LAST are names that could be something else too: taken if no other fits.
-QUESTIONS = {"instruction", "prompt", "question", "query", "text", "sentence", "content", "message", "review", "ticket",
-             "指令", "问题", "提问", "文本", "内容", "句子", "评论", "正文"}
-ANSWERS = {"output", "completion", "response", "answer", "label", "target", "labels",
-           "输出", "回答", "答案", "标签", "类别", "分类"}
+QUESTIONS = {
+    "instruction",
+    "prompt",
+    "question",
+    "query",
+    "text",
+    "sentence",
+    "content",
+    "message",
+    "review",
+    "ticket",
+    "指令",
+    "问题",
+    "提问",
+    "文本",
+    "内容",
+    "句子",
+    "评论",
+    "正文",
+}
+ANSWERS = {
+    "output",
+    "completion",
+    "response",
+    "answer",
+    "label",
+    "target",
+    "labels",
+    "输出",
+    "回答",
+    "答案",
+    "标签",
+    "类别",
+    "分类",
+}
 LAST_QUESTIONS, LAST_ANSWERS = {"input", "body", "输入"}, {"category", "class", "intent", "sentiment", "类型"}
-KEPT_BY_NAME = ("category", "template", "id")  # columns of these names are kept as they are, if nothing else takes them
+KEPT_BY_NAME = (
+    "category",
+    "template",
+    "id",
+)  # columns of these names are kept as they are, if nothing else takes them
 EXAMPLE = "instruction=text,output=label"
 
 
@@ -36,15 +72,22 @@ def parse_columns(text: str) -> dict[str, str]:
     for part in next(csv.reader([text], skipinitialspace=True)):
         field, sign, column = (word.strip() for word in part.partition("="))
         if not sign or not column or field not in FIELDS:
-            raise DataError(f"columns: {part!r} is not FIELD=COLUMN with a field of a record",
-                            f"fields are {', '.join(FIELDS)}; write for example {EXAMPLE}")
+            raise DataError(
+                f"columns: {part!r} is not FIELD=COLUMN with a field of a record",
+                f"fields are {', '.join(FIELDS)}; write for example {EXAMPLE}",
+            )
         if field in found:
-            raise DataError(f"columns: {field!r} is given twice", f"one column a field; write for example {EXAMPLE}")
+            raise DataError(
+                f"columns: {field!r} is given twice", f"one column a field; write for example {EXAMPLE}"
+            )
         found[field] = column
     if "output" not in found and any(";" in column and "=" in column for column in found.values()):
         raise DataError(f"columns: {text!r} is parted by semicolons", f"part them by commas: {EXAMPLE}")
     if "output" not in found or not {"instruction", "input"} & set(found):
-        raise DataError(f"columns: {text!r} does not say which columns hold the question and the answer", f"write for example {EXAMPLE}")
+        raise DataError(
+            f"columns: {text!r} does not say which columns hold the question and the answer",
+            f"write for example {EXAMPLE}",
+        )
     return found
 
 
@@ -65,9 +108,15 @@ def guess_columns(names: Iterable[str], source: str, instruction: str = "") -> d
     for what, fitting in (("question", asked), ("answer", answers)):
         if len(fitting) != 1:
             example = f"{'input' if instruction else 'instruction'}={(asked or ['COLUMN'])[0]},output={(answers or ['COLUMN'])[0]}"
-            which = f"{' and '.join(map(repr, fitting))} could each hold" if fitting else "no column has a name that says that it holds"
-            raise DataError(f"{source}: {which} the {what}; columns are {', '.join(map(repr, names)) or 'none'}",
-                            f'say which, such as --columns "{example}", or in notebook 01 columns = "{example}"')
+            which = (
+                f"{' and '.join(map(repr, fitting))} could each hold"
+                if fitting
+                else "no column has a name that says that it holds"
+            )
+            raise DataError(
+                f"{source}: {which} the {what}; columns are {', '.join(map(repr, names)) or 'none'}",
+                f'say which, such as --columns "{example}", or in notebook 01 columns = "{example}"',
+            )
     found = {"input" if instruction else "instruction": asked[0], "output": answers[0]}
     if not instruction:
         found |= {"input": name for name in names if name.strip().casefold() == "input" and name != asked[0]}
@@ -90,17 +139,27 @@ def check_columns(columns: dict[str, str], names: Iterable[str], source: str, in
     for field, column in columns.items():
         if column not in names:
             near = difflib.get_close_matches(column, names)
-            raise DataError(f"{source} has no column {column!r}, which is to be the {field}; columns are {', '.join(map(repr, names))}",
-                            f"did you mean {' or '.join(map(repr, near))}?" if near else "correct the name: case and spaces count, and a column without any filled cell does not")
+            raise DataError(
+                f"{source} has no column {column!r}, which is to be the {field}; columns are {', '.join(map(repr, names))}",
+                f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else "correct the name: case and spaces count, and a column without any filled cell does not",
+            )
     if instruction and "instruction" in columns:
-        raise DataError(f"both the parameter instruction and the column {columns['instruction']!r} hold the instruction",
-                        f"leave one out, or make the column the input: input={columns['instruction']}")
+        raise DataError(
+            f"both the parameter instruction and the column {columns['instruction']!r} hold the instruction",
+            f"leave one out, or make the column the input: input={columns['instruction']}",
+        )
     if not instruction and "instruction" not in columns:
-        raise DataError(f"{source}: columns name an input and no instruction",
-                        'name a column for it, or give one text for all: -p instruction="Classify the text: …"')
+        raise DataError(
+            f"{source}: columns name an input and no instruction",
+            'name a column for it, or give one text for all: -p instruction="Classify the text: …"',
+        )
 
 
-def apply_columns(row: dict[str, Any], columns: dict[str, str], instruction: str, where: str) -> dict[str, Any]:
+def apply_columns(
+    row: dict[str, Any], columns: dict[str, str], instruction: str, where: str
+) -> dict[str, Any]:
     """One record of the course's form, out of a row with columns.
 
     Args:
@@ -117,9 +176,14 @@ def apply_columns(row: dict[str, Any], columns: dict[str, str], instruction: str
         needed = field in NEEDED or (field == "input" and bool(instruction))
         value = _text(row.get(column), field)
         if value is None:
-            raise DataError(f"{where}, column {column!r}: {type(row[column]).__name__} can't be the {field}", "it must be text or a number")
+            raise DataError(
+                f"{where}, column {column!r}: {type(row[column]).__name__} can't be the {field}",
+                "it must be text or a number",
+            )
         if needed and not value.strip():
-            raise DataError(f"{where}, column {column!r}: the {field} is empty", "fill it in, or take the row out")
+            raise DataError(
+                f"{where}, column {column!r}: the {field} is empty", "fill it in, or take the row out"
+            )
         if value.strip() or field == "input":
             record[field] = value
     return record

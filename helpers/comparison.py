@@ -53,7 +53,9 @@ def write_comparison(runs: list[Run], path: Path) -> Path:
 
 def comparison_page(runs: list[RunInfo]) -> tuple[str, list[str]]:
     """The page, and what is missing, stale or damaged in the runs, a sentence each."""
-    begun = [stage for stage in STAGES if any(stage in run.statuses for run in runs)]  # a sweep ends early: no gap in its runs
+    begun = [
+        stage for stage in STAGES if any(stage in run.statuses for run in runs)
+    ]  # a sweep ends early: no gap in its runs
     problems = [f"run {run.name}: {words}" for run in runs for words in list_problems(run, begun)]
     sections = [(name, heading, attempt(part, runs, problems)) for name, heading, part in SECTIONS]
     gaps = folded(
@@ -80,7 +82,9 @@ def _overview(runs: list[RunInfo]) -> str:
     for run in runs:
         by_model = {row["model"]: row for row in scores(run)[0]}
         told = [
-            f"{percent(by_model[name]['accuracy'])} ({interval(by_model[name])})" if name in by_model else NONE
+            f"{percent(by_model[name]['accuracy'])} ({interval(by_model[name])})"
+            if name in by_model
+            else NONE
             for name in ("base model", "tuned model, sampler")
         ]
         rows.append([run.name, f"{run.created:%Y-%m-%d %H:%M}", run.progress, *told])
@@ -130,14 +134,19 @@ def compare_settings(runs: list[RunInfo]) -> tuple[dict[str, list[str]], dict[st
     }
     for stage in STAGES:
         recorded = [run.manifest["stages"].get(stage, {}).get("parameters", {}) for run in runs]
-        for name in dict.fromkeys(name for parameters in recorded for name in parameters if name not in OTHER_RUNS):
+        for name in dict.fromkeys(
+            name for parameters in recorded for name in parameters if name not in OTHER_RUNS
+        ):
             by_stage[name, stage] = [
-                json.dumps(parameters[name], ensure_ascii=False) if name in parameters else NONE for parameters in recorded
+                json.dumps(parameters[name], ensure_ascii=False) if name in parameters else NONE
+                for parameters in recorded
             ]
     different: dict[str, list[str]] = {}
     same: dict[str, str] = {}
     for name in dict.fromkeys(name for name, _ in by_stage):
-        stages_of: dict[tuple[str, ...], list[str]] = {}  # a setting of several stages is named once where they agree
+        stages_of: dict[
+            tuple[str, ...], list[str]
+        ] = {}  # a setting of several stages is named once where they agree
         for (other, stage), values in by_stage.items():
             if other == name:
                 stages_of.setdefault(tuple(values), []).append(stage)
@@ -172,11 +181,18 @@ def _data(runs: list[RunInfo]) -> str:
             ]
         )
     out = table(
-        "Data and split", ["run", "data files", "train", "validation", "test", "leaks"], rows, right=[2, 3, 4, 5], code=[0, 1]
+        "Data and split",
+        ["run", "data files", "train", "validation", "test", "leaks"],
+        rows,
+        right=[2, 3, 4, 5],
+        code=[0, 1],
     )
     changed = {path: values for path, values in hashes.items() if len(set(values)) > 1}
     if not hashes:
-        return out + paragraph("No run recorded hashes of its data files, so whether they read the same can't be told.", "problem")
+        return out + paragraph(
+            "No run recorded hashes of its data files, so whether they read the same can't be told.",
+            "problem",
+        )
     if not changed:
         return out + paragraph("All runs read the same data files: the SHA-256 hashes are equal.")
     return out + table(
@@ -208,7 +224,11 @@ def _scores(runs: list[RunInfo]) -> str:
         "Right answers of each run's models on its own test set: a dot, and its 95% interval as a bar",
     )
     out += table(
-        "Right answers on the test set", ["run", "model", "right", "rate", "95% interval"], rows, right=[2, 3, 4], code=[0]
+        "Right answers on the test set",
+        ["run", "model", "right", "rate", "95% interval"],
+        rows,
+        right=[2, 3, 4],
+        code=[0],
     )
     return out + (problem(f"Without a score: {', '.join(without)}.") if without else "")
 
@@ -217,13 +237,17 @@ def _paired(runs: list[RunInfo]) -> str:
     samples = {run.name: found for run in runs if (found := _loaded(run, "evaluate/samples.jsonl"))}
     without = [run.name for run in runs if run.name not in samples]
     out = (
-        problem(f"Not in the paired comparison, for want of a usable evaluate/samples.jsonl: {', '.join(without)}.")
+        problem(
+            f"Not in the paired comparison, for want of a usable evaluate/samples.jsonl: {', '.join(without)}."
+        )
         if without
         else ""
     )
     groups: dict[frozenset, list[str]] = {}
     for name, rows in samples.items():
-        groups.setdefault(frozenset((row["index"], row["problem"], row["expected"]) for row in rows), []).append(name)
+        groups.setdefault(
+            frozenset((row["index"], row["problem"], row["expected"]) for row in rows), []
+        ).append(name)
     if len(groups) > 1:
         listed = list(groups.items())
         out += problem(
@@ -281,7 +305,8 @@ def _pairs(pairs: list[tuple[str, str]], samples: dict[str, list[dict[str, Any]]
                 out += folded(
                     f"{other} to {first}: {len(flips)} {kind}{shown} (only {right} is right)",
                     "".join(
-                        exchange(a["problem"], a["expected"], {first: a["output"], other: b["output"]}) for a, b in flips[:FLIPS]
+                        exchange(a["problem"], a["expected"], {first: a["output"], other: b["output"]})
+                        for a, b in flips[:FLIPS]
                     ),
                 )
     return out
@@ -315,7 +340,10 @@ def _curves(runs: list[RunInfo]) -> str:
         )
     if looks:
         losses = {name: [(row["step"], row["loss"]) for row in rows] for name, rows in looks.items()}
-        rates = {name: [(row["step"], 100 * row["correct"] / row["total"]) for row in rows] for name, rows in looks.items()}
+        rates = {
+            name: [(row["step"], 100 * row["correct"] / row["total"]) for row in rows]
+            for name, rows in looks.items()
+        }
         out += figure(
             "validation-loss",
             lambda: curves(losses, "NLL, nats per answer token", "Loss on the validation part", log=True),
@@ -373,20 +401,41 @@ def _parity(runs: list[RunInfo]) -> str:
 
 
 def _times(runs: list[RunInfo]) -> str:
-    kinds = list(dict.fromkeys(kind for run in runs for entry in run.manifest["stages"].values() for kind in work_seconds(entry)))
+    kinds = list(
+        dict.fromkeys(
+            kind for run in runs for entry in run.manifest["stages"].values() for kind in work_seconds(entry)
+        )
+    )
     by_stage, by_work = [], []
     for run in runs:
         stages = run.manifest["stages"]
         spent = {stage: entry["seconds"] for stage, entry in stages.items() if "seconds" in entry}
         by_stage.append(
-            [run.name, *(clock(spent[stage]) if stage in spent else NONE for stage in STAGES), clock(sum(spent.values()))]
+            [
+                run.name,
+                *(clock(spent[stage]) if stage in spent else NONE for stage in STAGES),
+                clock(sum(spent.values())),
+            ]
         )
         metrics = _loaded(run, "train/metrics.jsonl")
         speed = f"{median(row['tokens_per_second'] for row in metrics):,.0f}" if metrics else NONE
         by_work.append(
-            [run.name, *(clock(sum(work_seconds(entry).get(kind, 0) for entry in stages.values())) for kind in kinds), speed]
+            [
+                run.name,
+                *(
+                    clock(sum(work_seconds(entry).get(kind, 0) for entry in stages.values()))
+                    for kind in kinds
+                ),
+                speed,
+            ]
         )
-    return table("Time of each stage, minutes:seconds", ["run", *STAGES, "in all"], by_stage, right=range(1, 8), code=[0]) + table(
+    return table(
+        "Time of each stage, minutes:seconds",
+        ["run", *STAGES, "in all"],
+        by_stage,
+        right=range(1, 8),
+        code=[0],
+    ) + table(
         "What of it went to which work, and the median speed of training",
         ["run", *kinds, "tokens/s in training"],
         by_work,
@@ -400,12 +449,17 @@ def _versions(runs: list[RunInfo]) -> str:
     names = list(dict.fromkeys(name for versions in packages for name in versions))
     different = [name for name in names if len({versions.get(name) for versions in packages}) > 1]
     if not different:
-        return paragraph(f"All versions are the same: {', '.join(f'{name} {packages[0][name]}' for name in names)}.")
+        return paragraph(
+            f"All versions are the same: {', '.join(f'{name} {packages[0][name]}' for name in names)}."
+        )
     same = [f"{name} {packages[0][name]}" for name in names if name not in different]
     return table(
         "Packages whose versions differ",
         ["run", *different],
-        [[run.name, *(versions.get(name, "not installed") for name in different)] for run, versions in zip(runs, packages)],
+        [
+            [run.name, *(versions.get(name, "not installed") for name in different)]
+            for run, versions in zip(runs, packages)
+        ],
         code=range(len(different) + 1),
     ) + (paragraph(f"The same in all: {', '.join(same)}.") if same else "")
 

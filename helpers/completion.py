@@ -48,7 +48,14 @@ def _profiles() -> Iterable[str]:
 def _runs() -> Iterable[str]:
     from helpers.runs import runs_dir
 
-    return ["latest", *sorted(path.parent.name for path in runs_dir().glob("[!.]*/manifest.json") if path.parent.name != "latest")]
+    return [
+        "latest",
+        *sorted(
+            path.parent.name
+            for path in runs_dir().glob("[!.]*/manifest.json")
+            if path.parent.name != "latest"
+        ),
+    ]
 
 
 def _sweeps() -> Iterable[str]:
@@ -64,7 +71,9 @@ def _runs_and_sweeps() -> Iterable[str]:
 def _parameters() -> Iterable[str]:
     from helpers.settings import notebook_parameters
 
-    return sorted({f"{name}=" for names in notebook_parameters().values() for name in names if name != "run_name"})
+    return sorted(
+        {f"{name}=" for names in notebook_parameters().values() for name in names if name != "run_name"}
+    )
 
 
 def _backends() -> Iterable[str]:
@@ -78,8 +87,16 @@ def _notebooks() -> Iterable[str]:
 
 
 # What the value of an argument is called in its help: what to offer for it. Files are left to the shell.
-OFFERS = {"PROFILE|FILE": _profiles, "RUN": _runs, "SWEEP": _sweeps, "RUN|SWEEP": _runs_and_sweeps, "NAME=VALUE": _parameters,
-          "NAME=VALUE,VALUE": _parameters, "BACKEND": _backends, "NOTEBOOK": _notebooks}
+OFFERS = {
+    "PROFILE|FILE": _profiles,
+    "RUN": _runs,
+    "SWEEP": _sweeps,
+    "RUN|SWEEP": _runs_and_sweeps,
+    "NAME=VALUE": _parameters,
+    "NAME=VALUE,VALUE": _parameters,
+    "BACKEND": _backends,
+    "NOTEBOOK": _notebooks,
+}
 
 
 def words(parser: argparse.ArgumentParser, typed: list[str]) -> list[str]:
@@ -113,7 +130,10 @@ def words(parser: argparse.ArgumentParser, typed: list[str]) -> list[str]:
     elif waiting is not None:
         offered, start = _values(waiting), ""
     else:
-        offered, start = [value for action in parser._get_positional_actions() for value in _values(action)], ""
+        offered, start = (
+            [value for action in parser._get_positional_actions() for value in _values(action)],
+            "",
+        )
     return [word if cut or not start else f"{start}={word}" for word in offered if word.startswith(current)]
 
 
@@ -135,7 +155,9 @@ def _words_for(parameter: str) -> list[str]:
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> argparse.Action | None:
-    return next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
+    return next(
+        (action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None
+    )
 
 
 def _values(action: argparse.Action) -> list[str]:

@@ -38,32 +38,53 @@ def read_csv(path: Path, text: str) -> tuple[list[tuple[str, dict[str, Any]]], s
             if not header:
                 header = _header(path, cells)
             elif len(cells) != len(header):
-                raise DataError(f"{where}: {len(cells)} cells, but the header names {len(header)} columns ({', '.join(header)})",
-                                f"columns are parted by a {DELIMITERS[delimiter]}: put a cell that holds one in double quotes")
+                raise DataError(
+                    f"{where}: {len(cells)} cells, but the header names {len(header)} columns ({', '.join(header)})",
+                    f"columns are parted by a {DELIMITERS[delimiter]}: put a cell that holds one in double quotes",
+                )
             else:
-                rows.append((where, {name: NOT_TEXT.get(name, {}).get(cell.strip().casefold(), cell)
-                                     for name, cell in zip(header, cells) if cell.strip()}))
+                rows.append(
+                    (
+                        where,
+                        {
+                            name: NOT_TEXT.get(name, {}).get(cell.strip().casefold(), cell)
+                            for name, cell in zip(header, cells)
+                            if cell.strip()
+                        },
+                    )
+                )
     except csv.Error as error:
-        raise DataError(f"{path}, row {len(rows) + 1} (from line {start}): {error}",
-                        'close the double quote; a quote inside a cell is written twice: "say ""hello"" to"') from error
+        raise DataError(
+            f"{path}, row {len(rows) + 1} (from line {start}): {error}",
+            'close the double quote; a quote inside a cell is written twice: "say ""hello"" to"',
+        ) from error
     if not rows:
-        raise DataError(f"{path} has a header and no row", "put at least ten rows into it, or name another file")
+        raise DataError(
+            f"{path} has a header and no row", "put at least ten rows into it, or name another file"
+        )
     return rows, DELIMITERS[delimiter]
 
 
 def _sniff(text: str) -> str:
     """The sign that parts the header into most columns; the comma if none parts it."""
-    counts = {sign: len(next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=sign), [])) for sign in DELIMITERS}
+    counts = {
+        sign: len(next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=sign), []))
+        for sign in DELIMITERS
+    }
     return max(counts, key=counts.__getitem__)
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(names) < 2:
-        raise DataError(f"{path} has one column only, {names[0]!r}",
-                        "the first line names the columns, parted by commas, semicolons or tabs")
+        raise DataError(
+            f"{path} has one column only, {names[0]!r}",
+            "the first line names the columns, parted by commas, semicolons or tabs",
+        )
     for number, name in enumerate(names, start=1):
         if not name or names.count(name) > 1:
-            raise DataError(f"{path}, line 1: column {number} {f'has the name {name!r} of another one' if name else 'has no name'}",
-                            "the first line names each column, each with another name")
+            raise DataError(
+                f"{path}, line 1: column {number} {f'has the name {name!r} of another one' if name else 'has no name'}",
+                "the first line names each column, each with another name",
+            )
     return names

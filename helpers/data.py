@@ -10,18 +10,30 @@ validation part then comes out of train: checkpoints are chosen on it, and the t
 
 import random
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 from helpers.duplicates import DuplicateGroup, find_duplicates
 from helpers.errors import DataError
 from helpers.files import read_json, write_json
 from helpers.records import data_paths, load_data, load_json_files, load_s1k, normalise_record
 
-__all__ = ["DuplicateGroup", "Split", "count_leaks", "data_paths", "find_duplicates", "load_data", "load_json_files",
-           "load_part", "load_s1k", "save_split", "split_data"]
+__all__ = [
+    "DuplicateGroup",
+    "Split",
+    "count_leaks",
+    "data_paths",
+    "find_duplicates",
+    "load_data",
+    "load_json_files",
+    "load_part",
+    "load_s1k",
+    "save_split",
+    "split_data",
+]
 
 PARTS = {"train": "train.json", "validation": "validation.json", "test": "test_set.json"}
 MIN_RECORDS = 10
@@ -72,27 +84,44 @@ def split_data(
         DataError: a size is not possible, a template does not exist, or there are too few different records.
     """
     unseen = set(unseen_templates)
-    _check_arguments(records, test_size, validation_size, seed, unseen,
-                     {"max_train": max_train, "max_validation": max_validation, "max_test": max_test})
+    _check_arguments(
+        records,
+        test_size,
+        validation_size,
+        seed,
+        unseen,
+        {"max_train": max_train, "max_validation": max_validation, "max_test": max_test},
+    )
     notes: list[str] = []
     duplicates = find_duplicates(records, near_duplicate)
     groups = _groups(len(records), duplicates)
     held_out = [group for group in groups if any(_is_unseen(records[i], unseen) for i in group)]
     seen = [group for group in groups if not any(_is_unseen(records[i], unseen) for i in group)]
     if len(seen) < MIN_RECORDS:
-        raise DataError(f"only {len(seen)} different records are left to split "
-                        f"({len(records)} records, {len(records) - len(groups)} of them repeats)",
-                        f"bring at least {MIN_RECORDS} different ones")
+        raise DataError(
+            f"only {len(seen)} different records are left to split "
+            f"({len(records)} records, {len(records) - len(groups)} of them repeats)",
+            f"bring at least {MIN_RECORDS} different ones",
+        )
 
     from_seen = ceil(test_size * len(groups)) - len(held_out)
     if from_seen < 1:
         notes.append(f"the {len(held_out)} unseen records fill the test part; 1 other was added")
     rest, test = _draw(records, seen, min(max(1, from_seen), len(seen) - 2), seed, stratify_by, notes, "test")
-    train, validation = _draw(records, rest, max(1, min(ceil(validation_size * len(rest)), len(rest) - 1)), seed,
-                              stratify_by, notes, "validation")
+    train, validation = _draw(
+        records,
+        rest,
+        max(1, min(ceil(validation_size * len(rest)), len(rest) - 1)),
+        seed,
+        stratify_by,
+        notes,
+        "validation",
+    )
     test = test + held_out
     if held_out:
-        random.Random(seed).shuffle(test)  # so that the first problems of the test set are a fair sample of it
+        random.Random(seed).shuffle(
+            test
+        )  # so that the first problems of the test set are a fair sample of it
     parts = {"train": train, "validation": validation, "test": test}
     chosen = {name: [records[i] for group in part for i in group] for name, part in parts.items()}
     kept = {
@@ -104,8 +133,9 @@ def split_data(
         "sizes": {name: len(part) for name, part in kept.items()},
         "seed": seed,
         "stratified_by": stratify_by if any(stratify_by in record for record in records) else None,
-        "unseen_templates": sorted({str(records[i].get("template")) for g in held_out for i in g
-                                    if _is_unseen(records[i], unseen)}),
+        "unseen_templates": sorted(
+            {str(records[i].get("template")) for g in held_out for i in g if _is_unseen(records[i], unseen)}
+        ),
         "duplicates": {
             "exact_groups": sum(group.kind == "exact" for group in duplicates),
             "near_groups": sum(group.kind == "near" for group in duplicates),
@@ -146,8 +176,14 @@ def load_part(path: str | Path) -> list[dict[str, Any]]:
     return [normalise_record(row, f"{path}, index {index}") for index, row in enumerate(value)]
 
 
-def _check_arguments(records: Sequence, test_size: float, validation_size: float, seed: int, unseen: set[str],
-                     caps: dict[str, int]) -> None:
+def _check_arguments(
+    records: Sequence,
+    test_size: float,
+    validation_size: float,
+    seed: int,
+    unseen: set[str],
+    caps: dict[str, int],
+) -> None:
     for name, value in (("test_size", test_size), ("validation_size", validation_size)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
             raise DataError(f"{name} is {value!r}", "it is a share: over 0 and under 1, such as 0.2")
@@ -158,12 +194,16 @@ def _check_arguments(records: Sequence, test_size: float, validation_size: float
             raise DataError(f"{name} is {value!r}", "it is a number of records: 0 for all, or 1 or more")
     if len(records) < MIN_RECORDS:
         count = "1 record" if len(records) == 1 else f"{len(records)} records"
-        raise DataError(f"{count} can't be split into train, validation and test",
-                        f"bring at least {MIN_RECORDS}; a few hundred make a lesson worth reading")
+        raise DataError(
+            f"{count} can't be split into train, validation and test",
+            f"bring at least {MIN_RECORDS}; a few hundred make a lesson worth reading",
+        )
     missing = unseen - {record.get("template") for record in records}
     if missing:
-        raise DataError(f"no record has the template {', '.join(sorted(map(repr, missing)))}",
-                        "unseen_templates names values of the field 'template'")
+        raise DataError(
+            f"no record has the template {', '.join(sorted(map(repr, missing)))}",
+            "unseen_templates names values of the field 'template'",
+        )
 
 
 def _is_unseen(record: dict[str, Any], unseen: set[str]) -> bool:
@@ -177,7 +217,9 @@ def _groups(count: int, duplicates: list[DuplicateGroup]) -> list[tuple[int, ...
     return [whole.get(index, (index,)) for index in range(count) if index not in later]
 
 
-def _draw(records: Sequence, groups: list, size: int, seed: int, stratify_by: str, notes: list[str], part: str):
+def _draw(
+    records: Sequence, groups: list, size: int, seed: int, stratify_by: str, notes: list[str], part: str
+):
     """Draw `size` groups: (the others, the drawn)."""
     from sklearn.model_selection import train_test_split
 
@@ -193,8 +235,10 @@ def _strata(values: list, size: int, notes: list[str], part: str) -> list[str] |
     counts = Counter(labels)
     rare = sorted(label for label, count in counts.items() if count < 2)
     if rare:
-        notes.append(f"{part}: too few records of {', '.join(rare[:5])}{' …' if len(rare) > 5 else ''} to have shares; "
-                     "drawn as one kind")
+        notes.append(
+            f"{part}: too few records of {', '.join(rare[:5])}{' …' if len(rare) > 5 else ''} to have shares; "
+            "drawn as one kind"
+        )
         labels = ["(rare)" if label in rare else label for label in labels]
         if len(rare) == 1:  # one record can't be in two parts: count it as the commonest kind
             labels = [counts.most_common(1)[0][0] if label == "(rare)" else label for label in labels]
@@ -204,13 +248,21 @@ def _strata(values: list, size: int, notes: list[str], part: str) -> list[str] |
     return labels
 
 
-def _cap(records: list[dict], cap: int, seed: int, stratify_by: str, notes: list[str], part: str) -> list[dict]:
+def _cap(
+    records: list[dict], cap: int, seed: int, stratify_by: str, notes: list[str], part: str
+) -> list[dict]:
     if not cap or cap >= len(records):
         return records
     from sklearn.model_selection import train_test_split
 
-    values = [None if record.get(stratify_by) is None else (record[stratify_by], record.get("unseen", False))
-              for record in records]
-    kept, _ = train_test_split(range(len(records)), train_size=cap, random_state=seed,
-                               stratify=_strata(values, cap, notes, f"cap of {part}"))
+    values = [
+        None if record.get(stratify_by) is None else (record[stratify_by], record.get("unseen", False))
+        for record in records
+    ]
+    kept, _ = train_test_split(
+        range(len(records)),
+        train_size=cap,
+        random_state=seed,
+        stratify=_strata(values, cap, notes, f"cap of {part}"),
+    )
     return [records[i] for i in sorted(kept)]

@@ -8,11 +8,14 @@ to agree because a word problem with other numbers is another problem, however a
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from math import ceil
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 # A number, one character of Chinese, Japanese or Korean, a word, or a sign that is not sentence punctuation.
-TOKEN = re.compile(r"\d+(?:\.\d+)?|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+|[^\w\s.,;:!?'\"。，；：！？、]")
+TOKEN = re.compile(
+    r"\d+(?:\.\d+)?|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+|[^\w\s.,;:!?'\"。，；：！？、]"
+)
 
 
 class DuplicateGroup(NamedTuple):
@@ -36,8 +39,13 @@ def find_duplicates(records: Sequence[dict[str, Any]], threshold: float = 0.9) -
     """
     first: dict[str, int] = {}
     parent = list(range(len(records)))
-    shared = len({record["instruction"] for record in records}) == 1 and all(record.get("input") for record in records)
-    texts = [_normal(record["input"] if shared else f"{record['instruction']}\n{record.get('input') or ''}") for record in records]
+    shared = len({record["instruction"] for record in records}) == 1 and all(
+        record.get("input") for record in records
+    )
+    texts = [
+        _normal(record["input"] if shared else f"{record['instruction']}\n{record.get('input') or ''}")
+        for record in records
+    ]
     for index, text in enumerate(texts):
         parent[index] = first.setdefault(text, index)
     for a, b in _near_pairs({index: text for text, index in first.items()}, threshold):
@@ -45,8 +53,11 @@ def find_duplicates(records: Sequence[dict[str, Any]], threshold: float = 0.9) -
     groups = defaultdict(list)
     for index in range(len(records)):
         groups[_root(parent, index)].append(index)
-    return [DuplicateGroup("exact" if len({texts[i] for i in group}) == 1 else "near", tuple(group))
-            for group in groups.values() if len(group) > 1]
+    return [
+        DuplicateGroup("exact" if len({texts[i] for i in group}) == 1 else "near", tuple(group))
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _normal(text: str) -> str:
@@ -78,7 +89,9 @@ def _near_pairs(texts: dict[int, str], threshold: float) -> list[tuple[int, int]
         holders = defaultdict(list)
         for index in block:
             mine = runs[index]
-            rare = sorted(mine, key=lambda run: (counts[run], run))[: len(mine) - ceil(threshold * len(mine)) + 1]
+            rare = sorted(mine, key=lambda run: (counts[run], run))[
+                : len(mine) - ceil(threshold * len(mine)) + 1
+            ]
             for other in sorted({other for run in rare for other in holders[run]}):
                 shared = len(mine & runs[other])
                 if shared >= threshold * (len(mine) + len(runs[other]) - shared):

@@ -4,10 +4,30 @@ import re
 import unicodedata
 
 from helpers.arithmetic import CURRENCY, NUMBER, plain, same_number, tidy_unicode, value_of
-from helpers.quantities import Quantity, clock_time, read_quantity, same_quantity, tidy_answer, worded_quantity
+from helpers.quantities import (
+    Quantity,
+    clock_time,
+    read_quantity,
+    same_quantity,
+    tidy_answer,
+    worded_quantity,
+)
 from helpers.symbolic import symbolic_equal
 
-WIDE = str.maketrans({"：": ":", "，": ",", "；": ";", "！": "!", "？": "?", "\u00a0": " ", "\u3000": " ", "＝": "=", "（": "(", "）": ")"})
+WIDE = str.maketrans(
+    {
+        "：": ":",
+        "，": ",",
+        "；": ";",
+        "！": "!",
+        "？": "?",
+        "\u00a0": " ",
+        "\u3000": " ",
+        "＝": "=",
+        "（": "(",
+        "）": ")",
+    }
+)
 _OPEN, _CLOSE = "([⟦{", ")]⟧}"
 
 
@@ -35,7 +55,7 @@ _SENTENCES = re.compile(
 def _parts(text: str) -> list[str] | None:
     """Split at commas (and `and`, `or`) outside brackets; None if that gives one part. `1,234` stays whole."""
     text = (
-        re.sub(rf"(?<![\d.])\d{{1,3}}(?:,\d{{3}})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
+        re.sub(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
         if " " not in text
         else re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])", lambda m: m[0].replace(",", ""), text)
     )
@@ -68,7 +88,9 @@ def structure(text: str) -> tuple[str, list[str]] | None:
         return "list", [part.strip(" ;,") for part in numbered[1:]]
     parts = _parts(text)
     if parts:
-        return "list", [re.sub(r"^[a-zA-Z]\s*=\s*", "", part) if _one_variable(parts) else part for part in parts]
+        return "list", [
+            re.sub(r"^[a-zA-Z]\s*=\s*", "", part) if _one_variable(parts) else part for part in parts
+        ]
     return None
 
 
@@ -102,12 +124,18 @@ def _same_parts(gold: tuple[str, list[str]], found: tuple[str, list[str]], depth
         return all(any(_same(a, b, depth) for b in found_parts) for a in gold_parts) and all(
             any(_same(a, b, depth) for a in gold_parts) for b in found_parts
         )
-    return len(gold_parts) == len(found_parts) and all(_same(a, b, depth) for a, b in zip(gold_parts, found_parts))
+    return len(gold_parts) == len(found_parts) and all(
+        _same(a, b, depth) for a, b in zip(gold_parts, found_parts)
+    )
 
 
 def looks_symbolic(text: str) -> bool:
     """Mathematics rather than words: what math-verify should be asked about."""
-    without = re.sub(r"\\[a-zA-Z]+|\{[bpv]?(?:matrix|array|cases)\}|\b(?:sqrt|pi|oo|sin|cos|tan|log|ln|exp|mod|begin|end|[pbv]?matrix)\b", "", text)
+    without = re.sub(
+        r"\\[a-zA-Z]+|\{[bpv]?(?:matrix|array|cases)\}|\b(?:sqrt|pi|oo|sin|cos|tan|log|ln|exp|mod|begin|end|[pbv]?matrix)\b",
+        "",
+        text,
+    )
     return bool(re.search(r"[\d\\=+*/^<>-]|^\W*\w\W*$", text)) and not re.search(
         r"[^\W\d_]{3,}|[\u4e00-\u9fff]", without
     )
@@ -139,7 +167,9 @@ def _same(gold: str, found: str, depth: int = 0) -> bool:
     one, two = structure(gold), structure(found)
     if one and two:
         return _same_parts(one, two, depth + 1)
-    if (one and one[0] == "set" and len(one[1]) == 1 and b) or (two and two[0] == "set" and len(two[1]) == 1 and a):
+    if (one and one[0] == "set" and len(one[1]) == 1 and b) or (
+        two and two[0] == "set" and len(two[1]) == 1 and a
+    ):
         return _same((one[1][0] if one else gold), (two[1][0] if two else found), depth + 1)
     return False
 
@@ -155,12 +185,17 @@ def _number_in(text: str) -> Quantity | None:
     text = sentences(text)[0] if sentences(text) else text
     if "=" in text:
         return read_quantity(re.split(r"(?<![<>!])=", text)[-1].strip())
-    numbers = {match[0] for match in re.finditer(rf"(?<![A-Za-z\d_.])-?[{CURRENCY}]?-?{NUMBER}(?:\s*/\s*\d+)?%?", text)}
+    numbers = {
+        match[0]
+        for match in re.finditer(rf"(?<![A-Za-z\d_.])-?[{CURRENCY}]?-?{NUMBER}(?:\s*/\s*\d+)?%?", text)
+    }
     if (
         re.search(rf"{NUMBER}\s*[*^+/:-]\s*\d", re.sub(r"\d\s*/\s*\d", "", text))
-        or structure(text)
-        and len(numbers) > 1
-        or re.search(r"\b(?:half|twice|double|triple)\b|\d\s*(?:(?:to|(?:more|less|fewer) than)\s+\d|remainder)|\b(?:more|less|fewer|greater|larger|smaller) than\s", text)
+        or (structure(text) and len(numbers) > 1)
+        or re.search(
+            r"\b(?:half|twice|double|triple)\b|\d\s*(?:(?:to|(?:more|less|fewer) than)\s+\d|remainder)|\b(?:more|less|fewer|greater|larger|smaller) than\s",
+            text,
+        )
     ):
         return None
     if len(numbers) == 1:
@@ -173,7 +208,10 @@ def text_forms(text: str) -> set[str]:
     """The answer as text: whole, its first sentence, its first clause; articles dropped. A list stays whole."""
     text = re.sub(r"\*\*|__|`", "", text).strip()
     forms = [text, *sentences(text)[:1]]
-    if not re.match(r"[\w' ]+(?:[,，、][\w' ]+)*(?:[,，]?\s+(?:and|or)\s+|[,，、和或])\s*[A-Z\u4e00-\u9fff]\w*(?: [A-Z]\w*)*[\s.。]*$", text):
+    if not re.match(
+        r"[\w' ]+(?:[,，、][\w' ]+)*(?:[,，]?\s+(?:and|or)\s+|[,，、和或])\s*[A-Z\u4e00-\u9fff]\w*(?: [A-Z]\w*)*[\s.。]*$",
+        text,
+    ):
         forms.append(re.split(r"[,;:(—]|\s(?:because|since|as|so|which|where|for)\s|[，。；：（]", text)[0])
     return {re.sub(r"^(?:the|an|a)\s+", "", normalise(form).strip("\"'$ ")) for form in forms if form.strip()}
 
@@ -181,7 +219,9 @@ def text_forms(text: str) -> set[str]:
 _CHOICE = re.compile(
     r"^[\s*_$]*(?:option|choice|选项)?[\s*_]*[(\[{]?\s*(?:\\text\w*\{\s*\(?)?([A-J])(?:\)?\})?\s*(?:[)\]}.:,*]|选项|项|$)"
 )
-_CHOICES = re.compile(r"^[\s*_$(]*((?:\(?[A-J]\)?\s*(?:,|and|or|&|、|和|与|或)?\s*){2,6})(?![A-Za-z])[\s.)*_$]*$")
+_CHOICES = re.compile(
+    r"^[\s*_$(]*((?:\(?[A-J]\)?\s*(?:,|and|or|&|、|和|与|或)?\s*){2,6})(?![A-Za-z])[\s.)*_$]*$"
+)
 
 
 def choice(text: str) -> str | None:
@@ -192,7 +232,9 @@ def choice(text: str) -> str | None:
         letters = re.findall(r"[A-J](?![a-z])", several[1])
         if len(letters) > 1:
             return "".join(sorted(set(letters)))
-    match = _CHOICE.match(text) or re.match(r"^[\s*_]*(?:option|choice|选项)[\s*_(]*([A-Ja-j])\b", text, re.IGNORECASE)
+    match = _CHOICE.match(text) or re.match(
+        r"^[\s*_]*(?:option|choice|选项)[\s*_(]*([A-Ja-j])\b", text, re.IGNORECASE
+    )
     if match:
         return match[1].upper()
     word = re.match(r"^[\s*_$(]*([B-HJ])\b(?!\s*[=^+*/'])", text)
@@ -217,7 +259,9 @@ def same_answer(gold: str, found: str) -> tuple[bool, str]:
         return True, "the same value"
     if all(map(clock_time, (gold_tidy, found_tidy))) or all(map(_BASE.fullmatch, (gold_tidy, found_tidy))):
         return False, "another value than the reference"
-    if normalise(gold_tidy) == normalise(found_tidy) and (not looks_symbolic(gold_tidy) or len(gold_tidy) > 2):
+    if normalise(gold_tidy) == normalise(found_tidy) and (
+        not looks_symbolic(gold_tidy) or len(gold_tidy) > 2
+    ):
         return True, "the same text"
     quantity, direct = read_quantity(gold_tidy), read_quantity(found_tidy)
     if quantity and re.search(r"\d\s*[a-z](?![a-z])[^=]*=", found_tidy):
@@ -255,11 +299,18 @@ def same_answer(gold: str, found: str) -> tuple[bool, str]:
 
 def _same_expression(gold: str, found: str, gold_tidy: str, found_tidy: str) -> tuple[bool, str]:
     if any(
-        re.fullmatch(r"[\d\s+*/^().,!-]+", side) and side.count("^") + side.count("**") > 1 and value_of(side) is None
+        re.fullmatch(r"[\d\s+*/^().,!-]+", side)
+        and side.count("^") + side.count("**") > 1
+        and value_of(side) is None
         for side in (gold_tidy, found_tidy)
     ):
         return False, "the number is too large to evaluate"
-    if structure(gold_tidy) and structure(found_tidy) and _all_numbers(gold_tidy) and _all_numbers(found_tidy):
+    if (
+        structure(gold_tidy)
+        and structure(found_tidy)
+        and _all_numbers(gold_tidy)
+        and _all_numbers(found_tidy)
+    ):
         return False, "other elements than the reference"
     equal = symbolic_equal(_for_math_verify(gold), _for_math_verify(found))
     if equal is None:
@@ -272,7 +323,9 @@ def stated_by(gold: str, sentence: str) -> bool:
     name = normalise(gold)
     if not re.fullmatch(r"[\w' -]{2,40}", name) or len(name.split()) > 3 or re.search(r"\d", name):
         return False
-    text = re.sub(r"^(?:therefore|thus|hence|so|finally|in conclusion|所以|因此)[\s,，]*", "", normalise(sentence))
+    text = re.sub(
+        r"^(?:therefore|thus|hence|so|finally|in conclusion|所以|因此)[\s,，]*", "", normalise(sentence)
+    )
     if re.search(r"\b(?:not|never|neither|cannot)\b|n't\b|不", text):
         return False
     name = re.escape(re.sub(r"^(?:the|an|a)\s+", "", name))
@@ -289,7 +342,11 @@ def _all_numbers(text: str) -> bool:
 def _for_math_verify(text: str) -> str:
     text = unicodedata.normalize("NFKC", tidy_unicode(text)) if not text.isascii() else text
     text = re.sub(r"\*\*|^\s*\\[(\[]|\\[)\]]\s*$", "", text.strip())
-    text = re.sub(r"\\left\s*\[\s*\\begin\{array\}\{[^{}]*\}(.*?)\\end\{array\}\s*\\right\s*\]", r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+    text = re.sub(
+        r"\\left\s*\[\s*\\begin\{array\}\{[^{}]*\}(.*?)\\end\{array\}\s*\\right\s*\]",
+        r"\\begin{pmatrix}\1\\end{pmatrix}",
+        text,
+    )
     text = re.sub(r"\\mathrm\s*\{([^{}]*)\}", r"\1", text).replace("~", " ")
     text = re.sub(r"\\text\w*\{\s*(?:square|cubic)?\s*units?\s*\}", "", text)
     return re.sub(r"[\s.。,;:]+$", "", text.strip("$ "))

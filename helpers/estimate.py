@@ -22,7 +22,9 @@ MEASURED_ON = "2 cores with AVX-512 and bfloat16, 2026-11-25; slower ones took t
 TOKENS_PER_SECOND = {"training": 723, "sampling": 560, "transformers": 142, "vllm": 553}
 FIXED_SECONDS = {"split": 5, "train": 20, "evaluate": 12, "export": 5, "merge": 50, "vllm": 80}
 
-CHARACTERS_PER_TOKEN = 2.66  # of the course's own data with the local model's tokenizer: 179,935 characters, 67,701 tokens
+CHARACTERS_PER_TOKEN = (
+    2.66  # of the course's own data with the local model's tokenizer: 179,935 characters, 67,701 tokens
+)
 CHAT_TOKENS = 12  # what a chat format puts around a question and its answer
 KINDS = ("train", "prefill", "sample")
 
@@ -40,7 +42,13 @@ class Part:
     def of(self, count: float) -> "Part":
         """As large a share of it as `count` records."""
         share = count / self.records if self.records else 0
-        return Part(round(count), round(self.prompts * share), round(self.answers * share), self.longest, self.longest_answer)
+        return Part(
+            round(count),
+            round(self.prompts * share),
+            round(self.answers * share),
+            self.longest,
+            self.longest_answer,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,11 @@ class Work:
     local: tuple[tuple[str, int], ...] = ()
 
 
-def estimate(values: dict[str, dict[str, Any]], run: Run | None,
-             counted: tuple[dict[str, Any], dict[str, Part], str] | None = None) -> dict[str, Any]:
+def estimate(
+    values: dict[str, dict[str, Any]],
+    run: Run | None,
+    counted: tuple[dict[str, Any], dict[str, Part], str] | None = None,
+) -> dict[str, Any]:
     """Work, time and cost of the stages in `values`.
 
     Args:
@@ -81,8 +92,11 @@ def estimate(values: dict[str, dict[str, Any]], run: Run | None,
     work = {stage: stage_work(stage, values, parts) for stage in values}
     kind, model = backend_and_model(values)
     return {
-        "backend": kind, "model": model,
-        "data": about | {"tokens_counted_by": counted_by} | {name: part.records for name, part in parts.items()},
+        "backend": kind,
+        "model": model,
+        "data": about
+        | {"tokens_counted_by": counted_by}
+        | {name: part.records for name, part in parts.items()},
         "work": {stage: asdict(one) | {"local": dict(one.local)} for stage, one in work.items()},
         "seconds": seconds(work) if kind == "stub" and not model else None,
         "speeds_measured_on": MEASURED_ON,
@@ -93,7 +107,9 @@ def estimate(values: dict[str, dict[str, Any]], run: Run | None,
 # Data
 
 
-def count_parts(values: dict[str, dict[str, Any]], run: Run | None) -> tuple[dict[str, Any], dict[str, Part], str]:
+def count_parts(
+    values: dict[str, dict[str, Any]], run: Run | None
+) -> tuple[dict[str, Any], dict[str, Part], str]:
     """What the data are (`records`, `sources`, `task`, `notes`), sizes of the parts in records and tokens, and what counted the tokens.
 
     A new split is made in memory, as notebook 01 makes it; that of an existing run is read.
@@ -110,23 +126,41 @@ def count_parts(values: dict[str, dict[str, Any]], run: Run | None) -> tuple[dic
         data = load_data(own["data_files"], own["columns"], own["instruction"], ROOT)
         task, rows = choose_task(own["task"], data.records, own["text_threshold"])
         split = split_data(
-            rows, own["test_size"], own["validation_size"], own["seed"],
+            rows,
+            own["test_size"],
+            own["validation_size"],
+            own["seed"],
             unseen_templates=[name.strip() for name in own["unseen_templates"].split(",") if name.strip()],
-            max_train=own["max_train"], max_validation=own["max_validation"], max_test=own["max_test"])
+            max_train=own["max_train"],
+            max_validation=own["max_validation"],
+            max_test=own["max_test"],
+        )
         task, notes = finish_task(task, split)
-        about = {"records": len(rows), "sources": [asdict(source) for source in data.sources], "notes": notes,
-                 "left_out": split.report["left_out"]}
+        about = {
+            "records": len(rows),
+            "sources": [asdict(source) for source in data.sources],
+            "notes": notes,
+            "left_out": split.report["left_out"],
+        }
         examples = {name: getattr(split, name) for name in PARTS}
     else:
         task = task_of(run)
         examples = {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
     settings = values.get("train") or values.get("split") or (run.stage("train")["parameters"] if run else {})
-    counter, counted_by = token_counter(settings.get("base_model", ""), settings.get("prompt_format", "guide"))
-    parts = {name: count_tokens(rows, counter, settings.get("prompt_format", "guide")) for name, rows in examples.items()}
+    counter, counted_by = token_counter(
+        settings.get("base_model", ""), settings.get("prompt_format", "guide")
+    )
+    parts = {
+        name: count_tokens(rows, counter, settings.get("prompt_format", "guide"))
+        for name, rows in examples.items()
+    }
     limit = values.get("train", {}).get("max_length")
     longest = max(parts["train"].longest, parts["validation"].longest)
     if limit and longest > limit and counted_by != "characters":
-        raise DataError(f"the longest example has {longest} tokens, over max_length={limit}", "raise max_length, or leave long examples out of the data")
+        raise DataError(
+            f"the longest example has {longest} tokens, over max_length={limit}",
+            "raise max_length, or leave long examples out of the data",
+        )
     about["notes"] = [*about["notes"], *_too_short(values, parts)]
     return about | {"task": task.name, "right_if": task.rule, "labels": task.labels}, parts, counted_by
 
@@ -135,8 +169,14 @@ def _too_short(values: dict[str, dict[str, Any]], parts: dict[str, Part]) -> lis
     """A note if the model may not write as much as the reference answers have."""
     longest = max(parts["validation"].longest_answer, parts["test"].longest_answer)
     limits = {own["max_tokens"] for own in values.values() if own.get("max_tokens", longest) < longest}
-    return [f"the longest reference answer has {longest} tokens, and max_tokens={min(limits)} cuts answers off before: "
-            f"-p max_tokens={longest + longest // 4}"] if limits else []
+    return (
+        [
+            f"the longest reference answer has {longest} tokens, and max_tokens={min(limits)} cuts answers off before: "
+            f"-p max_tokens={longest + longest // 4}"
+        ]
+        if limits
+        else []
+    )
 
 
 class ByCharacters:
@@ -166,7 +206,9 @@ def token_counter(base_model: str, prompt_format: str) -> tuple[Any, str]:
     if prompt_format == "guide" and (folder / "tokenizer.json").is_file():
         try:
             return ByFile(folder / "tokenizer.json"), f"the tokenizer of {folder.name}"
-        except Exception:  # tokenizers raises bare Exception for a damaged file; an estimate is still possible
+        except (
+            Exception
+        ):  # tokenizers raises bare Exception for a damaged file; an estimate is still possible
             pass
     return ByCharacters(), "characters"
 
@@ -183,9 +225,20 @@ def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: st
         fmt = PromptFormat("guide", counter, list(GUIDE_STOP))
         sizes = [(len(fmt.prompt_tokens(example)), len(fmt.answer_tokens(example))) for example in examples]
     else:
-        sizes = [(len(counter.encode(question_text(example, "chat"))) + CHAT_TOKENS, len(counter.encode(example["output"])) + 1) for example in examples]
-    return Part(len(examples), sum(p for p, _ in sizes), sum(a for _, a in sizes), max((p + a for p, a in sizes), default=0),
-                max((a for _, a in sizes), default=0))
+        sizes = [
+            (
+                len(counter.encode(question_text(example, "chat"))) + CHAT_TOKENS,
+                len(counter.encode(example["output"])) + 1,
+            )
+            for example in examples
+        ]
+    return Part(
+        len(examples),
+        sum(p for p, _ in sizes),
+        sum(a for _, a in sizes),
+        max((p + a for p, a in sizes), default=0),
+        max((a for _, a in sizes), default=0),
+    )
 
 
 # Work
@@ -200,14 +253,26 @@ def stage_work(stage: str, values: dict[str, dict[str, Any]], parts: dict[str, P
         # Tuned model, and base model if its answers are not taken over; then some problems again, twice; then some with several
         # answers, the prompt read once.
         once = test.of(test.records if own["base_run"] else 2 * test.records)
-        again, several = test.of(2 * min(own["subset"], test.records)), test.of(min(own["sampled_problems"], test.records))
+        again, several = (
+            test.of(2 * min(own["subset"], test.records)),
+            test.of(min(own["sampled_problems"], test.records)),
+        )
         answers = once.answers + again.answers + several.answers * own["samples_each"]
         count = once.records + again.records + several.records * own["samples_each"]
-        return Work(prefill=once.prompts + again.prompts + several.prompts, sample=min(answers, count * own["max_tokens"]),
-                    written_at_most=count * own["max_tokens"])
+        return Work(
+            prefill=once.prompts + again.prompts + several.prompts,
+            sample=min(answers, count * own["max_tokens"]),
+            written_at_most=count * own["max_tokens"],
+        )
     if stage == "merge":
-        asked, compared = test.of(min(own["test_limit"] or test.records, test.records)), test.of(min(own["parity_prompts"], test.records))
-        return Work(prefill=compared.prompts + compared.answers, local=(("transformers", min(asked.answers, asked.records * own["max_tokens"])),))
+        asked, compared = (
+            test.of(min(own["test_limit"] or test.records, test.records)),
+            test.of(min(own["parity_prompts"], test.records)),
+        )
+        return Work(
+            prefill=compared.prompts + compared.answers,
+            local=(("transformers", min(asked.answers, asked.records * own["max_tokens"])),),
+        )
     if stage == "vllm":
         return Work(local=(("vllm", min(test.answers, test.records * own["max_tokens"])),))
     return Work()
@@ -219,14 +284,20 @@ def _train_work(own: dict[str, Any], parts: dict[str, Part]) -> Work:
     train, validation = parts["train"], parts["validation"]
     plan = plan_steps(train.records, own["batch_size"], own["epochs"], own["learning_rate"], own["seed"])
     looks = len(evaluation_steps(len(plan), own["eval_every"], own["epochs"], own["eval_every_epochs"]))
-    an_epoch = train.prompts + train.answers - train.records  # a datum is one shorter than its tokens: see notebook 02
+    an_epoch = (
+        train.prompts + train.answers - train.records
+    )  # a datum is one shorter than its tokens: see notebook 02
     seen = sum(len(step.examples) for step in plan)
     at_most = looks * validation.records * own["max_tokens"]
     return Work(
-        steps=len(plan), tokens_an_epoch=an_epoch, train=round(an_epoch * seen / train.records),
+        steps=len(plan),
+        tokens_an_epoch=an_epoch,
+        train=round(an_epoch * seen / train.records),
         # A look reads every validation example for its loss, and every prompt to answer it.
         prefill=looks * (2 * validation.prompts + validation.answers),
-        sample=min(looks * validation.answers, at_most), written_at_most=at_most)
+        sample=min(looks * validation.answers, at_most),
+        written_at_most=at_most,
+    )
 
 
 # Time and cost
@@ -242,15 +313,29 @@ def backend_and_model(values: dict[str, dict[str, Any]]) -> tuple[str, str]:
 
     names = [own["backend_name"] for own in values.values() if "backend_name" in own]
     kind, _ = choose_backend(names[0] if names else "stub")
-    model = next((own["base_model"] for stage in ("train", "split") if (own := values.get(stage)) and own["base_model"]), "")
+    model = next(
+        (
+            own["base_model"]
+            for stage in ("train", "split")
+            if (own := values.get(stage)) and own["base_model"]
+        ),
+        "",
+    )
     return kind, model or (HOSTED_MODEL if kind == "hosted" else "")
 
 
 def seconds(work: dict[str, Work]) -> dict[str, int]:
     """Seconds a stage, by the measured speeds."""
     speed = TOKENS_PER_SECOND
-    return {stage: round(FIXED_SECONDS[stage] + one.train / speed["training"] + one.sample / speed["sampling"]
-                         + sum(tokens / speed[engine] for engine, tokens in one.local)) for stage, one in work.items()}
+    return {
+        stage: round(
+            FIXED_SECONDS[stage]
+            + one.train / speed["training"]
+            + one.sample / speed["sampling"]
+            + sum(tokens / speed[engine] for engine, tokens in one.local)
+        )
+        for stage, one in work.items()
+    }
 
 
 def prices() -> dict[str, Any]:
@@ -265,10 +350,21 @@ def prices() -> dict[str, Any]:
         if model in ("source", "date"):
             continue
         if not isinstance(row, dict):
-            raise CourseError(f"{path}: {model!r} is no section of a model", f'write ["{model}"] and below it train, prefill and sample')
+            raise CourseError(
+                f"{path}: {model!r} is no section of a model",
+                f'write ["{model}"] and below it train, prefill and sample',
+            )
         for kind, price in row.items():
-            if kind not in KINDS or isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10000:
-                raise CourseError(f"{path}: {kind} = {price!r} of {model}", f"{', '.join(KINDS)} are dollars per million tokens, such as train = 0.5")
+            if (
+                kind not in KINDS
+                or isinstance(price, bool)
+                or not isinstance(price, (int, float))
+                or not 0 <= price < 10000
+            ):
+                raise CourseError(
+                    f"{path}: {kind} = {price!r} of {model}",
+                    f"{', '.join(KINDS)} are dollars per million tokens, such as train = 0.5",
+                )
     return table
 
 
@@ -295,8 +391,14 @@ def cost(work: dict[str, Work], model: str) -> dict[str, Any]:
     tokens = {kind: sum(getattr(one, kind) for one in work.values()) for kind in KINDS}
     at_most = tokens | {"sample": sum(one.written_at_most for one in work.values())}
     missing = [kind for kind in KINDS if kind not in row and tokens[kind]]
-    found = {"tokens": tokens, "sample_at_most": at_most["sample"], "missing": missing, "prices": where, "date": day,
-             "source": table.get("source", "")}
+    found = {
+        "tokens": tokens,
+        "sample_at_most": at_most["sample"],
+        "missing": missing,
+        "prices": where,
+        "date": day,
+        "source": table.get("source", ""),
+    }
     if not missing:
         for name, amounts in (("dollars", tokens), ("dollars_at_most", at_most)):
             found[name] = round(sum(amount * row.get(kind, 0) for kind, amount in amounts.items()) / 1e6, 4)

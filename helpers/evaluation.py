@@ -10,10 +10,11 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from helpers.errors import BackendError, DataError
 from helpers.files import write_jsonl
@@ -63,12 +64,22 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
     Raises:
         DataError: the two lists are not about the same problems.
     """
-    base, tuned = ({sample["index"]: sample for sample in samples} for samples in (base_samples, tuned_samples))
-    if not base or base.keys() != tuned.keys() or len(base) != len(base_samples) or len(tuned) != len(tuned_samples):
-        raise DataError("the two results are not about the same problems", "score both models on the same test set")
+    base, tuned = (
+        {sample["index"]: sample for sample in samples} for samples in (base_samples, tuned_samples)
+    )
+    if (
+        not base
+        or base.keys() != tuned.keys()
+        or len(base) != len(base_samples)
+        or len(tuned) != len(tuned_samples)
+    ):
+        raise DataError(
+            "the two results are not about the same problems", "score both models on the same test set"
+        )
     if any(base[i].get("problem") != tuned[i].get("problem") for i in base):
         raise DataError(
-            "problems with the same index differ between the two results", "score both models on the same test set"
+            "problems with the same index differ between the two results",
+            "score both models on the same test set",
         )
     pairs = [(base[index], tuned[index]) for index in sorted(base)]
     gained = [pair for pair in pairs if pair[1]["score"] and not pair[0]["score"]]
@@ -95,7 +106,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
         DataError: k is not between 1 and the number of samples.
     """
     if not 1 <= k <= samples or not 0 <= correct <= samples:
-        raise DataError(f"pass@{k} can't be had from {correct} right of {samples} samples", "sample at least k answers")
+        raise DataError(
+            f"pass@{k} can't be had from {correct} right of {samples} samples", "sample at least k answers"
+        )
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
@@ -165,7 +178,9 @@ def _result(samples: list[dict], seconds: float) -> dict[str, Any]:
 
 def _check_data(test_data: Sequence[dict]) -> list[dict]:
     if not test_data:
-        raise DataError("the test set is empty", "make it with notebook 01_split, or check the file that you loaded")
+        raise DataError(
+            "the test set is empty", "make it with notebook 01_split, or check the file that you loaded"
+        )
     for index, example in enumerate(test_data):
         if not isinstance(example, dict) or not all(
             str(example.get(key) or "").strip() for key in ("instruction", "output")
@@ -198,12 +213,19 @@ def score_outputs(
         DataError: there is nothing to score, or the lengths differ.
     """
     test_data = _check_data(test_data)
-    if len(outputs) != len(test_data) or stop_reasons is not None and len(stop_reasons) != len(test_data):
-        raise DataError(f"{len(outputs)} answers for {len(test_data)} problems", "score exactly one answer a problem")
+    if len(outputs) != len(test_data) or (stop_reasons is not None and len(stop_reasons) != len(test_data)):
+        raise DataError(
+            f"{len(outputs)} answers for {len(test_data)} problems", "score exactly one answer a problem"
+        )
     start = time.monotonic()
     samples = [
         _record(
-            index, example, "", output, grader, stop_reason=stop_reasons[index] if stop_reasons is not None else None
+            index,
+            example,
+            "",
+            output,
+            grader,
+            stop_reason=stop_reasons[index] if stop_reasons is not None else None,
         )
         for index, (example, output) in enumerate(zip(test_data, outputs))
     ]
@@ -225,7 +247,9 @@ class _Request:
 def _submit(client: Any, request: _Request) -> _Request:
     try:
         request.future = client.sample(**request.arguments)
-    except Exception as error:  # the SDK raises here for a request that it can't send: same road as a failed one
+    except (
+        Exception
+    ) as error:  # the SDK raises here for a request that it can't send: same road as a failed one
         request.future = Future()
         request.future.set_exception(error)
     return request
@@ -255,7 +279,8 @@ def _next_done(flying: deque) -> _Request:
     """Take out the oldest request that is done; wait until one is."""
     while True:
         futures = [
-            request.future.future() if hasattr(request.future, "future") else request.future for request in flying
+            request.future.future() if hasattr(request.future, "future") else request.future
+            for request in flying
         ]
         done, _ = wait(futures, return_when=FIRST_COMPLETED)
         for place, future in enumerate(futures):
@@ -289,7 +314,9 @@ def sample_all(
     from tqdm import tqdm
 
     if max_in_flight < 1:
-        raise DataError(f"max_in_flight={max_in_flight} would send nothing", "use 1 or more; 64 is a good value")
+        raise DataError(
+            f"max_in_flight={max_in_flight} would send nothing", "use 1 or more; 64 is a good value"
+        )
     params = types.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=fmt.stop)
     requests = [
         _Request(
@@ -303,7 +330,9 @@ def sample_all(
         for index, example in enumerate(test_data)
     ]
     start, right, tokens, failures = time.monotonic(), 0, 0, []
-    with tqdm(total=len(requests), desc=description, file=sys.stdout, mininterval=1, ncols=90, position=0) as bar:
+    with tqdm(
+        total=len(requests), desc=description, file=sys.stdout, mininterval=1, ncols=90, position=0
+    ) as bar:
         for done, (index, response) in enumerate(_collect(client, requests, max_in_flight), start=1):
             if isinstance(response, Exception) or len(response.sequences) != num_samples:
                 failures.append((index, response))
@@ -313,7 +342,8 @@ def sample_all(
             scored = done - len(failures)
             speed = tokens / max(1e-6, time.monotonic() - start)
             bar.set_postfix_str(
-                f"{right}/{scored} {word}, {speed:.0f} tok/s" + (f", {len(failures)} FAILED" if failures else ""),
+                f"{right}/{scored} {word}, {speed:.0f} tok/s"
+                + (f", {len(failures)} FAILED" if failures else ""),
                 refresh=False,
             )
             bar.update()
@@ -493,7 +523,9 @@ def evaluate_math_reasoning(
 
     def on_answer(index: int, response: Any) -> int:
         example = test_data[index]
-        by_problem[index] = [_reasoning_record(index, example, fmt, sequence, grader) for sequence in response.sequences]
+        by_problem[index] = [
+            _reasoning_record(index, example, fmt, sequence, grader) for sequence in response.sequences
+        ]
         return int(by_problem[index][0]["score"])
 
     seconds = sample_all(
@@ -510,9 +542,20 @@ def evaluate_math_reasoning(
     )
     samples = [sample for index in sorted(by_problem) for sample in by_problem[index]]
     if judge is not None:
-        _ask_judge(judge, [s for s in samples if not check_reasoning_steps("", test_data[s["index"]]["output"]).evidence["missing"]])
+        _ask_judge(
+            judge,
+            [
+                s
+                for s in samples
+                if not check_reasoning_steps("", test_data[s["index"]]["output"]).evidence["missing"]
+            ],
+        )
     result: dict[str, Any] = {"counts": {}, "ci95": {}, "total": len(samples), "problems": len(test_data)}
-    for name, key in (("answer_accuracy", "score"), ("step_accuracy", "steps_right"), ("completeness", "complete")):
+    for name, key in (
+        ("answer_accuracy", "score"),
+        ("step_accuracy", "steps_right"),
+        ("completeness", "complete"),
+    ):
         correct = sum(sample[key] for sample in samples)
         result[name] = correct / len(samples)
         result["counts"][name] = correct
@@ -527,7 +570,9 @@ def evaluate_math_reasoning(
     }
 
 
-def _reasoning_record(index: int, example: dict, fmt: PromptFormat, sequence: Any, grader: Grader) -> dict[str, Any]:
+def _reasoning_record(
+    index: int, example: dict, fmt: PromptFormat, sequence: Any, grader: Grader
+) -> dict[str, Any]:
     output, fields = fmt.answer_text(sequence.tokens), _sequence_fields(sequence)
     steps, complete = (
         check_reasoning_steps(output, example["output"]),
@@ -546,11 +591,15 @@ def _ask_judge(judge: Callable[[Sequence[dict]], Sequence[Any]], samples: list[d
     written = [sample for sample in samples if sample["output"]]
     if not written:
         return
-    for sample, verdict in zip(written, judge([{"problem": s["problem"], "proof": s["output"]} for s in written]), strict=True):
+    for sample, verdict in zip(
+        written, judge([{"problem": s["problem"], "proof": s["output"]} for s in written]), strict=True
+    ):
         sample["steps_right"], sample["steps_why"] = verdict.passed, f"judged: {verdict.why}"
 
 
-def _several(test_data: list[dict], by_problem: dict[int, list[dict]], num_samples: int, grader: Grader) -> dict[str, Any]:
+def _several(
+    test_data: list[dict], by_problem: dict[int, list[dict]], num_samples: int, grader: Grader
+) -> dict[str, Any]:
     right = {index: sum(sample["score"] for sample in samples) for index, samples in by_problem.items()}
     ks = [k for k in (1, 2, 4, 5, 8, 10, 16, 32, 64, 100) if k < num_samples] + [num_samples]
     votes = [
@@ -577,7 +626,13 @@ def before_after_table(base: dict[str, Any], tuned: dict[str, Any]) -> str:
     lines = [f"{'':16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
     for group in ("by_category", "by_template"):
         if tuned[group]:
-            lines += ["", *(f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items())]
+            lines += [
+                "",
+                *(
+                    f"{name:16} {cell(base[group][name]):28} {cell(row)}"
+                    for name, row in tuned[group].items()
+                ),
+            ]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -622,17 +677,23 @@ def evaluate_completions(
     test_dataset = _check_data(test_dataset)
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
-        raise DataError(f"unknown metrics: {', '.join(unknown) or '(none given)'}", f"choose from {', '.join(METRICS)}")
+        raise DataError(
+            f"unknown metrics: {', '.join(unknown) or '(none given)'}", f"choose from {', '.join(METRICS)}"
+        )
     fmt = (
         renderer
         if isinstance(renderer, PromptFormat)
-        else PromptFormat(type(renderer).__name__, renderer.tokenizer, renderer.get_stop_sequences(), renderer)
+        else PromptFormat(
+            type(renderer).__name__, renderer.tokenizer, renderer.get_stop_sequences(), renderer
+        )
     )
 
     class Completions(SamplingClientEvaluator):
         def run(self) -> dict[str, float]:
             if sampling_client is None:
-                raise DataError("no sampling client to run with", "pass sampling_client= to evaluate_completions")
+                raise DataError(
+                    "no sampling client to run with", "pass sampling_client= to evaluate_completions"
+                )
             return self.score(sampling_client)
 
         def score(self, client: Any) -> dict[str, float]:

@@ -25,10 +25,11 @@ import urllib.parse
 import urllib.request
 import uuid
 import warnings
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO
 
 from helpers.errors import BackendError, ModelError, RunError
 from helpers.files import read_json
@@ -42,7 +43,9 @@ TRIES = 4
 PAUSE = 1.0  # seconds before the second try, twice that before the third, and so on
 EXPORT_SECONDS = 6 * 3600  # how long a temporary export lives if it can't be deleted
 PROBE = list(range(100, 164))  # tokens that every vocabulary has, to tell one set of weights from another
-SAME_WEIGHTS = 1e-3  # nats a token, on average; one step at a learning rate of 1e-3 moved a small model by 3e-2
+SAME_WEIGHTS = (
+    1e-3  # nats a token, on average; one step at a learning rate of 1e-3 moved a small model by 3e-2
+)
 
 
 # ---- folders that appear whole or not at all
@@ -61,7 +64,9 @@ def fresh_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     if folder.is_symlink() or folder.is_file():
         raise RunError(f"{folder} is not a folder", "choose another place")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise RunError(f"{folder} exists and is not empty", "choose another folder, delete it, or pass overwrite=True")
+        raise RunError(
+            f"{folder} exists and is not empty", "choose another folder, delete it, or pass overwrite=True"
+        )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     new_parents = [parent for parent in folder.parents if not parent.exists()]
@@ -70,7 +75,9 @@ def fresh_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
         _remove_leftovers(folder)
         temporary.mkdir()
     except OSError as error:
-        raise RunError(f"can't write {folder}: {error.strerror}", "choose a folder you may write to") from error
+        raise RunError(
+            f"can't write {folder}: {error.strerror}", "choose a folder you may write to"
+        ) from error
     try:
         yield temporary
         if folder.is_dir():
@@ -80,7 +87,9 @@ def fresh_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         for parent in new_parents:
-            with contextlib.suppress(OSError):  # not empty: it holds the new folder, or what another put there
+            with contextlib.suppress(
+                OSError
+            ):  # not empty: it holds the new folder, or what another put there
                 parent.rmdir()
 
 
@@ -95,8 +104,9 @@ def _remove_leftovers(folder: Path) -> None:
 # ---- download
 
 
-def download_checkpoint_archive(service_client: Any, path: str, out: str | Path, progress: bool = True,
-                                rest_client: Any = None) -> dict[str, Any]:
+def download_checkpoint_archive(
+    service_client: Any, path: str, out: str | Path, progress: bool = True, rest_client: Any = None
+) -> dict[str, Any]:
     """Make the guide's `model-checkpoint.tar.gz` from a checkpoint path, of this run or of any other that you may read.
 
     Args:
@@ -127,7 +137,9 @@ def download_checkpoint_archive(service_client: Any, path: str, out: str | Path,
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".download-", dir=out.parent)
     except OSError as error:
-        raise RunError(f"can't write into {out.parent}: {error.strerror}", "choose a folder you may write to") from error
+        raise RunError(
+            f"can't write into {out.parent}: {error.strerror}", "choose a folder you may write to"
+        ) from error
     with scratch:
         folder = Path(scratch.name)
         with _external_path(service_client, rest, path, source) as external:
@@ -146,8 +158,10 @@ def _checkpoint_kind(path: str) -> str:
             raise ValueError("a part is empty")
         return ParsedCheckpointTinkerPath.from_tinker_path(path).checkpoint_type
     except ValueError as error:
-        raise BackendError(f"{path!r} is not a checkpoint path",
-                           "it looks like tinker://RUN/external_weights/NAME or tinker://RUN/weights/NAME") from error
+        raise BackendError(
+            f"{path!r} is not a checkpoint path",
+            "it looks like tinker://RUN/external_weights/NAME or tinker://RUN/weights/NAME",
+        ) from error
 
 
 def _rest_client(service_client: Any) -> Any:
@@ -170,8 +184,10 @@ def _training_checkpoint_of(rest: Any, path: str) -> str:
     try:
         listed = rest.list_checkpoints(run).result().checkpoints
     except Exception as error:
-        raise BackendError(f"{path} is a sampler checkpoint, which has no files, and the server lists no others of its run: {error}",
-                           "check the path, or use a weights/ or external_weights/ path") from error
+        raise BackendError(
+            f"{path} is a sampler checkpoint, which has no files, and the server lists no others of its run: {error}",
+            "check the path, or use a weights/ or external_weights/ path",
+        ) from error
     with_files = [checkpoint.tinker_path for checkpoint in listed if checkpoint.checkpoint_type != "sampler"]
     same_name = [other for other in with_files if other == f"tinker://{run}/weights/{name}"]
     if len(same_name) == 1:
@@ -179,10 +195,14 @@ def _training_checkpoint_of(rest: Any, path: str) -> str:
     if with_files:
         fix = f"if one of these is what you want, give its path: {', '.join(with_files[:4])}"
     else:
-        fix = ("save files from the training client, training_client.save_weights_external(name).result().path, "
-               f"or the training state beside the sampler's weights, training_client.save_state({name!r})")
+        fix = (
+            "save files from the training client, training_client.save_weights_external(name).result().path, "
+            f"or the training state beside the sampler's weights, training_client.save_state({name!r})"
+        )
     found = "lists more than one training checkpoint" if same_name else "has no training checkpoint"
-    raise BackendError(f"{path} is a sampler checkpoint, which has no files, and its run {found} of that name", fix)
+    raise BackendError(
+        f"{path} is a sampler checkpoint, which has no files, and its run {found} of that name", fix
+    )
 
 
 def _check_same_weights(service_client: Any, training_client: Any, path: str, source: str) -> None:
@@ -200,8 +220,10 @@ def _check_same_weights(service_client: Any, training_client: Any, path: str, so
     noise, difference = _mean_difference(first, again), _mean_difference(first, other)
     measured = f"log-probabilities of {len(PROBE)} tokens differ by {difference:.0e} on average, and by {noise:.0e} from call to call"
     if not difference <= max(SAME_WEIGHTS, 3 * noise):
-        raise BackendError(f"{path} has no files, and {source} has its name but other weights: {measured}",
-                           f"if {source} is what you want, give that path")
+        raise BackendError(
+            f"{path} has no files, and {source} has its name but other weights: {measured}",
+            f"if {source} is what you want, give that path",
+        )
     print(f"{path} has no files: took {source}, which has the same run, name and weights ({measured})")
 
 
@@ -219,11 +241,17 @@ def _external_path(service_client: Any, rest: Any, path: str, source: str) -> It
         client = service_client.create_training_client_from_state(source).result()
         if source != path:
             _check_same_weights(service_client, client, path, source)
-        external = client.save_weights_external(f"download-{uuid.uuid4().hex[:8]}", ttl_seconds=EXPORT_SECONDS).result().path
+        external = (
+            client.save_weights_external(f"download-{uuid.uuid4().hex[:8]}", ttl_seconds=EXPORT_SECONDS)
+            .result()
+            .path
+        )
     except BackendError:
         raise
     except Exception as error:
-        raise BackendError(f"can't export {source}: {error}", "check the path and that its run still exists") from error
+        raise BackendError(
+            f"can't export {source}: {error}", "check the path and that its run still exists"
+        ) from error
     try:
         yield external
     finally:
@@ -245,21 +273,27 @@ class _SignedUrls:
         try:
             self._answer = self._rest.get_external_weights_urls(self._path).result()
         except Exception as error:
-            raise BackendError(f"the server has no files for {self._path}: {error}",
-                               "check the path; exports can expire, then save_weights_external(name) again") from error
+            raise BackendError(
+                f"the server has no files for {self._path}: {error}",
+                "check the path; exports can expire, then save_weights_external(name) again",
+            ) from error
 
     @property
     def names(self) -> list[str]:
         return sorted(self._answer.urls)
 
     def of(self, name: str) -> str:
-        if datetime.now(timezone.utc) >= self._answer.expires - timedelta(minutes=5):
+        if datetime.now(UTC) >= self._answer.expires - timedelta(minutes=5):
             self.renew()
         url = self._answer.urls.get(name)
         if url is None:
-            raise BackendError(f"the server no longer lists {name} of {self._path}", "export the checkpoint again")
+            raise BackendError(
+                f"the server no longer lists {name} of {self._path}", "export the checkpoint again"
+            )
         if urllib.parse.urlparse(url).scheme not in ("http", "https"):
-            raise BackendError(f"the server gave a download address that is not http(s) for {name}", "report it to them")
+            raise BackendError(
+                f"the server gave a download address that is not http(s) for {name}", "report it to them"
+            )
         return url
 
 
@@ -270,11 +304,21 @@ def _download_files(rest: Any, path: str, folder: Path, progress: bool) -> None:
     if not urls.names:
         raise BackendError(f"the server lists no files for {path}", "export the checkpoint again")
     names = {name: _safe_name(name) for name in urls.names}
-    with tqdm(total=0, unit="B", unit_scale=True, file=sys.stdout, mininterval=1, ncols=90, disable=not progress,
-              desc="downloading") as bar:
+    with tqdm(
+        total=0,
+        unit="B",
+        unit_scale=True,
+        file=sys.stdout,
+        mininterval=1,
+        ncols=90,
+        disable=not progress,
+        desc="downloading",
+    ) as bar:
         for name, safe in names.items():
             if safe.endswith(".age"):
-                raise BackendError(f"{path} is encrypted ({name})", "decrypt it with `age -d`, or export it without age keys")
+                raise BackendError(
+                    f"{path} is encrypted ({name})", "decrypt it with `age -d`, or export it without age keys"
+                )
             _fetch(urls, name, folder / safe, bar)
 
 
@@ -285,7 +329,9 @@ def _fetch(urls: _SignedUrls, name: str, target: Path, bar: Any) -> None:
     for attempt in range(1, TRIES + 1):
         have = target.stat().st_size if etag and target.exists() else 0
         # With If-Range a server that has another file by now sends all of it, with status 200.
-        request = urllib.request.Request(urls.of(name), headers={"Range": f"bytes={have}-", "If-Range": etag} if have else {})
+        request = urllib.request.Request(
+            urls.of(name), headers={"Range": f"bytes={have}-", "If-Range": etag} if have else {}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 have = have if response.status == 206 else 0
@@ -296,9 +342,14 @@ def _fetch(urls: _SignedUrls, name: str, target: Path, bar: Any) -> None:
             return
         except (OSError, HTTPException) as error:  # URLError, timeouts and cut connections are OSErrors
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise RunError(f"can't write {target.name}: {error.strerror}", "free disk space, or choose another folder") from error
+                raise RunError(
+                    f"can't write {target.name}: {error.strerror}",
+                    "free disk space, or choose another folder",
+                ) from error
             if attempt == TRIES:
-                raise BackendError(f"can't download {name}: {error}", "check the connection and run the cell again") from error
+                raise BackendError(
+                    f"can't download {name}: {error}", "check the connection and run the cell again"
+                ) from error
             if isinstance(error, urllib.error.HTTPError):  # most often 403: the address has expired
                 etag = None if error.code == 416 else etag
                 urls.renew()
@@ -322,14 +373,18 @@ def _check_adapter_files(folder: Path, path: str) -> None:
 
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"the checkpoint {path} holds no {' and no '.join(missing)}",
-                         "export a LoRA training client's weights with save_weights_external(name)")
+        raise ModelError(
+            f"the checkpoint {path} holds no {' and no '.join(missing)}",
+            "export a LoRA training client's weights with save_weights_external(name)",
+        )
     try:
         read_json(folder / "adapter_config.json")
         with safe_open(folder / "adapter_model.safetensors", framework="pt"):
             pass
     except (SafetensorError, RunError, OSError) as error:
-        raise ModelError(f"what the server sent for {path} is damaged: {str(error).splitlines()[0]}", "run the cell again") from error
+        raise ModelError(
+            f"what the server sent for {path} is damaged: {str(error).splitlines()[0]}", "run the cell again"
+        ) from error
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:
@@ -356,9 +411,11 @@ def pack_folder(folder: str | Path, out: str | Path) -> Path:
     folder, out = Path(folder), Path(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with (open(temporary, "wb") as raw,
-              gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=raw, mtime=0) as zipped,
-              tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive):
+        with (
+            open(temporary, "wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=raw, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
             for name in _file_names(folder):
                 info = tarfile.TarInfo(name)
                 info.size, info.mode = (folder / name).stat().st_size, 0o644
@@ -366,7 +423,9 @@ def pack_folder(folder: str | Path, out: str | Path) -> Path:
                     archive.addfile(info, file)
         os.replace(temporary, out)
     except OSError as error:
-        raise RunError(f"can't write {out}: {error.strerror}", "free disk space, or choose another folder") from error
+        raise RunError(
+            f"can't write {out}: {error.strerror}", "free disk space, or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return out
@@ -401,8 +460,13 @@ class _Counted(io.RawIOBase):
         return block
 
 
-def extract_archive(archive: str | Path, folder: str | Path, max_bytes: int = 64 * GIB, max_members: int = 1000,
-                    overwrite: bool = False) -> dict[str, int]:
+def extract_archive(
+    archive: str | Path,
+    folder: str | Path,
+    max_bytes: int = 64 * GIB,
+    max_members: int = 1000,
+    overwrite: bool = False,
+) -> dict[str, int]:
     """Unpack a checkpoint archive into `folder`, or leave nothing behind.
 
     Refused: absolute paths, `..`, links, devices, sparse files, names that are equal or would be on a system that ignores
@@ -421,18 +485,34 @@ def extract_archive(archive: str | Path, folder: str | Path, max_bytes: int = 64
         limit = min(max_bytes, MAX_RATIO * archive.stat().st_size + 64 * MIB)
         raw = open(archive, "rb")
     except OSError as error:
-        raise ModelError(f"can't read the archive {archive}: {error.strerror}", "run notebook 04_export again") from error
+        raise ModelError(
+            f"can't read the archive {archive}: {error.strerror}", "run notebook 04_export again"
+        ) from error
     with raw, fresh_folder(folder, overwrite) as temporary:
         try:
             with gzip.open(raw) as stream:
-                sizes = _extract(_Counted(stream, limit + (max_members + 2) * 4096), temporary, limit, max_members)
+                sizes = _extract(
+                    _Counted(stream, limit + (max_members + 2) * 4096), temporary, limit, max_members
+                )
         except _Refused as error:
-            raise ModelError(f"{archive} is not safe to unpack: {error}", "use an archive from a source you trust") from error
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, ValueError, OverflowError, LookupError, RecursionError) as error:
+            raise ModelError(
+                f"{archive} is not safe to unpack: {error}", "use an archive from a source you trust"
+            ) from error
+        except (
+            tarfile.TarError,
+            EOFError,
+            gzip.BadGzipFile,
+            ValueError,
+            OverflowError,
+            LookupError,
+            RecursionError,
+        ) as error:
             raise ModelError(f"{archive} is damaged: {error}", "download it again") from error
         except OSError as error:
             cause = error.strerror or str(error)
-            raise ModelError(f"can't unpack {archive}: {cause}", "check free disk space and download it again") from error
+            raise ModelError(
+                f"can't unpack {archive}: {cause}", "check free disk space and download it again"
+            ) from error
         except Exception as error:
             if type(error).__module__ != "zlib":
                 raise
@@ -487,9 +567,16 @@ def _safe_member(member: tarfile.TarInfo) -> str:
 def _safe_name(name: str) -> str:
     """A relative name that stays in its folder on any system, `./` taken off."""
     parts = PurePosixPath(name).parts
-    bad = (not parts or name.startswith(("/", "~")) or ".." in parts or "\\" in name or ":" in name
-           or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name)
-           or len(parts) > MAX_DEPTH or max(len(part.encode("utf-8", "replace")) for part in parts) > 255)
+    bad = (
+        not parts
+        or name.startswith(("/", "~"))
+        or ".." in parts
+        or "\\" in name
+        or ":" in name
+        or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name)
+        or len(parts) > MAX_DEPTH
+        or max(len(part.encode("utf-8", "replace")) for part in parts) > 255
+    )
     if bad:
         raise BackendError(f"unsafe file name {name[:80]!r}", "use a checkpoint from a source you trust")
     return PurePosixPath(name).as_posix()
@@ -525,17 +612,26 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = Path(folder)
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} is not an adapter folder: {' and '.join(missing)} missing", "run notebook 04_export again")
+        raise ModelError(
+            f"{folder} is not an adapter folder: {' and '.join(missing)} missing",
+            "run notebook 04_export again",
+        )
     try:
         config = read_json(folder / "adapter_config.json")
         tensors = load_file(folder / "adapter_model.safetensors")
     except (SafetensorError, RunError, OSError) as error:
-        raise ModelError(f"the adapter in {folder} is damaged: {error}", "download and unpack it again") from error
+        raise ModelError(
+            f"the adapter in {folder} is damaged: {error}", "download and unpack it again"
+        ) from error
     for key in ("r", "lora_alpha"):
         if not isinstance(config, dict) or not isinstance(config.get(key), (int, float)) or config[key] <= 0:
-            raise ModelError(f"{folder}/adapter_config.json has no usable {key!r}", "download and unpack it again")
+            raise ModelError(
+                f"{folder}/adapter_config.json has no usable {key!r}", "download and unpack it again"
+            )
     if not any(".lora_A" in name for name in tensors):
-        raise ModelError(f"{folder}/adapter_model.safetensors holds no LoRA weights", "export the right checkpoint")
+        raise ModelError(
+            f"{folder}/adapter_model.safetensors holds no LoRA weights", "export the right checkpoint"
+        )
     return config, tensors
 
 
@@ -555,7 +651,9 @@ def lora_pairs(tensors: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
             pairs[module] = (tensors[name], tensors[other])
     halves = sum(".lora_B" in name for name in tensors)
     if halves != len(pairs):
-        raise ModelError(f"the adapter has {halves} lora_B tensors for {len(pairs)} lora_A", "export the checkpoint again")
+        raise ModelError(
+            f"the adapter has {halves} lora_B tensors for {len(pairs)} lora_A", "export the checkpoint again"
+        )
     return pairs
 
 
@@ -585,8 +683,15 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
         layer = int(match[1]) if match else None
         count = a.numel() + b.numel()
         per_layer[layer if match else "other"] = per_layer.get(layer if match else "other", 0) + count
-        modules.append({"name": name, "layer": layer, "module": name.rsplit(".", 1)[-1], "parameters": count,
-                        "norm": delta_norm(a, b, scale)})
+        modules.append(
+            {
+                "name": name,
+                "layer": layer,
+                "module": name.rsplit(".", 1)[-1],
+                "parameters": count,
+                "norm": delta_norm(a, b, scale),
+            }
+        )
     modules.sort(key=lambda row: (row["layer"] is None, row["layer"] or 0, row["name"]))
     return {
         "rank": config["r"],
@@ -595,6 +700,8 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
         "target_modules": sorted({row["module"] for row in modules}),
         "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})),
         "parameters": sum(row["parameters"] for row in modules),
-        "parameters_per_layer": dict(sorted(per_layer.items(), key=lambda item: (isinstance(item[0], str), item[0]))),
+        "parameters_per_layer": dict(
+            sorted(per_layer.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+        ),
         "modules": modules,
     }

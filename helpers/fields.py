@@ -34,11 +34,17 @@ def check_fields(model_output: str, expected_output: str) -> Verdict:
     """Whether an answer has the fields of the reference, all of them and no other, with the same values."""
     expected, found = read_fields(expected_output), read_fields(model_output)
     if not expected:
-        return Verdict(False, "the reference has no fields: it must be a JSON object or lines of `field: value`")
+        return Verdict(
+            False, "the reference has no fields: it must be a JSON object or lines of `field: value`"
+        )
     if found is None:
         why = "the answer holds no fields that can be read" if model_output.strip() else "the answer is empty"
         return Verdict(False, why, None, _shown(expected))
-    wrong = [f"field {name!r} is {found[name]!r}, not {expected[name]!r}" for name in expected if found.get(name, expected[name]) != expected[name]]
+    wrong = [
+        f"field {name!r} is {found[name]!r}, not {expected[name]!r}"
+        for name in expected
+        if found.get(name, expected[name]) != expected[name]
+    ]
     wrong += [f"field {name!r} is missing" for name in expected if name not in found]
     wrong += [f"field {name!r} is too much" for name in found if name not in expected]
     why = "; ".join(wrong) or f"all {len(expected)} fields are the same"
@@ -88,7 +94,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _flat(value: Any, name: str = "") -> dict[str, str]:
     if isinstance(value, (dict, list)):
         parts = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: text for part, inner in parts for key, text in _flat(inner, f"{name}.{normalise(str(part))}".lstrip(".")).items()}
+        return {
+            key: text
+            for part, inner in parts
+            for key, text in _flat(inner, f"{name}.{normalise(str(part))}".lstrip(".")).items()
+        }
     text = _value(value)
     return {name: text} if text else {}
 

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 from helpers.errors import RunError
 
@@ -22,14 +23,20 @@ def write_text(path: str | Path, text: str, private: bool = False) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "w", encoding="utf-8") as file:
+        with open(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666),
+            "w",
+            encoding="utf-8",
+        ) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
-        raise RunError(f"can't write {path}: {error.strerror}", "free disk space, or choose a folder you may write to") from error
+        raise RunError(
+            f"can't write {path}: {error.strerror}", "free disk space, or choose a folder you may write to"
+        ) from error
     return path
 
 
@@ -55,7 +62,9 @@ def append_jsonl(path: str | Path, row: dict) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise RunError(f"can't write {path}: {error.strerror}", "free disk space, or choose a folder you may write to") from error
+        raise RunError(
+            f"can't write {path}: {error.strerror}", "free disk space, or choose a folder you may write to"
+        ) from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -69,7 +78,9 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist", "run the notebook before this one again") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged: {error}", "delete it and run the notebook that makes it again") from error
+        raise RunError(
+            f"{path} is damaged: {error}", "delete it and run the notebook that makes it again"
+        ) from error
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -84,5 +95,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
-            raise RunError(f"{path}, line {number} is damaged: {error}", "delete the file and run its notebook again") from error
+            raise RunError(
+                f"{path}, line {number} is damaged: {error}", "delete the file and run its notebook again"
+            ) from error
     return rows

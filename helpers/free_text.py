@@ -33,7 +33,11 @@ def token_f1(model_output: str, expected_output: str) -> float:
     """
 
     def words(text: str) -> list[str]:
-        text = "".join(char for char in text.lower() if not unicodedata.category(char).startswith("P") and char not in string.punctuation)
+        text = "".join(
+            char
+            for char in text.lower()
+            if not unicodedata.category(char).startswith("P") and char not in string.punctuation
+        )
         return re.findall(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+", re.sub(r"\b(a|an|the)\b", " ", text))
 
     found, expected = words(model_output), words(expected_output)

@@ -9,7 +9,14 @@ A question becomes `Instruction: …\\nResponse:`, an answer ends at an empty li
 
 import tinker
 from tinker_cookbook import renderers
-from tinker_cookbook.renderers.base import Message, ParseTermination, RenderContext, RenderedMessage, Renderer, ensure_text
+from tinker_cookbook.renderers.base import (
+    Message,
+    ParseTermination,
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    ensure_text,
+)
 
 from helpers.prompts import END_OF_ANSWER, GUIDE_STOP
 

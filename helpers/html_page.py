@@ -68,7 +68,10 @@ dl { margin: .5rem 0; } dt { color: var(--quiet); font-size: .9rem; } dd { margi
 
 def printable(words: str) -> str:
     """Without characters that no page can hold, which become �."""
-    return "".join(c if c in "\n\t" or c >= " " and not "\ud800" <= c <= "\udfff" and c != "\x7f" else "�" for c in words)
+    return "".join(
+        c if c in "\n\t" or (c >= " " and not "\ud800" <= c <= "\udfff" and c != "\x7f") else "�"
+        for c in words
+    )
 
 
 def text(value: Any) -> str:
@@ -82,7 +85,11 @@ def said(words: str, longest: int = 4000) -> str:
     Args:
         longest: more characters than this are cut, and the page says so.
     """
-    cut = f'<p class="quiet">… the first {longest:,} of {len(words):,} characters</p>' if len(words) > longest else ""
+    cut = (
+        f'<p class="quiet">… the first {longest:,} of {len(words):,} characters</p>'
+        if len(words) > longest
+        else ""
+    )
     return f'<div class="said" dir="auto" tabindex="0">{text(words[:longest]) or "(nothing)"}</div>{cut}'
 
 
@@ -96,7 +103,11 @@ def problem(words: str) -> str:
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = (), code: Sequence[int] = ()
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    right: Sequence[int] = (),
+    code: Sequence[int] = (),
 ) -> str:
     """Rows under a head; the first cell of a row names it. True and False become words in colour.
 
@@ -113,10 +124,17 @@ def table(
             inside = '<span class="good">yes</span>' if value else '<span class="bad">no</span>'
         else:
             words = str(value)
-            inside = text(words if len(words) <= LONGEST_CELL else f"{words[:LONGEST_CELL]}… ({len(words):,} characters)")
+            inside = text(
+                words
+                if len(words) <= LONGEST_CELL
+                else f"{words[:LONGEST_CELL]}… ({len(words):,} characters)"
+            )
         return f"<{tag}{scope}{kind}>{inside}</{tag}>"
 
-    heads = "".join(f'<th scope="col"{" class=number" if i in right else ""}>{text(name)}</th>' for i, name in enumerate(head))
+    heads = "".join(
+        f'<th scope="col"{" class=number" if i in right else ""}>{text(name)}</th>'
+        for i, name in enumerate(head)
+    )
     body = "".join("<tr>" + "".join(cell(i, value) for i, value in enumerate(row)) + "</tr>" for row in rows)
     return (
         f'<div class="wide" role="region" aria-label="{text(caption)}" tabindex="0"><table><caption>{text(caption)}</caption>'
@@ -153,12 +171,24 @@ def figure(name: str, draw: Callable[[], Any], description: str) -> str:
         )  # matters to pictures; here the browser has the letters
         draw().savefig(buffer, format="svg", metadata={"Date": None})
     svg = re.search(r"<svg.*</svg>", printable(buffer.getvalue()), re.S)[0]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>| xmlns(:xlink)?=\"[^\"]*\"|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r"\bid=\"", f'id="{name}-', svg).replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>| xmlns(:xlink)?=\"[^\"]*\"|<!--.*?-->",
+        "",
+        svg,
+        flags=re.S,
+    )
+    svg = (
+        re.sub(r"\bid=\"", f'id="{name}-', svg)
+        .replace("url(#", f"url(#{name}-")
+        .replace('xlink:href="#', f'href="#{name}-')
+    )
     svg = re.sub("|".join(COLOURS), lambda match: COLOURS[match[0]], svg)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     svg = re.sub(
-        r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", rf'<svg viewBox="\1" role="img" aria-label="{text(description)}">', svg, count=1
+        r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>",
+        rf'<svg viewBox="\1" role="img" aria-label="{text(description)}">',
+        svg,
+        count=1,
     )
     return f"<figure>{svg}<figcaption>{text(description)}</figcaption></figure>"
 

@@ -19,7 +19,9 @@ from typing import Any
 from helpers.errors import DataError
 
 HUB = "hub:"
-FORM = re.compile(r"hub:(?P<name>[^:@#\s]+)(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>\S+))?")
+FORM = re.compile(
+    r"hub:(?P<name>[^:@#\s]+)(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>\S+))?"
+)
 WAIT_SECONDS = 5  # for the hub to answer; the library alone tries for half a minute
 
 
@@ -47,7 +49,10 @@ def hub_parts(text: str) -> dict[str, str | None]:
     """
     match = FORM.fullmatch(text)
     if not match:
-        raise DataError(f"{text!r} names no data set", "write hub:OWNER/NAME, or with all parts hub:OWNER/NAME:CONFIG@REVISION#SPLIT")
+        raise DataError(
+            f"{text!r} names no data set",
+            "write hub:OWNER/NAME, or with all parts hub:OWNER/NAME:CONFIG@REVISION#SPLIT",
+        )
     return match.groupdict()
 
 
@@ -67,7 +72,9 @@ def load_hub(text: str) -> HubData:
     import huggingface_hub
 
     local = Path(parts["name"]).is_dir()
-    online = local or not huggingface_hub.constants.HF_HUB_OFFLINE and _hub_answers(huggingface_hub.constants.ENDPOINT)
+    online = local or (
+        not huggingface_hub.constants.HF_HUB_OFFLINE and _hub_answers(huggingface_hub.constants.ENDPOINT)
+    )
     if not online:  # only the cache is left: without this the library would try for long
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
@@ -78,17 +85,23 @@ def load_hub(text: str) -> HubData:
         data = builder.as_dataset(split=split)
     except DataError:
         raise
-    except Exception as error:  # the library and its network layers have dozens of kinds; their first line says what it is
+    except (
+        Exception
+    ) as error:  # the library and its network layers have dozens of kinds; their first line says what it is
         what = f"{text}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
         fix = "check the name, and what follows ':' (configuration), '@' (revision) and '#' (split)"
         if not online:
-            fix = ("the hub can't be reached: go online (and unset HF_HUB_OFFLINE), or download the data set elsewhere "
-                   "and name its files, or its folder as hub:/the/folder")
+            fix = (
+                "the hub can't be reached: go online (and unset HF_HUB_OFFLINE), or download the data set elsewhere "
+                "and name its files, or its folder as hub:/the/folder"
+            )
         raise DataError(what, fix) from error
     rows = _named(data)
     raw = "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows).encode()
     revision = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
-    return HubData(rows, split, revision[1] if revision else parts["revision"], len(raw), hashlib.sha256(raw).hexdigest())
+    return HubData(
+        rows, split, revision[1] if revision else parts["revision"], len(raw), hashlib.sha256(raw).hexdigest()
+    )
 
 
 def hub_fingerprint(text: str) -> dict[str, Any]:
@@ -116,8 +129,10 @@ def _hub_answers(endpoint: str) -> bool:
 def _only_split(builder: Any, text: str) -> str:
     splits = list(builder.info.splits or {})
     if "train" not in splits and len(splits) != 1:
-        raise DataError(f"{text} has the splits {', '.join(splits)}, and none is called train",
-                        f"name one: {text}#{splits[0] if splits else 'SPLIT'}")
+        raise DataError(
+            f"{text} has the splits {', '.join(splits)}, and none is called train",
+            f"name one: {text}#{splits[0] if splits else 'SPLIT'}",
+        )
     return "train" if "train" in splits else splits[0]
 
 
@@ -126,5 +141,14 @@ def _named(data: Any) -> list[dict[str, Any]]:
     import datasets
 
     classes = {name: kind for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-    return [{name: value if name not in classes or value is None else classes[name].int2str(value) if value >= 0 else None
-             for name, value in row.items()} for row in data]
+    return [
+        {
+            name: value
+            if name not in classes or value is None
+            else classes[name].int2str(value)
+            if value >= 0
+            else None
+            for name, value in row.items()
+        }
+        for row in data
+    ]

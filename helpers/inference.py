@@ -40,8 +40,14 @@ class Answer:
 # ---- transformers
 
 
-def generate_with_transformers(model: Any, fmt: Any, prompts: list[list[int]], max_tokens: int, batch_size: int = 32,
-                               progress: bool = True) -> list[Answer]:
+def generate_with_transformers(
+    model: Any,
+    fmt: Any,
+    prompts: list[list[int]],
+    max_tokens: int,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> list[Answer]:
     """Greedy answers from a `transformers` or PEFT model.
 
     Prompts are sorted by length, so that a batch is padded little; the answers come in the order of `prompts`.
@@ -62,7 +68,14 @@ def generate_with_transformers(model: Any, fmt: Any, prompts: list[list[int]], m
     check_prompts(prompts, max_tokens, room)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list = [None] * len(prompts)
-    with tqdm(total=len(prompts), desc="transformers", file=sys.stdout, mininterval=1, ncols=90, disable=not progress) as bar:
+    with tqdm(
+        total=len(prompts),
+        desc="transformers",
+        file=sys.stdout,
+        mininterval=1,
+        ncols=90,
+        disable=not progress,
+    ) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             for i, answer in zip(rows, _generate_batch(model, fmt, [prompts[i] for i in rows], max_tokens)):
@@ -79,8 +92,10 @@ def check_prompts(prompts: list[list[int]], max_tokens: int, room: int | None) -
         if not prompt:
             raise ModelError(f"prompt {number} has no tokens", "check the test set")
         if room is not None and len(prompt) + max_tokens > room:
-            raise ModelError(f"prompt {number} has {len(prompt)} tokens; with max_tokens={max_tokens} it exceeds the context of {room}",
-                             "lower max_tokens, raise max_model_len, or leave long examples out")
+            raise ModelError(
+                f"prompt {number} has {len(prompt)} tokens; with max_tokens={max_tokens} it exceeds the context of {room}",
+                "lower max_tokens, raise max_model_len, or leave long examples out",
+            )
 
 
 def _generate_batch(model: Any, fmt: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
@@ -95,8 +110,12 @@ def _generate_batch(model: Any, fmt: Any, prompts: list[list[int]], max_tokens: 
     stopper = _StopRule(fmt, longest, len(prompts), ends)
     config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends)
     with torch.inference_mode():
-        out = model.generate(input_ids=tokens, attention_mask=mask, generation_config=config,
-                             stopping_criteria=StoppingCriteriaList([stopper]))
+        out = model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([stopper]),
+        )
     answers = []
     for row, end in zip(out[:, longest:].tolist(), stopper.ends):
         kept = row if end is None else row[:end]
@@ -125,7 +144,9 @@ class _StopRule:
         for row, written in enumerate(tokens[:, self.start :].tolist()):
             if self.ends[row] is None:
                 # The last dozen tokens are enough: a stop text is shorter, and it was not there one token ago.
-                tail = self.fmt.tokenizer.decode(written[-12:], skip_special_tokens=False) if self.texts else ""
+                tail = (
+                    self.fmt.tokenizer.decode(written[-12:], skip_special_tokens=False) if self.texts else ""
+                )
                 if written[-1] in self.end_tokens or any(text in tail for text in self.texts):
                     self.ends[row] = len(written)
         return torch.tensor([end is not None for end in self.ends], device=tokens.device)
@@ -134,9 +155,17 @@ class _StopRule:
 # ---- vLLM
 
 
-def load_vllm(model_folder: str | Path, dtype: str = "bfloat16", max_model_len: int = 1024, seed: int = 0,
-              tensor_parallel_size: int = 1, gpu_memory_utilization: float = 0.9, kv_cache_gib: int = 1, executor: str = "",
-              **engine: Any) -> Any:
+def load_vllm(
+    model_folder: str | Path,
+    dtype: str = "bfloat16",
+    max_model_len: int = 1024,
+    seed: int = 0,
+    tensor_parallel_size: int = 1,
+    gpu_memory_utilization: float = 0.9,
+    kv_cache_gib: int = 1,
+    executor: str = "",
+    **engine: Any,
+) -> Any:
     """Start vLLM on a merged model, in this process.
 
     Args:
@@ -160,7 +189,13 @@ def load_vllm(model_folder: str | Path, dtype: str = "bfloat16", max_model_len: 
     if not (folder / "config.json").is_file():
         raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
     vllm, on_cpu = _import_vllm(kv_cache_gib)
-    settings = {"dtype": dtype, "max_model_len": max_model_len, "seed": seed, "tensor_parallel_size": tensor_parallel_size, **engine}
+    settings = {
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "seed": seed,
+        "tensor_parallel_size": tensor_parallel_size,
+        **engine,
+    }
     if executor:
         settings["distributed_executor_backend"] = executor
     if on_cpu:
@@ -169,7 +204,9 @@ def load_vllm(model_folder: str | Path, dtype: str = "bfloat16", max_model_len: 
         settings["gpu_memory_utilization"] = gpu_memory_utilization
     try:
         with _quiet_vllm():
-            return vllm.LLM(model=str(folder), **{"disable_log_stats": True, "use_tqdm_on_load": False, **settings})
+            return vllm.LLM(
+                model=str(folder), **{"disable_log_stats": True, "use_tqdm_on_load": False, **settings}
+            )
     except (RuntimeError, ValueError, OSError, ImportError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"vLLM can't start on {folder}: {_cause(error)}", vllm_advice(on_cpu)) from error
 
@@ -203,10 +240,14 @@ def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
     """Import vLLM with the settings that must stand before the import; says whether it runs on the CPU."""
     for name, value in vllm_settings(kv_cache_gib).items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: nothing is left when it ends
+    os.environ.setdefault(
+        "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
+    )  # in this process: nothing is left when it ends
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch; nothing a reader can act on
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # vLLM's own use of torch; nothing a reader can act on
             import vllm
             from vllm import LLM, SamplingParams  # noqa: F401  (loaded lazily otherwise, outside this block)
             from vllm.platforms import current_platform
@@ -214,7 +255,10 @@ def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
             return vllm, current_platform.is_cpu()
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "vllm":
-            raise ModelError(f"vLLM is installed without {error.name}", "install the course's environment again: `make install`") from error
+            raise ModelError(
+                f"vLLM is installed without {error.name}",
+                "install the course's environment again: `make install`",
+            ) from error
         raise ModelError("vLLM is not installed", NOT_INSTALLED) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise ModelError(f"vLLM can't be loaded: {_cause(error)}", vllm_advice(True)) from error
@@ -252,15 +296,24 @@ def _quiet_vllm() -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch; nothing a reader can act on
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # vLLM's own use of torch; nothing a reader can act on
             yield
     finally:
         logging.disable(before)
         transformers.utils.logging.enable_progress_bar()
 
 
-def generate_with_vllm(llm: Any, fmt: Any, prompts: list[list[int]], max_tokens: int, temperature: float = 0.0,
-                       seed: int = 0, progress: bool = True) -> list[Answer]:
+def generate_with_vllm(
+    llm: Any,
+    fmt: Any,
+    prompts: list[list[int]],
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Answer]:
     """Answers from vLLM, all prompts handed over at once: it batches them as they come and go.
 
     Args:
@@ -285,7 +338,9 @@ def generate_with_vllm(llm: Any, fmt: Any, prompts: list[list[int]], max_tokens:
         stop=[text for text in fmt.stop if isinstance(text, str)],
         stop_token_ids=[token for token in fmt.stop if isinstance(token, int)],
     )
-    outputs = llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=_bar if progress else False)
+    outputs = llm.generate(
+        [TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=_bar if progress else False
+    )
     answers = []
     for output in outputs:
         tokens = list(output.outputs[0].token_ids)
@@ -298,13 +353,25 @@ def _bar(*args: Any, **kwargs: Any) -> Any:
     from tqdm import tqdm
 
     hidden = not str(kwargs.get("desc", "")).startswith("Processed")
-    kwargs.update(file=sys.stdout, mininterval=1, ncols=90, desc="vLLM", dynamic_ncols=False, disable=hidden,
-                  bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]")
+    kwargs.update(
+        file=sys.stdout,
+        mininterval=1,
+        ncols=90,
+        desc="vLLM",
+        dynamic_ncols=False,
+        disable=hidden,
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]",
+    )
     return tqdm(*args, **kwargs)
 
 
-def measure_throughput(llm: Any, prompts: list[list[int]], at_once: tuple[int, ...] = (1, 4, 16, 64), tokens: int = 32,
-                       repeats: int = 2) -> list[dict[str, Any]]:
+def measure_throughput(
+    llm: Any,
+    prompts: list[list[int]],
+    at_once: tuple[int, ...] = (1, 4, 16, 64),
+    tokens: int = 32,
+    repeats: int = 2,
+) -> list[dict[str, Any]]:
     """Tokens per second for some numbers of prompts at once. Each answer is exactly `tokens` long, so sizes compare.
 
     Args:
@@ -335,5 +402,7 @@ def measure_throughput(llm: Any, prompts: list[list[int]], at_once: tuple[int, .
             taken += size  # other prompts each time, so that none is found in the prefix cache too early
             written += sum(len(o.outputs[0].token_ids) for o in llm.generate(batch, params, use_tqdm=False))
         seconds = time.perf_counter() - start
-        rows.append({"at_once": size, "tokens": written, "seconds": seconds, "tokens_per_second": written / seconds})
+        rows.append(
+            {"at_once": size, "tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
+        )
     return rows

@@ -70,15 +70,15 @@ def refusal(version, system, machine):
     """
     if system != "Linux" or machine != "x86_64":
         return (
-            "The course needs Linux on x86-64; this is {} on {}.\n"
+            f"The course needs Linux on x86-64; this is {system} on {machine}.\n"
             "-> On Windows use WSL 2. On a Mac or an ARM machine use a Linux x86-64 machine or container."
-        ).format(system, machine)
+        )
     if not OLDEST <= tuple(version[:2]) <= NEWEST:
         word = "old" if tuple(version[:2]) < OLDEST else "new"
         return (
-            "Python {}.{} is too {}: the course needs Python 3.11, 3.12 or 3.13.\n"
+            f"Python {version[0]}.{version[1]} is too {word}: the course needs Python 3.11, 3.12 or 3.13.\n"
             "-> Install one of these and name it: make run PYTHON=python3.11 (or use environment.yml with conda)."
-        ).format(version[0], version[1], word)
+        )
     return None
 
 
@@ -133,46 +133,61 @@ def install(prefix):
         pip(python, ["--no-deps", "-r", LOCK], "packages", state["count"])
         state = compare(python)
     if state["cuda_libraries_missing"]:
-        say("The CPU build of PyTorch could not be had here. The CUDA build came instead; it runs on the CPU too, but")
+        say(
+            "The CPU build of PyTorch could not be had here. The CUDA build came instead; it runs on the CPU too, but"
+        )
         say("needs NVIDIA's libraries, about 3 GB more. Installing them.")
         check_disk(prefix)
         pip(python, ["-c", LOCK, "torch=={}".format(pinned("torch"))], "CUDA libraries", 20)
     if state["wrong"]:
-        names = ", ".join("{}{} (found: {})".format(name, *pair) for name, pair in sorted(state["wrong"].items())[:5])
+        names = ", ".join(
+            "{}{} (found: {})".format(name, *pair) for name, pair in sorted(state["wrong"].items())[:5]
+        )
         raise InstallError(
-            "{} packages did not arrive: {}\n-> Run the same command again.".format(len(state["wrong"]), names)
+            "{} packages did not arrive: {}\n-> Run the same command again.".format(
+                len(state["wrong"]), names
+            )
         )
     pip(python, ["--no-deps", "--no-build-isolation", "-e", ROOT], "the course itself", 1)
     write_stamp(prefix)
     make_base_model(python)
-    say("Ready, after {:.0f} s.".format(time.time() - start))
+    say(f"Ready, after {time.time() - start:.0f} s.")
 
 
 def make_base_model(python):
     """Make the local base model now, so that no notebook has to wait for it. Where that fails, the first notebook says why."""
     import subprocess
 
-    made = subprocess.call([python, "-c", "from helpers.models import local_base_model; local_base_model()"], stderr=subprocess.DEVNULL)
+    made = subprocess.call(
+        [python, "-c", "from helpers.models import local_base_model; local_base_model()"],
+        stderr=subprocess.DEVNULL,
+    )
     if made != 0:
-        say("The base model could not be made now. The first notebook tries it again, and says what is wrong.")
+        say(
+            "The base model could not be made now. The first notebook tries it again, and says what is wrong."
+        )
 
 
 def announcement(missing, count, prefix):
     """What is going to be installed, and what it takes."""
     if missing > count / 2:
-        return "Installing {} packages into {}: about 2 to 4 minutes and 3.6 GB, once.".format(count, prefix)
-    return "Going on: {} of {} packages are missing or of another version in {}.".format(missing, count, prefix)
+        return f"Installing {count} packages into {prefix}: about 2 to 4 minutes and 3.6 GB, once."
+    return f"Going on: {missing} of {count} packages are missing or of another version in {prefix}."
 
 
 def compare(python):
     """What the lock asks for and the environment of `python` lacks."""
     import subprocess
 
-    result = subprocess.run([python, "-I", "-c", COMPARE, LOCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    result = subprocess.run(
+        [python, "-I", "-c", COMPARE, LOCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     if result.returncode:
         raise InstallError(
             "{} can't be used:\n{}\n-> Delete {} and run the same command again.".format(
-                python, result.stderr.decode(errors="replace").strip()[-600:], os.path.dirname(os.path.dirname(python))
+                python,
+                result.stderr.decode(errors="replace").strip()[-600:],
+                os.path.dirname(os.path.dirname(python)),
             )
         )
     return json.loads(result.stdout.decode())
@@ -197,11 +212,16 @@ def install_torch(python):
     version = pinned("torch")
     if reachable(CPU_INDEX + "/torch/"):
         try:
-            pip(python, ["--no-deps", "--extra-index-url", CPU_INDEX, "torch=={}+cpu".format(version)], "PyTorch", 1)
+            pip(
+                python,
+                ["--no-deps", "--extra-index-url", CPU_INDEX, f"torch=={version}+cpu"],
+                "PyTorch",
+                1,
+            )
             return
         except InstallError:
             say("The CPU index has no PyTorch for this Python; taking it from pip's usual place.")
-    pip(python, ["--no-deps", "torch=={}".format(version)], "PyTorch", 1)
+    pip(python, ["--no-deps", f"torch=={version}"], "PyTorch", 1)
 
 
 def reachable(url):
@@ -232,7 +252,7 @@ def pinned(name):
             if line.startswith(name + "=="):
                 return line.split("==")[1].split(";")[0].strip()
     raise InstallError(
-        "requirements.lock does not pin {}.\n-> Get the file again: git checkout requirements.lock".format(name)
+        f"requirements.lock does not pin {name}.\n-> Get the file again: git checkout requirements.lock"
     )
 
 
@@ -286,8 +306,8 @@ def watch(process, log, start, what, count):
             file.seek(start)
             words = file.read()
         fetched = min(count, words.count("\nCollecting ") + words.startswith("Collecting "))
-        step = "writing files" if "\nInstalling collected" in words else "fetched {} of {}".format(fetched, count)
-        line = "  {}: {}, {:.0f} s".format(what, step, time.time() - began)
+        step = "writing files" if "\nInstalling collected" in words else f"fetched {fetched} of {count}"
+        line = f"  {what}: {step}, {time.time() - began:.0f} s"
         sys.stdout.write("\r" + line.ljust(70) if terminal else line + "\n")
         sys.stdout.flush()
     if terminal:
@@ -300,7 +320,7 @@ def failure(words, what, log):
     errors = [line for line in lines if line.startswith("ERROR")] or lines[-5:]
     text = "pip could not install {}:\n  {}\n".format(what, "\n  ".join(line[:300] for line in errors[-5:]))
     if "No space left" in words:
-        return text + "-> Free {:.0f} GB of disk space, then run the same command again.".format(DISK_NEEDED)
+        return text + f"-> Free {DISK_NEEDED:.0f} GB of disk space, then run the same command again."
     if "No matching distribution" in words or "connection" in words.lower():
         return (
             text
@@ -316,8 +336,8 @@ def check_disk(prefix):
     free = shutil.disk_usage(prefix).free / 1e9
     if free < DISK_NEEDED:
         raise InstallError(
-            "{:.1f} GB are free on the disk of {}; the packages need {:.0f} GB.\n"
-            "-> Free some space, then run the same command again.".format(free, prefix, DISK_NEEDED)
+            f"{free:.1f} GB are free on the disk of {prefix}; the packages need {DISK_NEEDED:.0f} GB.\n"
+            "-> Free some space, then run the same command again."
         )
 
 
@@ -330,20 +350,26 @@ def make_venv(path):
         moved = read_stamp(path).get("folder", ROOT) != ROOT  # its scripts hold the old path
         probe = [python, "-I", "-c", "import pip, sys; print(sys.version_info[:2])"]
         try:
-            works = subprocess.run(probe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode().strip()
+            works = (
+                subprocess.run(probe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                .stdout.decode()
+                .strip()
+            )
         except OSError:
             works = ""
         supported = [str((3, minor)) for minor in range(OLDEST[1], NEWEST[1] + 1)]
         if works in supported and not moved:
             return
-        say("The environment in {} can't be used here; making it again.".format(path))
+        say(f"The environment in {path} can't be used here; making it again.")
     try:
         import ensurepip  # noqa: F401  Debian ships it apart
         import venv
     except ImportError as error:
         raise InstallError(
             "This Python can't make virtual environments: Debian and Ubuntu ship that part apart.\n"
-            "-> sudo apt install python{}.{}-venv, then run the same command again.".format(*sys.version_info[:2])
+            "-> sudo apt install python{}.{}-venv, then run the same command again.".format(
+                *sys.version_info[:2]
+            )
         ) from error
     venv.EnvBuilder(with_pip=True, clear=True, symlinks=True).create(path)
 
@@ -357,10 +383,8 @@ def active_prefix():
     if sys.prefix != sys.base_prefix or os.path.isdir(os.path.join(sys.prefix, "conda-meta")):
         return sys.prefix
     raise InstallError(
-        "--here needs an active conda or virtual environment; {} is the system's Python.\n"
-        "-> conda env create -f environment.yml; conda activate tinker-course; python helpers/install.py --here".format(
-            sys.executable
-        )
+        f"--here needs an active conda or virtual environment; {sys.executable} is the system's Python.\n"
+        "-> conda env create -f environment.yml; conda activate tinker-course; python helpers/install.py --here"
     )
 
 
@@ -410,7 +434,11 @@ def tidy(text):
         if not line.strip() or line.startswith("#"):
             continue
         pin, _, marker = line.partition(" ; ")
-        tests = [test for test in marker.split(" and ") if test and not test.startswith(("platform_", "sys_platform"))]
+        tests = [
+            test
+            for test in marker.split(" and ")
+            if test and not test.startswith(("platform_", "sys_platform"))
+        ]
         if tests == ["python_full_version < '3.14'"]:  # always so here
             tests = []
         pins.append(pin + (" ; " + " and ".join(tests) if tests else ""))
@@ -443,13 +471,13 @@ def main(arguments):
         with_lock(prefix)
         return 0
     except InstallError as error:
-        sys.stderr.write("{}\n".format(error))
+        sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped. Run the same command again: it goes on from here.\n")
         return 130
     except OSError as error:
-        sys.stderr.write("{}\n-> Check that you may write to {} and that the disk is not full.\n".format(error, ROOT))
+        sys.stderr.write(f"{error}\n-> Check that you may write to {ROOT} and that the disk is not full.\n")
         return 1
 
 

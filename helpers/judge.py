@@ -8,7 +8,8 @@ Never use a judge whose agreement with labels from people you have not looked at
 """
 
 import re
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from helpers.answers import Verdict
 from helpers.errors import DataError
@@ -44,7 +45,14 @@ class ProofJudge:
         ModelError: no chat format is known for the model.
     """
 
-    def __init__(self, sampling_client: Any, *, fmt: PromptFormat | None = None, max_tokens: int = 512, max_in_flight: int = 64):
+    def __init__(
+        self,
+        sampling_client: Any,
+        *,
+        fmt: PromptFormat | None = None,
+        max_tokens: int = 512,
+        max_in_flight: int = 64,
+    ):
         self.sampling_client, self.max_tokens, self.max_in_flight = sampling_client, max_tokens, max_in_flight
         if fmt is None:
             tokenizer = sampling_client.get_tokenizer()
@@ -65,7 +73,9 @@ class ProofJudge:
             DataError: there are no cases, or one has no problem or proof.
             BackendError: requests failed twice.
         """
-        questions = [{"instruction": _question(case, number), "output": "-"} for number, case in enumerate(cases)]
+        questions = [
+            {"instruction": _question(case, number), "output": "-"} for number, case in enumerate(cases)
+        ]
         if not questions:
             raise DataError("there is no proof to judge", "give cases with `problem` and `proof`")
         said: dict[int, str] = {}
@@ -74,8 +84,19 @@ class ProofJudge:
             said[index] = self.fmt.answer_text(response.sequences[0].tokens)
             return int(_read(said[index]).passed)
 
-        sample_all(self.sampling_client, questions, self.fmt, num_samples=1, max_tokens=self.max_tokens, temperature=0.0, seed=42,
-                   max_in_flight=self.max_in_flight, description="Judging proofs", on_answer=on_answer, word="accepted")
+        sample_all(
+            self.sampling_client,
+            questions,
+            self.fmt,
+            num_samples=1,
+            max_tokens=self.max_tokens,
+            temperature=0.0,
+            seed=42,
+            max_in_flight=self.max_in_flight,
+            description="Judging proofs",
+            on_answer=on_answer,
+            word="accepted",
+        )
         return [_read(said[index]) for index in range(len(questions))]
 
 
@@ -121,7 +142,9 @@ def judge_agreement(verdicts: Sequence[Verdict], labels: Sequence[bool]) -> dict
         "agree": agree,
         "total": len(labels),
         "ci95": list(wilson_interval(agree, len(labels))),
-        "kappa": 1.0 if same else float(cohen_kappa_score(list(map(str, said)), list(map(str, map(bool, labels))))),
+        "kappa": 1.0
+        if same
+        else float(cohen_kappa_score(list(map(str, said)), list(map(str, map(bool, labels))))),
         "accepted_right": sum(a is True and b for a, b in zip(said, labels)),
         "accepted_wrong": sum(a is True and not b for a, b in zip(said, labels)),
         "refused_right": sum(a is False and b for a, b in zip(said, labels)),

@@ -12,7 +12,9 @@ from helpers.runs import ROOT
 from helpers.settings import NOTEBOOKS
 
 
-def start_lab(notebook: str = "00_start_here", port: int | None = None, no_browser: bool = False, more: list[str] = ()) -> int:
+def start_lab(
+    notebook: str = "00_start_here", port: int | None = None, no_browser: bool = False, more: list[str] = ()
+) -> int:
     """Become JupyterLab: this process is replaced by it, so that Ctrl-C and its exit status are JupyterLab's own.
 
     Args:
@@ -27,7 +29,8 @@ def start_lab(notebook: str = "00_start_here", port: int | None = None, no_brows
     for package in ("jupyterlab", "ipykernel"):
         if importlib.util.find_spec(package) is None:
             raise CourseError(
-                f"JupyterLab can't start: {package} is not installed in {sys.prefix}", "`make install` installs what the course needs"
+                f"JupyterLab can't start: {package} is not installed in {sys.prefix}",
+                "`make install` installs what the course needs",
             )
     if os.geteuid() == 0 and "--allow-root" not in more:
         raise CourseError(
@@ -50,7 +53,9 @@ def start_lab(notebook: str = "00_start_here", port: int | None = None, no_brows
     ]
     print(f"JupyterLab opens {os.path.relpath(path, ROOT)}; Ctrl-C here ends it", flush=True)
     os.chdir(ROOT)
-    os.execve(sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})  # the kernel of this environment, not one in HOME
+    os.execve(
+        sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}
+    )  # the kernel of this environment, not one in HOME
 
 
 def find_notebook(name: str) -> Path:

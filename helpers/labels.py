@@ -12,18 +12,24 @@ not read. An answer that only paraphrases a label (`about the invoice` for `bill
 """
 
 import re
-from typing import Sequence
+from collections.abc import Sequence
 
 from helpers.answers import Verdict, prepare
 from helpers.arithmetic import tidy_unicode
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_BEFORE, _AFTER = rf"(?<![^\W{_CJK}])(?<!-)(?<!\d[.,])", rf"(?![^\W{_CJK}])(?!-\w)(?![.,]\d)"  # no letter, digit or hyphen goes on
+_BEFORE, _AFTER = (
+    rf"(?<![^\W{_CJK}])(?<!-)(?<!\d[.,])",
+    rf"(?![^\W{_CJK}])(?!-\w)(?![.,]\d)",
+)  # no letter, digit or hyphen goes on
 _MARK = re.compile(
     r"(?:\b(?:label|category|class|classification|sentiment|topic|intent|answer)\b|类别|分类|标签|情感|答案|结果)"
-    r"[\"'*_\s]*(?::|=|\bis\b|是|为)")
+    r"[\"'*_\s]*(?::|=|\bis\b|是|为)"
+)
 _CLAUSE = re.compile(r"[.,;:!?\n，。；：！？、()]|\bbut\b|\brather\b|\binstead\b|而是|但")
-_DENIED = re.compile(r"\b(?:not|no|non|never|neither|nor|without|cannot)\b|n['’]t\b|\b(?:isnt|dont|doesnt|cant)\b|不|非|没|無|无|别|勿")
+_DENIED = re.compile(
+    r"\b(?:not|no|non|never|neither|nor|without|cannot)\b|n['’]t\b|\b(?:isnt|dont|doesnt|cant)\b|不|非|没|無|无|别|勿"
+)
 _NO_AFTER = re.compile(r"\W*(?:no|nope|wrong|incorrect|is wrong|is not|isn['’]t|不是|不对|否|错)(?!\w)")
 
 
@@ -45,7 +51,9 @@ def check_label(model_output: str, expected_output: str, labels: Sequence[str]) 
         why = f"the answer names {len(found)} labels: {', '.join(found)}"
     else:
         why = f"label {found[0]!r}" if found == expected else f"label {found[0]!r}, not {expected[0]!r}"
-    return Verdict(found == expected, why, found[0] if len(found) == 1 else None, expected[0], {"named": found})
+    return Verdict(
+        found == expected, why, found[0] if len(found) == 1 else None, expected[0], {"named": found}
+    )
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:

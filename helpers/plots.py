@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 
 
 # For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS and Windows.
-CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei")
+CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "SimHei",
+)
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -62,7 +70,9 @@ def length_histogram(prompts: list[int], answers: list[int]) -> "Figure":
     width = max(1, longest // 30)
     bins = range(0, longest + 2 * width, width)
     axes.hist(prompts, bins=bins, histtype="stepfilled", color="lightgrey", edgecolor="black", label="prompt")
-    axes.hist(answers, bins=bins, histtype="step", color="tab:blue", hatch="///", linewidth=1.5, label="answer")
+    axes.hist(
+        answers, bins=bins, histtype="step", color="tab:blue", hatch="///", linewidth=1.5, label="answer"
+    )
     axes.set(xlabel="length, tokens", ylabel="records", title="Lengths of prompts and answers")
     axes.legend()
     return figure
@@ -84,7 +94,9 @@ def category_bars(parts: dict[str, list[dict]]) -> "Figure":
     for place, ((name, count), hatch) in enumerate(zip(counts.items(), ["", "///", "...", "xxx"])):
         shares = [100 * count[kind] / max(1, count.total()) for kind in kinds]
         across = [i + place * width for i in range(len(kinds))]
-        bars = axes.bar(across, shares, width, hatch=hatch, edgecolor="black", color=f"C{place}", alpha=0.6, label=name)
+        bars = axes.bar(
+            across, shares, width, hatch=hatch, edgecolor="black", color=f"C{place}", alpha=0.6, label=name
+        )
         axes.bar_label(bars, [count[kind] for kind in kinds], fontsize=7)
     axes.set_xticks([i + 0.4 - width / 2 for i in range(len(kinds))], kinds)
     axes.set(ylabel="share of the part, %", title="Categories in each part (numbers: records)")
@@ -133,9 +145,23 @@ def parity_scatter(reference: "Scores", others: list) -> "Figure":
     for scores, marker in zip(others, "x.+1"):
         up = [value for row in scores.logprobs for value in row]
         left.scatter(across, up, s=14, alpha=0.5, marker=marker, label=scores.name)
-        right.scatter(across, [max(abs(a - b), 1e-9) for a, b in zip(across, up)], s=14, alpha=0.5, marker=marker, label=scores.name)
-    left.set(xlabel=f"log p, {reference.name}", ylabel="log p, other model", title="The same tokens, scored twice")
-    right.set(xlabel=f"log p, {reference.name}", ylabel="absolute difference, nats", yscale="log", title="How far apart")
+        right.scatter(
+            across,
+            [max(abs(a - b), 1e-9) for a, b in zip(across, up)],
+            s=14,
+            alpha=0.5,
+            marker=marker,
+            label=scores.name,
+        )
+    left.set(
+        xlabel=f"log p, {reference.name}", ylabel="log p, other model", title="The same tokens, scored twice"
+    )
+    right.set(
+        xlabel=f"log p, {reference.name}",
+        ylabel="absolute difference, nats",
+        yscale="log",
+        title="How far apart",
+    )
     left.legend()
     return figure
 
@@ -173,17 +199,31 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
     names = ["all", *sorted(tuned["by_category"])]
     figure = new_figure(6.5, 0.9 + 0.55 * len(names))
     axes = figure.subplots()
-    for shift, colour, marker, label, result in ((0.15, "grey", "s", "base", base), (-0.15, "tab:blue", "o", "tuned", tuned)):
+    for shift, colour, marker, label, result in (
+        (0.15, "grey", "s", "base", base),
+        (-0.15, "tab:blue", "o", "tuned", tuned),
+    ):
         rows = [result if name == "all" else result["by_category"][name] for name in names]
         across = [100 * row["accuracy"] for row in rows]
         sides = [[100 * abs(row["accuracy"] - row["ci95"][end]) for row in rows] for end in (0, 1)]
         up = [place + shift for place in range(len(names))]
         axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=label)
         for x, y, row in zip(across, up, rows):
-            axes.annotate(f"{row['correct']}/{row['total']}", (x, y), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=7)
+            axes.annotate(
+                f"{row['correct']}/{row['total']}",
+                (x, y),
+                textcoords="offset points",
+                xytext=(0, 5),
+                ha="center",
+                fontsize=7,
+            )
     axes.set_yticks(range(len(names)), map(short, names))
     axes.invert_yaxis()
-    axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)", title="The same test problems, before and after")
+    axes.set(
+        xlim=(-3, 103),
+        xlabel="right answers, % (bars: 95% interval)",
+        title="The same test problems, before and after",
+    )
     axes.legend()
     return figure
 
@@ -201,22 +241,52 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     looks = [row["step"] for row in checkpoints]
-    left.plot([row["step"] for row in metrics], [row["train_nll"] for row in metrics], color="grey", linewidth=1, label="training batch")
+    left.plot(
+        [row["step"] for row in metrics],
+        [row["train_nll"] for row in metrics],
+        color="grey",
+        linewidth=1,
+        label="training batch",
+    )
     left.plot(looks, [row["loss"] for row in checkpoints], "o--", color="tab:blue", label="validation")
     left.set(xlabel="optimizer step", ylabel="NLL, nats per answer token", yscale="log", title="Loss")
     left.legend()
     rates = [100 * row["correct"] / row["total"] for row in checkpoints]
     limits = [[100 * limit for limit in wilson_interval(row["correct"], row["total"])] for row in checkpoints]
-    below, above = [r - low for r, (low, _) in zip(rates, limits)], [high - r for r, (_, high) in zip(rates, limits)]
-    right.errorbar(looks, rates, yerr=[below, above], fmt="o-", color="tab:blue", capsize=3, label="validation, 95% interval")
-    right.plot(best["step"], 100 * best["correct"] / best["total"], "*", markersize=16, color="black", label=f"chosen: step {best['step']}")
+    below, above = (
+        [r - low for r, (low, _) in zip(rates, limits)],
+        [high - r for r, (_, high) in zip(rates, limits)],
+    )
+    right.errorbar(
+        looks,
+        rates,
+        yerr=[below, above],
+        fmt="o-",
+        color="tab:blue",
+        capsize=3,
+        label="validation, 95% interval",
+    )
+    right.plot(
+        best["step"],
+        100 * best["correct"] / best["total"],
+        "*",
+        markersize=16,
+        color="black",
+        label=f"chosen: step {best['step']}",
+    )
     right.set(xlabel="optimizer step", ylabel="right answers, %", ylim=(-3, 103), title="Validation accuracy")
     right.legend(loc="lower right")
     return figure
 
 
-def curves(lines: dict[str, list[tuple[float, float]]], ylabel: str, title: str, log: bool = False, star: tuple[float, float] | None = None,
-           limits: dict[str, list[tuple[float, float]]] | None = None) -> "Figure":
+def curves(
+    lines: dict[str, list[tuple[float, float]]],
+    ylabel: str,
+    title: str,
+    log: bool = False,
+    star: tuple[float, float] | None = None,
+    limits: dict[str, list[tuple[float, float]]] | None = None,
+) -> "Figure":
     """Lines over optimizer steps, told apart by style and marker as well as by colour.
 
     Args:
@@ -229,17 +299,44 @@ def curves(lines: dict[str, list[tuple[float, float]]], ylabel: str, title: str,
 
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    figure = new_figure(4.6, 2.8 + 0.2 * ((len(lines) + bool(star) + 1) // 2))  # the legend below has two columns
+    figure = new_figure(
+        4.6, 2.8 + 0.2 * ((len(lines) + bool(star) + 1) // 2)
+    )  # the legend below has two columns
     axes = figure.subplots()
-    looks = zip(cycle(["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]), cycle(["-", "--", "-.", ":"]), cycle("osD^vPX"))
+    looks = zip(
+        cycle(["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]),
+        cycle(["-", "--", "-.", ":"]),
+        cycle("osD^vPX"),
+    )
     for (name, points), (colour, style, marker) in zip(lines.items(), looks):
         steps, values = [step for step, _ in points], [value for _, value in points]
         every = max(1, len(points) // 8)
         if limits:
-            sides = [[abs(value - limit[end]) for value, limit in zip(values, limits[name])] for end in (0, 1)]
-            axes.errorbar(steps, values, yerr=sides, color=colour, linestyle=style, marker=marker, capsize=3, label=short(name))
+            sides = [
+                [abs(value - limit[end]) for value, limit in zip(values, limits[name])] for end in (0, 1)
+            ]
+            axes.errorbar(
+                steps,
+                values,
+                yerr=sides,
+                color=colour,
+                linestyle=style,
+                marker=marker,
+                capsize=3,
+                label=short(name),
+            )
         else:
-            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, markevery=every, markersize=5, linewidth=1.3, label=short(name))
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                linestyle=style,
+                marker=marker,
+                markevery=every,
+                markersize=5,
+                linewidth=1.3,
+                label=short(name),
+            )
     if star:
         axes.plot(*star, "*", markersize=15, color="black", label=f"chosen: step {star[0]}")
     axes.set(xlabel="optimizer step", ylabel=ylabel, title=title, yscale="log" if log else "linear")
@@ -265,12 +362,17 @@ def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
     axes = figure.subplots()
     looks = dict(zip(models, zip(["grey", "tab:blue", "#b84a00", "#1b7837"], "soD^")))
     for model in models:
-        points = [(place + (models.index(model) - (len(models) - 1) / 2) * 0.8 / len(models), scores[model])
-                  for place, scores in enumerate(runs.values()) if model in scores]
+        points = [
+            (place + (models.index(model) - (len(models) - 1) / 2) * 0.8 / len(models), scores[model])
+            for place, scores in enumerate(runs.values())
+            if model in scores
+        ]
         across = [100 * score["accuracy"] for _, score in points]
         sides = [[100 * abs(score["accuracy"] - score["ci95"][end]) for _, score in points] for end in (0, 1)]
         colour, marker = looks[model]
-        axes.errorbar(across, [up for up, _ in points], xerr=sides, fmt=marker, color=colour, capsize=3, label=model)
+        axes.errorbar(
+            across, [up for up, _ in points], xerr=sides, fmt=marker, color=colour, capsize=3, label=model
+        )
     axes.set_yticks(range(len(runs)), map(short, runs))
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)")
@@ -281,8 +383,13 @@ def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
 
 
 UNITS = {
-    "epochs": "passes over the data", "batch_size": "examples a step", "learning_rate": "of the first step",
-    "rank": "width of the LoRA factors", "max_train": "records, 0 for all", "max_length": "tokens", "max_tokens": "tokens",
+    "epochs": "passes over the data",
+    "batch_size": "examples a step",
+    "learning_rate": "of the first step",
+    "rank": "width of the LoRA factors",
+    "max_train": "records, 0 for all",
+    "max_length": "tokens",
+    "max_tokens": "tokens",
 }
 
 
@@ -306,14 +413,37 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
             shift = 0.6 * ((place + 0.5) / len(others) - 0.5)
             across = [values.index(row["parameters"][name]) + shift for row in same]
             up = [100 * row["validation"]["accuracy"] for row in same]
-            sides = [[100 * abs(row["validation"]["accuracy"] - row["validation"]["ci95"][end]) for row in same] for end in (0, 1)]
-            axes.errorbar(across, up, yerr=sides, fmt="osD^vPX*"[place % 8], color=f"C{place}",
-                          markerfacecolor="white" if place % 2 else None, capsize=3, label=other or None)
+            sides = [
+                [100 * abs(row["validation"]["accuracy"] - row["validation"]["ci95"][end]) for row in same]
+                for end in (0, 1)
+            ]
+            axes.errorbar(
+                across,
+                up,
+                yerr=sides,
+                fmt="osD^vPX*"[place % 8],
+                color=f"C{place}",
+                markerfacecolor="white" if place % 2 else None,
+                capsize=3,
+                label=other or None,
+            )
             for x, y, row in zip(across, up, same):
                 if row["run"] == best:
-                    axes.plot(x, y, "o", markersize=17, markerfacecolor="none", color="black", label="best by validation")
+                    axes.plot(
+                        x,
+                        y,
+                        "o",
+                        markersize=17,
+                        markerfacecolor="none",
+                        color="black",
+                        label="best by validation",
+                    )
         axes.set_xticks(range(len(values)), [str(value) for value in values])
-        axes.set(xlabel=f"{name}, {UNITS[name]}" if name in UNITS else name, xlim=(-0.6, len(values) - 0.4), ylim=(-3, 103))
+        axes.set(
+            xlabel=f"{name}, {UNITS[name]}" if name in UNITS else name,
+            xlim=(-0.6, len(values) - 0.4),
+            ylim=(-3, 103),
+        )
         axes.label_outer()
         if len(others) <= 8:
             axes.legend(fontsize=7)

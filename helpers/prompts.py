@@ -58,8 +58,10 @@ class PromptFormat:
             answer = example["output"].strip()
             for text in self.stop:
                 if text in answer:
-                    raise DataError(f"the output of {example.get('instruction', '')[:60]!r} holds {text!r}, where the guide's stop rule ends an answer",
-                                    "use a chat renderer for such data (prompt_format='qwen3_instruct'), or take that text out")
+                    raise DataError(
+                        f"the output of {example.get('instruction', '')[:60]!r} holds {text!r}, where the guide's stop rule ends an answer",
+                        "use a chat renderer for such data (prompt_format='qwen3_instruct'), or take that text out",
+                    )
             return self.tokenizer.encode(f" {answer}{END_OF_ANSWER}", add_special_tokens=False)
         model_input, weights = self.renderer.build_supervised_example(_messages(example))
         tokens = model_input.to_ints()
@@ -75,7 +77,10 @@ class PromptFormat:
 
 
 def _messages(example: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question_text(example, "chat")}, {"role": "assistant", "content": example["output"].strip()}]
+    return [
+        {"role": "user", "content": question_text(example, "chat")},
+        {"role": "assistant", "content": example["output"].strip()},
+    ]
 
 
 def prompt_format(name: str, tokenizer: Any) -> PromptFormat:
@@ -91,7 +96,10 @@ def prompt_format(name: str, tokenizer: Any) -> PromptFormat:
     try:
         renderer = renderers.get_renderer(name, tokenizer)
     except ValueError as error:
-        raise DataError(f"no prompt format {name!r}: {error}", "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'") from error
+        raise DataError(
+            f"no prompt format {name!r}: {error}",
+            "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'",
+        ) from error
     return PromptFormat(name, tokenizer, renderer.get_stop_sequences(), renderer)
 
 
@@ -112,7 +120,10 @@ def renderer_for(base_model: str, tokenizer: Any = None) -> str:
     except Exception as error:  # the cookbook raises several kinds for a model that it doesn't know
         if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
             return "qwen3_instruct"  # ChatML
-        raise ModelError(f"no chat format is known for {base_model}", "name one: renderer='role_colon' for a base model, or 'guide'") from error
+        raise ModelError(
+            f"no chat format is known for {base_model}",
+            "name one: renderer='role_colon' for a base model, or 'guide'",
+        ) from error
 
 
 def build_datum(example: dict[str, Any], fmt: PromptFormat, max_length: int = 2048) -> Any:
@@ -130,8 +141,10 @@ def build_datum(example: dict[str, Any], fmt: PromptFormat, max_length: int = 20
     prompt, answer = fmt.prompt_tokens(example), fmt.answer_tokens(example)
     tokens = prompt + answer
     if len(tokens) > max_length:
-        raise DataError(f"{example.get('instruction', '')[:60]!r} is {len(tokens)} tokens long, over max_length={max_length}",
-                        "raise max_length, or leave long examples out in the split")
+        raise DataError(
+            f"{example.get('instruction', '')[:60]!r} is {len(tokens)} tokens long, over max_length={max_length}",
+            "raise max_length, or leave long examples out in the split",
+        )
     weights = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1]),

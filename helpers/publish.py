@@ -23,9 +23,12 @@ from helpers.tasks import Task
 MODEL_FILES = re.compile(
     r"README\.md|LICENSE(\.txt|\.md)?|NOTICE(\.txt)?|config\.json|generation_config\.json|model\.safetensors(\.index\.json)?"
     r"|model-\d{5}-of-\d{5}\.safetensors|tokenizer\.(json|model)|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|vocab\.json|merges\.txt|chat_template\.(jinja|json)|(pre)?processor_config\.json")
+    r"|vocab\.json|merges\.txt|chat_template\.(jinja|json)|(pre)?processor_config\.json"
+)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-KEY = re.compile(rb"(?<![A-Za-z0-9])(?:(tml-)[A-Za-z0-9_-]{12}|(hf_)[A-Za-z0-9]{12})")  # shorter ones are names, like tml-renderers
+KEY = re.compile(
+    rb"(?<![A-Za-z0-9])(?:(tml-)[A-Za-z0-9_-]{12}|(hf_)[A-Za-z0-9]{12})"
+)  # shorter ones are names, like tml-renderers
 
 
 # ---- the card
@@ -68,7 +71,9 @@ def _merged_folder(run: Run) -> Path:
     run.stage("merge")
     folder = run.file("merge/merged_model")
     if not folder.is_dir():
-        raise RunError(f"run {run.name} has no folder merge/merged_model", "run notebooks/05_merge.ipynb again")
+        raise RunError(
+            f"run {run.name} has no folder merge/merged_model", "run notebooks/05_merge.ipynb again"
+        )
     return folder
 
 
@@ -84,7 +89,9 @@ def _made_by_this_run(run: Run, done: dict[str, Any]) -> bool:
         return True
     best = _read(run, "train/best_checkpoint.json")
     is_best = typed in (best.get("state_path"), best.get("sampler_path"))
-    return is_best or done["merge"].get("results", {}).get("parity_passed") is True  # compared with the best checkpoint
+    return (
+        is_best or done["merge"].get("results", {}).get("parity_passed") is True
+    )  # compared with the best checkpoint
 
 
 def _base_model(recorded: str) -> dict[str, str]:
@@ -95,7 +102,12 @@ def _base_model(recorded: str) -> dict[str, str]:
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     if text == models.README:
         note = "The base model came from a 4-bit file, dequantised, which costs a little quality against its original weights."
-        return {"id": f"HuggingFaceTB/{models.LOCAL_MODEL}", "licence": "apache-2.0", "name": models.LOCAL_MODEL, "note": note}
+        return {
+            "id": f"HuggingFaceTB/{models.LOCAL_MODEL}",
+            "licence": "apache-2.0",
+            "name": models.LOCAL_MODEL,
+            "note": note,
+        }
     note = "The base model was a local folder; its name on the hub is not known."
     return {"id": "", "licence": _licence(text), "name": Path(recorded).name, "note": note}
 
@@ -113,21 +125,39 @@ def _licence(card: str) -> str:
 def _front_matter(base: dict[str, str]) -> str:
     from huggingface_hub import ModelCardData
 
-    return ModelCardData(base_model=base["id"] or None, license=base["licence"] or "unknown", library_name="transformers",
-                         pipeline_tag="text-generation", tags=["tinker", "tinker-cookbook", "lora", "merged"]).to_yaml()
+    return ModelCardData(
+        base_model=base["id"] or None,
+        license=base["licence"] or "unknown",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["tinker", "tinker-cookbook", "lora", "merged"],
+    ).to_yaml()
 
 
 def _summary(base: dict[str, str], done: dict[str, Any], manifest: dict[str, Any]) -> str:
-    name = f"[{base['id']}](https://huggingface.co/{base['id']})" if base["id"] else f"`{base['name'] or 'a base model without a name'}`"
+    name = (
+        f"[{base['id']}](https://huggingface.co/{base['id']})"
+        if base["id"]
+        else f"`{base['name'] or 'a base model without a name'}`"
+    )
     kind = manifest.get("backend", {}).get("kind")
-    where = {"stub": "the Tinker course's stub backend", "hosted": "hosted Tinker"}.get(kind, "a Tinker server")
+    where = {"stub": "the Tinker course's stub backend", "hosted": "hosted Tinker"}.get(
+        kind, "a Tinker server"
+    )
     export, merge = (done.get(stage, {}).get("results", {}) for stage in ("export", "merge"))
-    lines = [f"{name}, fine-tuned with LoRA on {where}, and merged: adapter and base model are one"
-             + (f", in {merge['dtype']}." if "dtype" in merge else "."), base["note"]]
+    lines = [
+        f"{name}, fine-tuned with LoRA on {where}, and merged: adapter and base model are one"
+        + (f", in {merge['dtype']}." if "dtype" in merge else "."),
+        base["note"],
+    ]
     if "rank" in export:
-        lines.append(f"The adapter has rank {export['rank']}, alpha {export['alpha']:g} and {export['parameters']:,} numbers.")
+        lines.append(
+            f"The adapter has rank {export['rank']}, alpha {export['alpha']:g} and {export['parameters']:,} numbers."
+        )
     if not base["licence"]:
-        lines.append("**Its licence is that of the base model, which the run did not record: look it up and put it at the head of this file.**")
+        lines.append(
+            "**Its licence is that of the base model, which the run did not record: look it up and put it at the head of this file.**"
+        )
     return " ".join(line for line in lines if line)
 
 
@@ -141,8 +171,14 @@ def _scores(done: dict[str, Any], evaluation: dict[str, Any]) -> str:
     if evaluation:
         total = evaluation["test_size"]
         base_correct = evaluation.get("base_correct", round(evaluation["base_accuracy"] * total))
-        rows = [("base model", base_correct, total), ("tuned model, Tinker sampler", evaluation["test_correct"], total)]
-        rows += [(f"… {kind} templates", row["correct"], row["total"]) for kind, row in evaluation.get("by_template", {}).items()]
+        rows = [
+            ("base model", base_correct, total),
+            ("tuned model, Tinker sampler", evaluation["test_correct"], total),
+        ]
+        rows += [
+            (f"… {kind} templates", row["correct"], row["total"])
+            for kind, row in evaluation.get("by_template", {}).items()
+        ]
         if "temperature" in (settings := done["evaluate"].get("parameters", {})):
             text += f" The sampler's temperature was {settings['temperature']:g}."
     for stage, name in (("merge", "this model, transformers"), ("vllm", "this model, vLLM")):
@@ -157,8 +193,10 @@ def _scores(done: dict[str, Any], evaluation: dict[str, Any]) -> str:
         cells.append((name, f"{correct}/{total}", f"{correct / total:.1%}", f"{low:.1%} to {high:.1%}"))
     text += "\n\n" + _table(["", "right", "rate", "95% interval"], cells)
     if "p_value" in evaluation:
-        text += (f"\n\nOf the problems that only one of the two got right, the tuned model gained {evaluation['gained']} and lost "
-                 f"{evaluation['lost']} against the base model: McNemar's exact p = {evaluation['p_value']:.2g}.")
+        text += (
+            f"\n\nOf the problems that only one of the two got right, the tuned model gained {evaluation['gained']} and lost "
+            f"{evaluation['lost']} against the base model: McNemar's exact p = {evaluation['p_value']:.2g}."
+        )
     return text
 
 
@@ -167,11 +205,15 @@ def _usage(done: dict[str, Any]) -> str:
     if name is None:
         return ""
     if name != "guide":
-        return ("## Prompt\n\nTrained and scored on chat prompts as `tinker_cookbook`'s renderer "
-                f"`{name}` writes them. Other prompts may do worse.")
+        return (
+            "## Prompt\n\nTrained and scored on chat prompts as `tinker_cookbook`'s renderer "
+            f"`{name}` writes them. Other prompts may do worse."
+        )
     prompt = prompts.guide_prompt({"instruction": "…", "input": "…"})
-    return ("## Prompt\n\nTrained and scored on this prompt; other prompts may do worse. The `Input` line is left out if there is none, and "
-            f"an answer ends at {' or '.join(f'`{stop!r}`' for stop in prompts.GUIDE_STOP)}.\n\n```\n{prompt}\n```")
+    return (
+        "## Prompt\n\nTrained and scored on this prompt; other prompts may do worse. The `Input` line is left out if there is none, and "
+        f"an answer ends at {' or '.join(f'`{stop!r}`' for stop in prompts.GUIDE_STOP)}.\n\n```\n{prompt}\n```"
+    )
 
 
 def _training_data(run: Run, done: dict[str, Any]) -> str:
@@ -179,7 +221,9 @@ def _training_data(run: Run, done: dict[str, Any]) -> str:
         return ""
     parameters, results = done["split"].get("parameters", {}), done["split"].get("results", {})
     places = [name.strip() for name in parameters.get("data_files", "").split(",") if name.strip()]
-    of_hub = [name.startswith(HUB) and not name.startswith(f"{HUB}/") for name in places]  # hub:/… is a folder of this machine
+    of_hub = [
+        name.startswith(HUB) and not name.startswith(f"{HUB}/") for name in places
+    ]  # hub:/… is a folder of this machine
     names = ", ".join(f"`{name if known else Path(name).name}`" for name, known in zip(places, of_hub))
     rows = []
     for part, file in (("train", "train.json"), ("validation", "validation.json"), ("test", "test_set.json")):
@@ -198,59 +242,105 @@ def _training(done: dict[str, Any], manifest: dict[str, Any]) -> str:
     if "train" not in done:
         return ""
     parameters, results = done["train"].get("parameters", {}), done["train"].get("results", {})
-    rows = [(name.replace("_", " "), parameters[name])
-            for name in ("rank", "epochs", "batch_size", "learning_rate", "max_length", "seed", "best_metric", "patience") if name in parameters]
-    rows += [(label, results[name]) for name, label in (
-        ("steps", "optimizer steps planned"), ("best_step", "step of the checkpoint taken, the best on validation data"),
-        ("first_nll", "loss at the first step, nats a token"), ("last_nll", "loss at the last step, nats a token")) if name in results]
+    rows = [
+        (name.replace("_", " "), parameters[name])
+        for name in (
+            "rank",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "max_length",
+            "seed",
+            "best_metric",
+            "patience",
+        )
+        if name in parameters
+    ]
+    rows += [
+        (label, results[name])
+        for name, label in (
+            ("steps", "optimizer steps planned"),
+            ("best_step", "step of the checkpoint taken, the best on validation data"),
+            ("first_nll", "loss at the first step, nats a token"),
+            ("last_nll", "loss at the last step, nats a token"),
+        )
+        if name in results
+    ]
     archive = done.get("export", {}).get("results", {}).get("archive", {})
     rows += [("sha256 of the adapter's archive", archive["sha256"])] if "sha256" in archive else []
     rows += [("run made", manifest["created"][:10])] if "created" in manifest else []
-    return "## Training\n\nLoRA; the loss is taken on the answers only.\n\n" + _table(["setting", "value"], rows)
+    return "## Training\n\nLoRA; the loss is taken on the answers only.\n\n" + _table(
+        ["setting", "value"], rows
+    )
 
 
 def _parity(run: Run, done: dict[str, Any]) -> str:
     rows = []
-    for stage, name in (("merge", "this model with the trained one, as Tinker samples it"),
-                        ("vllm", "this model in vLLM with it in transformers")):
+    for stage, name in (
+        ("merge", "this model with the trained one, as Tinker samples it"),
+        ("vllm", "this model in vLLM with it in transformers"),
+    ):
         parity = _read(run, f"{stage}/parity.json") if stage in done else {}
         if parity:
-            rows.append((name, f"{parity['max_abs_logprob_diff']:.1e}", f"{parity['tolerance']:.1e}", parity["prompts"],
-                         "yes" if parity["passed"] else "**no**"))
+            rows.append(
+                (
+                    name,
+                    f"{parity['max_abs_logprob_diff']:.1e}",
+                    f"{parity['tolerance']:.1e}",
+                    parity["prompts"],
+                    "yes" if parity["passed"] else "**no**",
+                )
+            )
     if not rows:
         return ""
-    return ("## Is it the trained model?\n\nLog-probabilities (nats) of the same answers, compared.\n\n"
-            + _table(["compared", "largest difference", "bound", "prompts", "inside all bounds"], rows))
+    return (
+        "## Is it the trained model?\n\nLog-probabilities (nats) of the same answers, compared.\n\n"
+        + _table(["compared", "largest difference", "bound", "prompts", "inside all bounds"], rows)
+    )
 
 
 def _limits(base: dict[str, str], done: dict[str, Any], evaluation: dict[str, Any]) -> str:
     lines = []
     if evaluation:
-        lines.append(f"The scores are of {evaluation['test_size']} problems from the same files as its training data. "
-                     "They say nothing about other tasks.")
+        lines.append(
+            f"The scores are of {evaluation['test_size']} problems from the same files as its training data. "
+            "They say nothing about other tasks."
+        )
         if evaluation.get("p_value", 0) > 0.05:
-            lines.append("Its difference from the base model may be chance: the test can't tell the two apart.")
+            lines.append(
+                "Its difference from the base model may be chance: the test can't tell the two apart."
+            )
         if done.get("split", {}).get("results", {}).get("task", {}).get("name", "math") == "math":
             lines.append("Only final answers were scored: a right answer can stand below wrong steps.")
     else:
         lines.append("The run has no scores that compare this model with its base model.")
     if "train" not in done:
         lines.append("How the merged checkpoint was trained is not recorded.")
-    lines += ["It makes mistakes in fluent, sure language. Check what it says before you rely on it.",
-              "Nobody has examined it for harmful, biased or private content. Expect no better of it than of its base model."]
+    lines += [
+        "It makes mistakes in fluent, sure language. Check what it says before you rely on it.",
+        "Nobody has examined it for harmful, biased or private content. Expect no better of it than of its base model.",
+    ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _table(head: list[str], rows: list[Any]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    )
 
 
 # ---- the hub
 
 
-def publish_to_hub(run_or_folder: Run | str | Path, repo_id: str, dry_run: bool = True, private: bool = True,
-                   token: str | None = None) -> str | None:
+def publish_to_hub(
+    run_or_folder: Run | str | Path,
+    repo_id: str,
+    dry_run: bool = True,
+    private: bool = True,
+    token: str | None = None,
+) -> str | None:
     """Send a merged model to the Hugging Face hub, or show what would be sent.
 
     Args:
@@ -272,8 +362,10 @@ def publish_to_hub(run_or_folder: Run | str | Path, repo_id: str, dry_run: bool 
     folder = _merged_folder(run_or_folder) if isinstance(run_or_folder, Run) else Path(run_or_folder)
     _check_repo_id(repo_id)
     sizes = check_publishable(folder)
-    print(f"{'Would send' if dry_run else 'Sending'} {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB, to "
-          f"https://huggingface.co/{repo_id} ({'private: only you see it' if private else 'PUBLIC: anyone can copy it'}):")
+    print(
+        f"{'Would send' if dry_run else 'Sending'} {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB, to "
+        f"https://huggingface.co/{repo_id} ({'private: only you see it' if private else 'PUBLIC: anyone can copy it'}):"
+    )
     for name, size in sizes.items():
         print(f"  {name:32} {size:>15,} bytes")
     if "README.md" not in sizes:
@@ -297,22 +389,30 @@ def check_publishable(folder: str | Path) -> dict[str, int]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelError(f"there is no model folder {folder}", "give the run, or the folder that notebook 05_merge made")
+        raise ModelError(
+            f"there is no model folder {folder}", "give the run, or the folder that notebook 05_merge made"
+        )
     models.check_model_folder(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     for path in paths:
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in PICKLES:
-            raise ModelError(f"{name} may be a pickle, which can run code when it is loaded",
-                             "save the weights as safetensors, and delete that file")
+            raise ModelError(
+                f"{name} may be a pickle, which can run code when it is loaded",
+                "save the weights as safetensors, and delete that file",
+            )
         if path.is_symlink() or not path.is_file() or not MODEL_FILES.fullmatch(name):
-            raise ModelError(f"{name} is not one of the files that a model needs",
-                             f"move it out of {folder.name}: what is in there is published")
+            raise ModelError(
+                f"{name} is not one of the files that a model needs",
+                f"move it out of {folder.name}: what is in there is published",
+            )
     for path in paths:
         if path.suffix != ".safetensors" and (match := KEY.search(content := path.read_bytes())):
             line = content.count(b"\n", 0, match.start()) + 1
-            raise ModelError(f"{path.name}, line {line} holds what looks like a secret key ({(match[1] or match[2]).decode()}…)",
-                             "take it out; if it was ever shared, revoke it")
+            raise ModelError(
+                f"{path.name}, line {line} holds what looks like a secret key ({(match[1] or match[2]).decode()}…)",
+                "take it out; if it was ever shared, revoke it",
+            )
     return {path.name: path.stat().st_size for path in paths}
 
 
@@ -325,7 +425,10 @@ def _check_repo_id(repo_id: str) -> None:
         if not isinstance(repo_id, str) or not re.fullmatch(r"[\x21-\x7e]+/[\x21-\x7e]+", repo_id):
             raise HFValidationError("it needs an owner and a name")
     except HFValidationError as error:
-        raise ModelError(f"{repo_id!r} can't name a repository: {error}", "give user/name, of letters, digits, '-', '_' and '.'") from error
+        raise ModelError(
+            f"{repo_id!r} can't name a repository: {error}",
+            "give user/name, of letters, digits, '-', '_' and '.'",
+        ) from error
 
 
 def _send(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
@@ -334,16 +437,23 @@ def _send(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
 
     token = token or get_token()
     if not token:
-        raise BackendError("sending to the Hugging Face hub needs a token, and there is none",
-                           "make one that may write at https://huggingface.co/settings/tokens, then `hf auth login` or export HF_TOKEN=…")
+        raise BackendError(
+            "sending to the Hugging Face hub needs a token, and there is none",
+            "make one that may write at https://huggingface.co/settings/tokens, then `hf auth login` or export HF_TOKEN=…",
+        )
     if private and _is_public(repo_id, token):
-        raise BackendError(f"{repo_id} exists and is public, so that what is sent would be too", "choose another name, or pass private=False")
+        raise BackendError(
+            f"{repo_id} exists and is public, so that what is sent would be too",
+            "choose another name, or pass private=False",
+        )
     try:
         url = weights.publish_to_hf_hub(model_path=str(folder), repo_id=repo_id, private=private, token=token)
     except Exception as error:  # the hub's client has errors of its own, and of two network libraries
         reason = f"{type(error).__name__}: {error}".splitlines()[0].replace(token, "(token)")
-        raise BackendError(f"the Hugging Face hub did not take {repo_id}: {reason}",
-                           "check the network (and HF_HUB_OFFLINE), that the token may write, and that the owner is you; then again") from error
+        raise BackendError(
+            f"the Hugging Face hub did not take {repo_id}: {reason}",
+            "check the network (and HF_HUB_OFFLINE), that the token may write, and that the owner is you; then again",
+        ) from error
     print(f"Sent: {url}")
     return url
 
@@ -358,7 +468,9 @@ def _is_public(repo_id: str, token: str) -> bool:
     except RepositoryNotFoundError:
         return False
     except HfHubHTTPError as error:
-        raise BackendError(f"the Hugging Face hub does not say whether {repo_id} is public: {str(error).splitlines()[0]}",
-                           "try again later") from error
+        raise BackendError(
+            f"the Hugging Face hub does not say whether {repo_id} is public: {str(error).splitlines()[0]}",
+            "try again later",
+        ) from error
     except Exception:  # no connection: sending has none either, and says so
         return False

@@ -10,13 +10,40 @@ MAX_ANSWER = 500
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 NUMBER_WORDS = {word: value for value, word in enumerate(_ONES.split())}
-NUMBER_WORDS |= {word: 10 * value for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}
+NUMBER_WORDS |= {
+    word: 10 * value
+    for value, word in enumerate(
+        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2
+    )
+}
 NUMBER_WORDS |= {"hundred": 100, "thousand": 1000, "million": 10**6}
-_PARTS_OF_ONE = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
-_HAN = dict(zip("零〇一二两三四五六七八九十百千万", (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000, 10000)))
+_PARTS_OF_ONE = {
+    "half": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+}
+_HAN = dict(
+    zip("零〇一二两三四五六七八九十百千万", (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000, 10000))
+)
 
 _MEASURES = "个只本支条张块元角分米厘毫千公里斤克吨人名位天年月日周小秒次倍辆棵朵把双对件台页枚头匹间层筐箱袋瓶杯种组岁度升平立 ,，。.;；(（"
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "万": 10**4, "亿": 10**8, "dozen": 12}
+_SCALES = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "万": 10**4,
+    "亿": 10**8,
+    "dozen": 12,
+}
 
 # unit: (what it measures, how many base units). Only units where a conversion is beyond doubt.
 UNITS: dict[str, tuple[str, Fraction]] = {}
@@ -30,7 +57,13 @@ for _kind, _table in {
     "imperial length": {"inch inches": "1", "ft foot feet": "12", "yard yd": "36", "mile mi": "63360"},
     "mass": {"mg milligram": "1/1000", "g gram 克": "1", "kg kilogram 千克 公斤": "1000", "吨": "1000000"},
     "imperial mass": {"oz ounce": "1", "lb lbs pound": "16"},
-    "time": {"second sec s 秒 秒钟": "1", "minute min 分钟": "60", "hour hr h 小时": "3600", "day 天": "86400", "week": "604800"},
+    "time": {
+        "second sec s 秒 秒钟": "1",
+        "minute min 分钟": "60",
+        "hour hr h 小时": "3600",
+        "day 天": "86400",
+        "week": "604800",
+    },
     "calendar": {"month 个月": "1", "year yr 年": "12"},
     "volume": {"ml milliliter millilitre 毫升": "1/1000", "l liter litre 升": "1"},
     "imperial volume": {"cup": "1", "pint": "2", "quart": "4", "gallon": "16"},
@@ -113,7 +146,11 @@ def tidy_answer(text: str) -> str:
     text = re.sub(r"^(?:negative|minus|负)\s*(?=[\d$(]|[a-z])", "-", text.strip(), flags=re.IGNORECASE)
     for pattern, separator in _GROUPS:
         text = pattern.sub(lambda m: re.sub(separator, "", m[0]), text)
-    text = re.sub(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?!\d)", lambda m: m[1].replace(".", "") + "." + m[2], text)
+    text = re.sub(
+        r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?!\d)",
+        lambda m: m[1].replace(".", "") + "." + m[2],
+        text,
+    )
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", " * ", text)
     text = re.sub(r"(?<=\S)\s+(?:(?:square|cubic)\s+)?units?\.?$", "", text)
     text = re.sub(r"^(?:all real numbers|\\mathbb\s*\{?R\}?|ℝ)$", "(-oo, oo)", text.rstrip(" ."))
@@ -151,8 +188,16 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     percent = expression.endswith("%")
     decimals = re.fullmatch(r"[-+$€£¥₹\s]*[\d,]*\.(\d+)\s*%?", expression)
-    count = len(decimals[1]) if decimals else (0 if re.fullmatch(r"[-+$€£¥₹\s]*[\d,]+\s*%?", expression) else None)
-    return _with_rest(Quantity(value * 100 if percent else value, percent, money, count), rest, text[match.end() - 1].isspace())
+    count = (
+        len(decimals[1])
+        if decimals
+        else (0 if re.fullmatch(r"[-+$€£¥₹\s]*[\d,]+\s*%?", expression) else None)
+    )
+    return _with_rest(
+        Quantity(value * 100 if percent else value, percent, money, count),
+        rest,
+        text[match.end() - 1].isspace(),
+    )
 
 
 def worded_quantity(text: str) -> Quantity | None:
@@ -183,8 +228,13 @@ def _part_of_one(words: list[str]) -> Fraction | None:
     tops = NUMBER_WORDS | {"a": 1, "an": 1}
     for skip, top in ((0, 1), (1, tops.get(lower[0], 0))):
         if top and 1 <= top < 20 and len(lower) > skip:
-            bottom = _PARTS_OF_ONE.get(lower[skip]) or _PARTS_OF_ONE.get(lower[skip].removesuffix("s").replace("halve", "half"))
-            if bottom and (len(lower) == skip + 1 or lower[skip + 1] == "of" and not any(w in NUMBER_WORDS for w in lower[skip + 2 :])):
+            bottom = _PARTS_OF_ONE.get(lower[skip]) or _PARTS_OF_ONE.get(
+                lower[skip].removesuffix("s").replace("halve", "half")
+            )
+            if bottom and (
+                len(lower) == skip + 1
+                or (lower[skip + 1] == "of" and not any(w in NUMBER_WORDS for w in lower[skip + 2 :]))
+            ):
                 return Fraction(top, bottom)
     return None
 
@@ -212,7 +262,9 @@ def _read_unit(rest: str) -> tuple[str, int]:
         if below and _known(below[0]):
             under = re.match(r"\s*\^\s*\(?(\d)\)?", rest[below.end() :])
             bottom = _known(below[0]) + (f"^{under[1]}" if under else "")
-            return f"{unit}{f'^{power}' if power > 1 else ''}/{bottom}", below.end() + (under.end() if under else 0)
+            return f"{unit}{f'^{power}' if power > 1 else ''}/{bottom}", below.end() + (
+                under.end() if under else 0
+            )
     return unit + (f"^{power}" if power > 1 else ""), place
 
 
@@ -229,7 +281,11 @@ def unit_at(text: str) -> int:
 
 def _known(name: str) -> str | None:
     """The unit that a word is; for Chinese, the one that it starts with."""
-    forms = (name, name.lower()) if name.isascii() else [name[:length] for length in range(min(3, len(name)), 0, -1)]
+    forms = (
+        (name, name.lower())
+        if name.isascii()
+        else [name[:length] for length in range(min(3, len(name)), 0, -1)]
+    )
     return next((form for form in forms if form in UNITS), None)
 
 
@@ -288,7 +344,9 @@ def _with_rest(quantity: Quantity, rest: str, apart: bool = False) -> Quantity |
         return quantity
     square = re.match(r"\s*\^\s*\(?(\d)\)?", after)
     if square and len(name) > 1:
-        return Quantity(quantity.value, quantity.percent, quantity.unit or f"{name}^{square[1]}", quantity.decimals)
+        return Quantity(
+            quantity.value, quantity.percent, quantity.unit or f"{name}^{square[1]}", quantity.decimals
+        )
     if len(name) == 1 and name.isascii() and name.isalpha() and not (name == "a" and after.startswith(" ")):
         return None  # 5x, 5 x: a variable
     if name in ("sin", "cos", "tan", "log", "ln", "exp", "mod") or re.match(r"\s*[=^*]", after):
@@ -310,7 +368,9 @@ def _compound(first: Quantity, unit: str, rest: str) -> Quantity | None:
     return Quantity(first.value + second.value * UNITS[second.unit][1] / UNITS[unit][1], first.percent, unit)
 
 
-_CLOCK = re.compile(r"(\d{1,2})(?:[:.](\d\d))?\s*(a\.?\s?m\.?|p\.?\s?m\.?)(?![a-z])|(\d{1,2}):(\d\d)(?![\d:])", re.IGNORECASE)
+_CLOCK = re.compile(
+    r"(\d{1,2})(?:[:.](\d\d))?\s*(a\.?\s?m\.?|p\.?\s?m\.?)(?![a-z])|(\d{1,2}):(\d\d)(?![\d:])", re.IGNORECASE
+)
 
 
 def clock_time(text: str) -> tuple[int, bool] | None:
@@ -356,8 +416,19 @@ def same_quantity(gold: Quantity, found: Quantity) -> bool:
     for a, b in values:
         if same_number(a, b):
             return True
-        if (gold.decimals or 0) >= 2 and _long_expansion(found) and isinstance(a, Fraction) and rounds_to(b, a, gold.decimals):
+        if (
+            (gold.decimals or 0) >= 2
+            and _long_expansion(found)
+            and isinstance(a, Fraction)
+            and rounds_to(b, a, gold.decimals)
+        ):
             return True
-        if gold.decimals is None and _long_expansion(gold) and (found.decimals or 0) >= 6 and isinstance(b, Fraction) and rounds_to(a, b, 6):
+        if (
+            gold.decimals is None
+            and _long_expansion(gold)
+            and (found.decimals or 0) >= 6
+            and isinstance(b, Fraction)
+            and rounds_to(a, b, 6)
+        ):
             return True
     return False

@@ -38,7 +38,9 @@ _CLAUSE = re.compile(
     r"(?<=[A-Za-z\u4e00-\u9fff]):|:\s|[;?]|[,.]\s|[,.]$|,(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff]),"
     r"|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?|because|since|as)\s"
 )
-_END_OF_VALUE = re.compile(r"[;?。，；]|[,.](?:\s|$)|,(?=[\u4e00-\u9fff])|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b")
+_END_OF_VALUE = re.compile(
+    r"[;?。，；]|[,.](?:\s|$)|,(?=[\u4e00-\u9fff])|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b"
+)
 
 
 def _side(text: str, where: str, known: dict[str, Number] | None = None) -> str | None:
@@ -53,14 +55,25 @@ def _side(text: str, where: str, known: dict[str, Number] | None = None) -> str 
     elif where == "last":
         text = _END_OF_VALUE.split(text)[0]
     for name, value in (known or {}).items():
-        text = re.sub(rf"(?<=\d)\s*{name}\b", f" * ({value})", re.sub(rf"(?<![A-Za-z\d])(?<!\d )-?{name}\b", lambda m: f"{m[0][:-1]}({value})", text))
-    if where == "first" and re.search(r"(?<![A-Za-z])[A-Za-z]\w?\s*(?:_\s*[({]?\w+[)}]?|\([^()]{1,20}\))\s*$", text):
+        text = re.sub(
+            rf"(?<=\d)\s*{name}\b",
+            f" * ({value})",
+            re.sub(rf"(?<![A-Za-z\d])(?<!\d )-?{name}\b", lambda m: f"{m[0][:-1]}({value})", text),
+        )
+    if where == "first" and re.search(
+        r"(?<![A-Za-z])[A-Za-z]\w?\s*(?:_\s*[({]?\w+[)}]?|\([^()]{1,20}\))\s*$", text
+    ):
         return None  # S_3 or f(0): a name, no value
     tokens = [token for token in re.split(rf"({_ARITHMETIC})", text) if token.strip()]
     kept: list[str] = []
     for token, following in zip(tokens, [*tokens[1:], ""]):
         if re.fullmatch(_ARITHMETIC, token):
-            if re.match(r"[\d.]", token) and kept and kept[-1] == " " and any(re.match(r"[\d.)]", piece) for piece in kept):
+            if (
+                re.match(r"[\d.]", token)
+                and kept
+                and kept[-1] == " "
+                and any(re.match(r"[\d.)]", piece) for piece in kept)
+            ):
                 if where != "first":
                     break  # "60 cups for 3 people": the value is 60
                 kept = []  # "for 20 chickens 3 * 20": the arithmetic is 3 * 20
@@ -73,7 +86,11 @@ def _side(text: str, where: str, known: dict[str, Number] | None = None) -> str 
             if re.search(r"(?:^|\s)[b-zB-HJ-Z]\s*$", token) and following in ("+", "-", "*", "/", "^", "**"):
                 return None  # x + 66
             kept = []  # "Total cost 5 + 7": words before the arithmetic
-        elif len(token.strip()) == 1 and re.match(r"[a-zA-Z]$", token.strip()) and token.strip() not in ("m", "g", "l", "L", "h", "s"):
+        elif (
+            len(token.strip()) == 1
+            and re.match(r"[a-zA-Z]$", token.strip())
+            and token.strip() not in ("m", "g", "l", "L", "h", "s")
+        ):
             return None  # a variable: 5x
         elif kept and kept[-1] in "+-*/^(" and where != "first":
             return None
@@ -91,7 +108,9 @@ _BREAK = re.compile(
     r"\n|\s+and\s+(?=[A-Za-z]\w*\s*=)|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])"
 )
 _WORDS_FOR_SIGNS = {r"plus|added to": "+", r"minus": "-", r"times|multiplied by": "*", r"divided by": "/"}
-_REMAINDER = re.compile(r"(\d{1,18})\s*[/÷]\s*(\d{1,18})\s*=\s*(\d{1,18})[^\d=.]{0,20}(?:remainder|\br\b|\bR|余|\.{3,}|…+)(?:\s+of)?\s*(\d{1,18})")
+_REMAINDER = re.compile(
+    r"(\d{1,18})\s*[/÷]\s*(\d{1,18})\s*=\s*(\d{1,18})[^\d=.]{0,20}(?:remainder|\br\b|\bR|余|\.{3,}|…+)(?:\s+of)?\s*(\d{1,18})"
+)
 
 
 def _in_signs(text: str) -> str:
@@ -99,24 +118,38 @@ def _in_signs(text: str) -> str:
     text = re.sub(r"<<[^<>\n]{0,200}>>", "", text[-MAX_TEXT:])
     text = re.sub(r"\\(?:begin|end)\{[^{}]{0,40}\}|\\(?:qquad|quad|tag\{[^{}]*\})", " ", text)
     text = re.sub(r"(?:\\\\|\n)\s*&?\s*=(?!=)", " = ", text)
-    text = re.sub(r"[（(]\s*(?:[\u4e00-\u9fff]{1,4}|cm|km|kg|mm|m)(?:[²³]|\^\d)?(?:/[\u4e00-\u9fffA-Za-z]{1,4})?\s*[)）]", " ", text)
+    text = re.sub(
+        r"[（(]\s*(?:[\u4e00-\u9fff]{1,4}|cm|km|kg|mm|m)(?:[²³]|\^\d)?(?:/[\u4e00-\u9fffA-Za-z]{1,4})?\s*[)）]",
+        " ",
+        text,
+    )
     for words, sign in _WORDS_FOR_SIGNS.items():
         text = re.sub(rf"(?<=[\d%])\s+(?:{words})\s+(?=[{CURRENCY}]?\d)", f" {sign} ", text)
     text = re.sub(rf"(\d%|\d\s*/\s*\d+\)*)\s+of\s+(?=[{CURRENCY}(]?\d)", r"\1 * ", text)
-    return re.sub(rf"([-+*/]\s*[{CURRENCY}]?{NUMBER})\s+(?:is|equals|gives|makes)\s+(?=[{CURRENCY}]?\d)", r"\1 = ", text)
+    return re.sub(
+        rf"([-+*/]\s*[{CURRENCY}]?{NUMBER})\s+(?:is|equals|gives|makes)\s+(?=[{CURRENCY}]?\d)", r"\1 = ", text
+    )
 
 
 def _plain_line(line: str) -> str:
     line = re.sub(r"\*\*(?=\D|$)|(?<!\d)\*\*|`", " ", line)
-    line = re.sub(r"\$\$|\\[()\[\]]|(?<![\d(+*/=-])\s?\$(?=\s|\\|$)|\$(?![\d.])", " ", line.replace("\\$", "$"))
+    line = re.sub(
+        r"\$\$|\\[()\[\]]|(?<![\d(+*/=-])\s?\$(?=\s|\\|$)|\$(?![\d.])", " ", line.replace("\\$", "$")
+    )
     for sign in ("\\implies", "\\Rightarrow", "⇒", "→"):
         line = line.replace(sign, ";")
     line = plain(line.replace("&", " "))
     line = re.sub(r"\b([A-Za-z]{2,}|m)\s*\^\s*\(?[23]\)?", r"\1", line)  # 12 cm^2
     line = re.sub(r"(?<=[\w)])\s*/\s*(?!sqrt|pi\b)[A-Za-z]{2,}", " ", line)  # $2/egg
-    line = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d($]|\.\d)|(?<=\d)\s*[xX]\s+(?=[\d($]|\.\d)|(?<=[a-z])\s+x\s+(?=[\d($])", " * ", line.replace("\\", " "))
+    line = re.sub(
+        r"(?<=[\d)])\s*[xX]\s*(?=[\d($]|\.\d)|(?<=\d)\s*[xX]\s+(?=[\d($]|\.\d)|(?<=[a-z])\s+x\s+(?=[\d($])",
+        " * ",
+        line.replace("\\", " "),
+    )
     line = re.sub(r"^\s*[-*•]\s+(?=\S)", "", line)
-    return re.sub(r"^\s*(?:step|步骤|第)?\s*\d+\s*步?\s*(?:\.(?!\d)|[:)、])\s*(?=\S)", "", line, flags=re.IGNORECASE)
+    return re.sub(
+        r"^\s*(?:step|步骤|第)?\s*\d+\s*步?\s*(?:\.(?!\d)|[:)、])\s*(?=\S)", "", line, flags=re.IGNORECASE
+    )
 
 
 def equations(text: str) -> list[Equation]:
@@ -138,7 +171,10 @@ def _unknowns(lines: list[str]) -> dict[str, Number]:
     """Unknowns to which a text gives one single value."""
     values: dict[str, set[Number]] = {}
     for line in lines:
-        for name, value in re.findall(rf"(?<![A-Za-z\d)/*+^-])(?<![/*+^-] )\b([a-zA-Z])\s*=\s*[{CURRENCY}]?\s*(-?{NUMBER}(?:\s*/\s*\d+)?)\s*(?=$|[.,;]|[A-Za-z])", line):
+        for name, value in re.findall(
+            rf"(?<![A-Za-z\d)/*+^-])(?<![/*+^-] )\b([a-zA-Z])\s*=\s*[{CURRENCY}]?\s*(-?{NUMBER}(?:\s*/\s*\d+)?)\s*(?=$|[.,;]|[A-Za-z])",
+            line,
+        ):
             result = evaluate(value)
             if result and name not in "ie":  # 2i: the imaginary unit
                 values.setdefault(name, set()).add(result[0])
@@ -150,12 +186,25 @@ def _chain(line: str, known: dict[str, Number]) -> list[Equation]:
         return []
     if division := _REMAINDER.search(line):
         top, bottom, whole, rest = (Fraction(number) for number in division.groups())
-        return [Equation(division[0][:200], (whole,), (top, bottom, whole, rest), bool(bottom) and top == bottom * whole + rest and rest < bottom)]
+        return [
+            Equation(
+                division[0][:200],
+                (whole,),
+                (top, bottom, whole, rest),
+                bool(bottom) and top == bottom * whole + rest and rest < bottom,
+            )
+        ]
     pieces = re.split(r"(==?|≈)", line)
     sides, signs = _split_middles(pieces[::2], pieces[1::2])
     read: list[tuple[str, Number, list[Number], str] | None] = []
     for place, side in enumerate(sides):
-        where = "first" if place == 0 or not signs[place - 1] else "last" if place == len(sides) - 1 or not signs[place] else "middle"
+        where = (
+            "first"
+            if place == 0 or not signs[place - 1]
+            else "last"
+            if place == len(sides) - 1 or not signs[place]
+            else "middle"
+        )
         arithmetic = _side(side, where)
         if arithmetic is None and known:
             arithmetic = _side(side, where, known)
@@ -178,7 +227,10 @@ def _split_middles(sides: list[str], signs: list[str]) -> tuple[list[str], list[
     split_sides, split_signs = sides[:1], []
     for place, side in enumerate(sides[1:], start=1):
         split_signs.append(signs[place - 1])
-        ends = re.match(rf"\s*[{CURRENCY}]?\s*-?{NUMBER}(?![,.]?\d)%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*(?=[{CURRENCY}(]?\d)", side)
+        ends = re.match(
+            rf"\s*[{CURRENCY}]?\s*-?{NUMBER}(?![,.]?\d)%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*(?=[{CURRENCY}(]?\d)",
+            side,
+        )
         if ends and place < len(sides) - 1:
             split_sides += [side[: ends.end()], side[ends.end() :]]
             split_signs.append("")
@@ -197,7 +249,7 @@ def _without_conversion(run: list) -> list:
     labelled = re.search(r"[A-Za-z\u4e00-\u9fff]{2,}[^\d]*\d", _CLAUSE.split(first[3])[-1])
     nouns = _nouns(first[3])
     counted = nouns and not labelled and _has(first[1], second[2][:-1])  # 4 quarters = 4 * 0.25
-    if labelled or counted or nouns and _nouns(last[3]) and not nouns & _nouns(last[3]):
+    if labelled or counted or (nouns and _nouns(last[3]) and not nouns & _nouns(last[3])):
         return [(second, ""), *run[2:]]
     return run
 
@@ -260,7 +312,9 @@ def _stated_numbers(text: str) -> list[Number]:
     tidy = plain(text[-2000:]) if len(text) > 2000 else plain(text)
     return [
         Fraction(match[0].replace(",", ""))
-        for match in list(re.finditer(r"\d{1,3}(?:,\d{3})+(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?", tidy))[:500]
+        for match in list(re.finditer(r"\d{1,3}(?:,\d{3})+(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?", tidy))[
+            :500
+        ]
     ]
 
 
@@ -296,7 +350,8 @@ def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
         quantity
         and stated
         and not _has(
-            quantity.value, [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))]
+            quantity.value,
+            [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))],
         )
         and not any(
             rounds_to(v, quantity.value, quantity.decimals or 0)
@@ -367,7 +422,23 @@ _PROOF = re.compile(
 )
 
 
-_WHOLE_COMMANDS = {"blacksquare", "square", "qed", "Box", "pi", "infty", "emptyset", "varnothing", "circ", "checkmark", "alpha", "beta", "theta", "omega", "lambda"}
+_WHOLE_COMMANDS = {
+    "blacksquare",
+    "square",
+    "qed",
+    "Box",
+    "pi",
+    "infty",
+    "emptyset",
+    "varnothing",
+    "circ",
+    "checkmark",
+    "alpha",
+    "beta",
+    "theta",
+    "omega",
+    "lambda",
+}
 
 
 def check_completeness(model_output: str, stop_reason: str | None = None) -> Verdict:
@@ -418,21 +489,31 @@ def _concludes(text: str, end: str, last_line: str, stopped: bool) -> Verdict:
     finished = bool(re.search(r"[.!?。！？)\]}\"'”’∎□■%]$|\d$|\w$", end))
     if _PROOF.search(text):
         tail = end[-400:]
-        if _QED.search(tail) or (_CONCLUDES.search(sentences(last_line)[-1]) and re.search(r"[.!。！]$", end)):
+        if _QED.search(tail) or (
+            _CONCLUDES.search(sentences(last_line)[-1]) and re.search(r"[.!。！]$", end)
+        ):
             return Verdict(True, "the proof has its conclusion")
         return Verdict(False, "the proof has no conclusion", evidence={"end": end[-80:]})
     prepared = prepare(text)
     if marked_answers(prepared) and finished:
         return Verdict(True, "it gives its final answer", final_answer(text))
-    if re.match(r"[#*\s]*(?:step|步骤|第)\s*\d", last_line, re.IGNORECASE) and not _CONCLUDES.search(last_line):
+    if re.match(r"[#*\s]*(?:step|步骤|第)\s*\d", last_line, re.IGNORECASE) and not _CONCLUDES.search(
+        last_line
+    ):
         return Verdict(False, "ends on a step, without a conclusion", evidence={"end": last_line[-80:]})
     closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE)) or stopped
-    if _QED.search(last_line) or "\n" not in end and len(end) <= 60 and (closed or len(end.split()) <= 3 or re.search(r"[\d%$]$", end)):
+    if _QED.search(last_line) or (
+        "\n" not in end and len(end) <= 60 and (closed or len(end.split()) <= 3 or re.search(r"[\d%$]$", end))
+    ):
         return Verdict(True, "it ends with its conclusion")
     result = re.search(rf".*=\s*[{CURRENCY}]?{NUMBER}(?P<rest>.*)$", last_line)
-    if result and unit_at(result["rest"]) == len(result["rest"]) or "\n" in end and read_quantity(tidy_answer(last_line)) and len(last_line) <= 30:
+    if (result and unit_at(result["rest"]) == len(result["rest"])) or (
+        "\n" in end and read_quantity(tidy_answer(last_line)) and len(last_line) <= 30
+    ):
         return Verdict(True, "it ends with its result", final_answer(text))
-    if re.fullmatch(r"\*\*[^*]+\*\*|\\[(\[].+|\|.*\d.*\|?|\$[^$]+", last_line) or text.rstrip().rsplit("\n", 1)[-1].startswith(("**", "\\(", "\\[", "$", "|")):
+    if re.fullmatch(r"\*\*[^*]+\*\*|\\[(\[].+|\|.*\d.*\|?|\$[^$]+", last_line) or text.rstrip().rsplit(
+        "\n", 1
+    )[-1].startswith(("**", "\\(", "\\[", "$", "|")):
         if final_answer(text) or stopped:
             return Verdict(True, "it ends with its result", final_answer(text))
     if _CONCLUDES.search(last_line) and (closed or re.search(r"=\s*\S+$", last_line)):

@@ -23,9 +23,10 @@ followed them.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 from helpers.columns import apply_columns, check_columns, guess_columns, parse_columns
 from helpers.csv_files import read_csv
@@ -33,8 +34,14 @@ from helpers.errors import DataError
 from helpers.hub_data import HUB, load_hub
 
 S1K_OUTPUTS = ("attempt", "deepseek_attempt", "gemini_attempt", "solution")
-KEPT = {"answer": (str, int, float), "category": (str,), "template": (str,), "unseen": (bool,), "steps": (list,),
-        "id": (str, int)}
+KEPT = {
+    "answer": (str, int, float),
+    "category": (str,),
+    "template": (str,),
+    "unseen": (bool,),
+    "steps": (list,),
+    "id": (str, int),
+}
 FORMS = "records need 'instruction' and 'output', or 'question' and 'answer' (or 'solution'), or 'messages'"
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 
@@ -61,7 +68,11 @@ class Source:
         lines = [f"{self.name}: {self.records:,} records ({self.form})"]
         lines += [f"  {name:11} ← {column}" for name, column in self.columns.items() if name != column]
         same = [name for name, column in self.columns.items() if name == column]
-        lines += [f"  {what}: {', '.join(names)}" for what, names in (("as they are", same), ("not used", self.unused)) if names]
+        lines += [
+            f"  {what}: {', '.join(names)}"
+            for what, names in (("as they are", same), ("not used", self.unused))
+            if names
+        ]
         return "\n".join(lines)
 
 
@@ -94,7 +105,14 @@ def load_data(data_files: str, columns: str = "", instruction: str = "", root: P
         source, names = source_name(place, root), _names(rows)
         form = None if chosen or instruction.strip() else _known_form(rows[0][1], names)
         if form:
-            used, unused = form[1], [name for name in rows[0][1] if name not in {column.partition(": ")[0] for column in form[1].values()}]
+            used, unused = (
+                form[1],
+                [
+                    name
+                    for name in rows[0][1]
+                    if name not in {column.partition(": ")[0] for column in form[1].values()}
+                ],
+            )
             records += [normalise_record(row, where) for where, row in rows]
         else:
             used = chosen or guess_columns(names, source, instruction.strip())
@@ -124,7 +142,10 @@ def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, 
         raise DataError("no data file is named", "name at least one, such as data/word_problems.json")
     for path in map(Path, paths):
         if path.suffix not in (".json", ".jsonl"):
-            raise DataError(f"{path} is neither .json nor .jsonl", "name a .json file (a list of records) or a .jsonl file")
+            raise DataError(
+                f"{path} is neither .json nor .jsonl",
+                "name a .json file (a list of records) or a .jsonl file",
+            )
     return [normalise_record(row, where) for path in paths for where, row in _read_file(Path(path))[0]]
 
 
@@ -141,8 +162,10 @@ def load_s1k(name: str = "simplescaling/s1K") -> list[dict[str, Any]]:
     try:
         rows = load_dataset(name, split="train")
     except Exception as error:  # every network library in use has its own errors; none is the course's
-        raise DataError(f"can't fetch {name} from the Hugging Face hub: {type(error).__name__}: {error}".split("\n")[0],
-                        "go online (and unset HF_HUB_OFFLINE), or use a file: data/word_problems.json") from error
+        raise DataError(
+            f"can't fetch {name} from the Hugging Face hub: {type(error).__name__}: {error}".split("\n")[0],
+            "go online (and unset HF_HUB_OFFLINE), or use a file: data/word_problems.json",
+        ) from error
     return [normalise_record(row, f"{name}, index {index}") for index, row in enumerate(rows)]
 
 
@@ -161,11 +184,17 @@ def _read_file(path: Path) -> tuple[list[tuple[str, Any]], str]:
     """(where, row) for each row of a file, and what kind of file it is."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{path} is neither {', '.join(SUFFIXES[:-1])} nor {SUFFIXES[-1]}",
-                        "name a .json file (a list of records), .jsonl (a record a line), .csv or .tsv (the first line names the columns)")
+        raise DataError(
+            f"{path} is neither {', '.join(SUFFIXES[:-1])} nor {SUFFIXES[-1]}",
+            "name a .json file (a list of records), .jsonl (a record a line), .csv or .tsv (the first line names the columns)",
+        )
     text = _read_text(path)
     if suffix in (".json", ".jsonl"):
-        return (_json_lines(path, text), "JSON Lines") if suffix == ".jsonl" else (_json_list(path, text), "JSON")
+        return (
+            (_json_lines(path, text), "JSON Lines")
+            if suffix == ".jsonl"
+            else (_json_list(path, text), "JSON")
+        )
     rows, delimiter = read_csv(path, text)
     return rows, f"{suffix[1:].upper()}, parted by {delimiter}s"
 
@@ -175,7 +204,9 @@ def _read_hub(name: str) -> tuple[list[tuple[str, Any]], str]:
     if not data.rows:
         raise DataError(f"{name}, split {data.split} has no rows", "name another split: hub:OWNER/NAME#SPLIT")
     revision = f", revision {data.revision[:12]}" if data.revision else ""
-    return [(f"{name}, row {number}", row) for number, row in enumerate(data.rows)], f"data set, split {data.split}{revision}"
+    return [
+        (f"{name}, row {number}", row) for number, row in enumerate(data.rows)
+    ], f"data set, split {data.split}{revision}"
 
 
 def _names(rows: list[tuple[str, Any]]) -> list[str]:
@@ -190,13 +221,21 @@ def _known_form(row: dict[str, Any], names: list[str]) -> tuple[str, dict[str, s
     """The form that `normalise_record` will find, and which column becomes what there; None for another."""
     kept = {name: name for name in KEPT if name in names}
     if {"instruction", "output"} <= row.keys():
-        return "guide or Alpaca", {name: name for name in ("instruction", "input", "output") if name in names} | kept
+        return "guide or Alpaca", {
+            name: name for name in ("instruction", "input", "output") if name in names
+        } | kept
     if "messages" in row:
         return "chat", {"instruction": "messages: system and user", "output": "messages: assistant"} | kept
     if "question" in row and any(name in row for name in S1K_OUTPUTS):
         output = next((name for name in S1K_OUTPUTS if str(row.get(name) or "").strip()), "solution")
-        return "s1K", {"instruction": "question", "output": output} | ({"category": "cot_type"} if "cot_type" in row else {})
-    return ("GSM8K", {"instruction": "question", "output": "answer"}) if {"question", "answer"} <= row.keys() else None
+        return "s1K", {"instruction": "question", "output": output} | (
+            {"category": "cot_type"} if "cot_type" in row else {}
+        )
+    return (
+        ("GSM8K", {"instruction": "question", "output": "answer"})
+        if {"question", "answer"} <= row.keys()
+        else None
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -208,9 +247,11 @@ def _read_text(path: Path) -> str:
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder, not a file", "name the .json or .jsonl files in it") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start} can't be read",
-                        f"save it as UTF-8. If it is Chinese, for example: iconv -f GB18030 -t UTF-8 {path.name} > utf8-{path.name} "
-                        "(Western European: CP1252 for GB18030)") from error
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start} can't be read",
+            f"save it as UTF-8. If it is Chinese, for example: iconv -f GB18030 -t UTF-8 {path.name} > utf8-{path.name} "
+            "(Western European: CP1252 for GB18030)",
+        ) from error
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror}", "check its permissions") from error
     if not text.strip():
@@ -225,14 +266,20 @@ def _json_list(path: Path, text: str) -> list[tuple[str, Any]]:
         fix = "mend it there; a missing comma, quote or bracket is the usual cause"
         if error.msg == "Extra data":
             fix = "one JSON object a line is JSON Lines: rename the file to .jsonl"
-        raise DataError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", fix) from error
+        raise DataError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", fix
+        ) from error
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to read", FORMS) from error
     if not isinstance(value, list):
-        raise DataError(f"{path} holds {_kind(value)}, not a list of records",
-                        "put the records in a list: [ {...}, {...} ]")
+        raise DataError(
+            f"{path} holds {_kind(value)}, not a list of records",
+            "put the records in a list: [ {...}, {...} ]",
+        )
     if not value:
-        raise DataError(f"{path} holds an empty list", "put at least ten records into it, or name another file")
+        raise DataError(
+            f"{path} holds an empty list", "put at least ten records into it, or name another file"
+        )
     return [(f"{path}, index {index}", row) for index, row in enumerate(value)]
 
 
@@ -244,8 +291,10 @@ def _json_lines(path: Path, text: str) -> list[tuple[str, Any]]:
         try:
             rows.append((f"{path}, line {number}", json.loads(line)))
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}",
-                            "each line must be one whole JSON object") from error
+            raise DataError(
+                f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}",
+                "each line must be one whole JSON object",
+            ) from error
     return rows
 
 
@@ -262,15 +311,24 @@ def normalise_record(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: the record is {_kind(row)}, not an object with fields", FORMS)
     if "instruction" in row:
-        return _with_kept({"instruction": _text(row, "instruction", where), "input": _text(row, "input", where, False),
-                           "output": _text(row, "output", where)}, row, where)
+        return _with_kept(
+            {
+                "instruction": _text(row, "instruction", where),
+                "input": _text(row, "input", where, False),
+                "output": _text(row, "output", where),
+            },
+            row,
+            where,
+        )
     if "messages" in row:
         return _with_kept(_from_messages(row["messages"], where), row, where)
     if "question" in row and any(field in row for field in S1K_OUTPUTS):
         return _from_s1k(row, where)
     if "question" in row:
         return _from_gsm8k(row, where)
-    raise DataError(f"{where}: no known form of record; its fields are {', '.join(map(repr, row)) or 'none'}", FORMS)
+    raise DataError(
+        f"{where}: no known form of record; its fields are {', '.join(map(repr, row)) or 'none'}", FORMS
+    )
 
 
 def _from_s1k(row: dict, where: str) -> dict[str, Any]:
@@ -280,8 +338,10 @@ def _from_s1k(row: dict, where: str) -> dict[str, Any]:
             record["output"] = text
             break
     else:
-        raise DataError(f"{where}: none of {', '.join(S1K_OUTPUTS)} holds text",
-                        "one of them must hold the worked solution")
+        raise DataError(
+            f"{where}: none of {', '.join(S1K_OUTPUTS)} holds text",
+            "one of them must hold the worked solution",
+        )
     solution = _text(row, "solution", where, False).strip()
     boxed = re.findall(r"\\boxed\{([^{}]+)\}", solution)
     if boxed:
@@ -294,7 +354,11 @@ def _from_s1k(row: dict, where: str) -> dict[str, Any]:
 
 
 def _from_gsm8k(row: dict, where: str) -> dict[str, Any]:
-    record = {"instruction": _text(row, "question", where), "input": "", "output": _text(row, "answer", where)}
+    record = {
+        "instruction": _text(row, "question", where),
+        "input": "",
+        "output": _text(row, "answer", where),
+    }
     final = re.search(r"####\s*(\S+)\s*$", record["output"])
     if final:
         record["answer"] = final.group(1).replace(",", "")
@@ -306,15 +370,19 @@ def _from_messages(messages: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: 'messages' must be a list of objects with 'role' and 'content'", FORMS)
     roles = [message.get("role") for message in messages]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        raise DataError(f"{where}: 'messages' has the roles {roles}; the course trains on one question and one answer",
-                        "keep one user message and the assistant message after it (a system message may come first)")
+        raise DataError(
+            f"{where}: 'messages' has the roles {roles}; the course trains on one question and one answer",
+            "keep one user message and the assistant message after it (a system message may come first)",
+        )
     texts = [_message_text(message, f"{where}, message {index}") for index, message in enumerate(messages)]
     return {"instruction": "\n".join(texts[:-1]), "input": "", "output": texts[-1]}
 
 
 def _message_text(message: dict, where: str) -> str:
     content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
         message = {"content": "".join(_text(part, "text", where) for part in content)}
     return _text(message, "content", where)
 
@@ -325,8 +393,10 @@ def _with_kept(record: dict[str, Any], row: dict, where: str) -> dict[str, Any]:
         if value is None:
             continue
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise DataError(f"{where}: field '{field}' is {_kind(value)}",
-                            f"it must be {' or '.join(dict.fromkeys(TYPES[kind] for kind in types))}, or left out")
+            raise DataError(
+                f"{where}: field '{field}' is {_kind(value)}",
+                f"it must be {' or '.join(dict.fromkeys(TYPES[kind] for kind in types))}, or left out",
+            )
         record[field] = str(value) if field == "answer" else value
     return record
 
@@ -350,5 +420,12 @@ TYPES = {str: "text", int: "a number", float: "a number", bool: "true or false",
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), "null")

@@ -9,14 +9,25 @@ from pathlib import Path
 from helpers.errors import CourseError, RunError, UsageError
 from helpers.files import write_text
 from helpers.html_page import page, paragraph, problem, text
-from helpers.report_parts import attempt, backend_kind, interval, list_problems, model_name, percent, small, stage_note
+from helpers.report_parts import (
+    attempt,
+    backend_kind,
+    interval,
+    list_problems,
+    model_name,
+    percent,
+    small,
+    stage_note,
+)
 from helpers.report_sections import SECTIONS
 from helpers.run_files import load, scores, split_of
 from helpers.run_info import RunInfo, is_sweep, readable_run
 from helpers.runs import Run, runs_dir
 
 
-def report_runs(names: list[str], output: Path | None = None, open_it: bool = False, as_json: bool = False) -> int:
+def report_runs(
+    names: list[str], output: Path | None = None, open_it: bool = False, as_json: bool = False
+) -> int:
     """Write the page of one run, or of several side by side, and say where it is. Returns the exit status.
 
     Args:
@@ -32,10 +43,13 @@ def report_runs(names: list[str], output: Path | None = None, open_it: bool = Fa
     runs = [run for name in names or ["latest"] for run in _runs_of(name)]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UsageError(
-            f"a run is named twice: {', '.join(run.name for run in runs)}", "name each run once; `latest` is one of them"
+            f"a run is named twice: {', '.join(run.name for run in runs)}",
+            "name each run once; `latest` is one of them",
         )
     if output and (output.suffix not in (".html", ".htm") or output.is_dir()):
-        raise UsageError(f"{output} can't be the report: its name must end in .html", "for example: --output report.html")
+        raise UsageError(
+            f"{output} can't be the report: its name must end in .html", "for example: --output report.html"
+        )
     if len(runs) == 1:
         path = output or runs[0].path / "report.html"
         html, problems = report_page(runs[0])
@@ -43,7 +57,9 @@ def report_runs(names: list[str], output: Path | None = None, open_it: bool = Fa
     else:
         from helpers.comparison import comparison_page
 
-        path = output or (runs_dir() / names[0] / "report.html" if len(names) == 1 else runs_dir() / "comparison.html")
+        path = output or (
+            runs_dir() / names[0] / "report.html" if len(names) == 1 else runs_dir() / "comparison.html"
+        )
         html, problems = comparison_page(runs)
         write_text(path, html)
     if as_json:
@@ -64,9 +80,15 @@ def _runs_of(name: str) -> list[RunInfo]:
         return [readable_run(name)]
     from helpers.sweep import open_sweep
 
-    runs = [readable_run(run) for run in open_sweep(name).parameters if (runs_dir() / run / "manifest.json").exists()]
+    runs = [
+        readable_run(run)
+        for run in open_sweep(name).parameters
+        if (runs_dir() / run / "manifest.json").exists()
+    ]
     if not runs:
-        raise RunError(f"no run of sweep {name} was begun", f"`course sweep --resume --name {name}` begins them")
+        raise RunError(
+            f"no run of sweep {name} was begun", f"`course sweep --resume --name {name}` begins them"
+        )
     return runs
 
 
@@ -105,7 +127,7 @@ def report_page(run: RunInfo) -> tuple[str, list[str]]:
 
 def _has_something(run: RunInfo, stage: str) -> bool:
     """A stage that did not finish may have old files; only training writes what it has while it goes on."""
-    return run.statuses.get(stage) in ("done", "stale") or stage == "train" and stage in run.statuses
+    return run.statuses.get(stage) in ("done", "stale") or (stage == "train" and stage in run.statuses)
 
 
 def _gaps(problems: list[str]) -> str:
@@ -157,7 +179,11 @@ def _parity_verdict(run: RunInfo, stage: str, what: str) -> str:
     if run.statuses.get(stage) != "done":
         return f'<p>{what} <span class="bad">Not checked.</span></p>'
     parity = load(run.path, f"{stage}/parity.json")
-    word = '<span class="good">Yes, within the tolerance</span>' if parity["passed"] else '<span class="bad">No</span>'
+    word = (
+        '<span class="good">Yes, within the tolerance</span>'
+        if parity["passed"]
+        else '<span class="bad">No</span>'
+    )
     return (
         f"<p>{what} {word}: log-probabilities of {parity['tokens']:,} tokens differ by "
         f"{small(parity['max_abs_logprob_diff'])} nats at most ({small(parity['tolerance'])} are allowed), and by "

@@ -81,7 +81,11 @@ def backend_kind(run: RunInfo) -> str:
 def work_seconds(entry: dict[str, Any]) -> dict[str, float]:
     """What a stage's time went to, by kind."""
     work = entry.get("work_seconds")
-    return {kind: spent for kind, spent in work.items() if isinstance(spent, (int, float))} if isinstance(work, dict) else {}
+    return (
+        {kind: spent for kind, spent in work.items() if isinstance(spent, (int, float))}
+        if isinstance(work, dict)
+        else {}
+    )
 
 
 def clock(seconds: float) -> str:

@@ -24,11 +24,20 @@ def _settings(run: RunInfo) -> str:
     parameters, notes = run_parameters(run.manifest, known)
     changed = changed_parameters(parameters, known)
     rows = [
-        [name, _plain(row["value"]), ", ".join(f"{_plain(value)} ({stage})" for stage, value in row["defaults"].items())]
+        [
+            name,
+            _plain(row["value"]),
+            ", ".join(f"{_plain(value)} ({stage})" for stage, value in row["defaults"].items()),
+        ]
         for name, row in changed.items()
     ]
     chosen = (
-        table("Settings that differ from the notebooks' defaults of today", ["setting", "value", "default"], rows, code=[0, 1])
+        table(
+            "Settings that differ from the notebooks' defaults of today",
+            ["setting", "value", "default"],
+            rows,
+            code=[0, 1],
+        )
         if rows
         else paragraph("All settings are the notebooks' defaults.")
     )
@@ -40,7 +49,9 @@ def _settings(run: RunInfo) -> str:
     ]
     everything = folded(
         f"All {len(recorded)} settings, by stage",
-        table("All settings, as each stage recorded them", ["stage", "setting", "value"], recorded, code=[1, 2]),
+        table(
+            "All settings, as each stage recorded them", ["stage", "setting", "value"], recorded, code=[1, 2]
+        ),
     )
     return like + chosen + "".join(paragraph(f"Note: {note}.") for note in notes) + everything
 
@@ -64,7 +75,10 @@ def _data(run: RunInfo) -> str:
     out += table(
         "The split",
         ["part", "records", "left out by a limit"],
-        [[part, f"{size:,}", f"{left_out.get(part, 0):,}"] for part, size in results.get("sizes", {}).items()],
+        [
+            [part, f"{size:,}", f"{left_out.get(part, 0):,}"]
+            for part, size in results.get("sizes", {}).items()
+        ],
         right=[1, 2],
     )
     facts = []
@@ -111,12 +125,20 @@ def _validation(run: RunInfo) -> str:
     looks = load(run.path, "train/checkpoints.jsonl")
     if not looks:
         raise RunError("train/checkpoints.jsonl holds no checkpoint")
-    best = load(run.path, "train/best_checkpoint.json") if run.statuses["train"] in ("done", "stale") else None
+    best = (
+        load(run.path, "train/best_checkpoint.json") if run.statuses["train"] in ("done", "stale") else None
+    )
     name = "validation, 95% interval"
     lines = {name: [(row["step"], 100 * row["correct"] / row["total"]) for row in looks]}
-    limits = {name: [tuple(100 * end for end in wilson_interval(row["correct"], row["total"])) for row in looks]}
+    limits = {
+        name: [tuple(100 * end for end in wilson_interval(row["correct"], row["total"])) for row in looks]
+    }
     star = (best["step"], 100 * best["correct"] / best["total"]) if best else None
-    chosen = f"; chosen: step {best['step']}, {best['correct']} of {best['total']}" if best else "; no checkpoint is chosen yet"
+    chosen = (
+        f"; chosen: step {best['step']}, {best['correct']} of {best['total']}"
+        if best
+        else "; no checkpoint is chosen yet"
+    )
     return figure(
         "validation",
         lambda: curves(lines, "right answers, %", "Validation accuracy", star=star, limits=limits),
@@ -127,11 +149,17 @@ def _validation(run: RunInfo) -> str:
 
 def _looks(run: RunInfo) -> str:
     rows = [
-        [row["step"], f"{row['loss']:.3f}", f"{row['correct']}/{row['total']}"] for row in load(run.path, "train/checkpoints.jsonl")
+        [row["step"], f"{row['loss']:.3f}", f"{row['correct']}/{row['total']}"]
+        for row in load(run.path, "train/checkpoints.jsonl")
     ]
     return folded(
         "The checkpoints as a table",
-        table("Checkpoints, scored on the validation part", ["step", "loss, nats a token", "right"], rows, right=[0, 1, 2]),
+        table(
+            "Checkpoints, scored on the validation part",
+            ["step", "loss, nats a token", "right"],
+            rows,
+            right=[0, 1, 2],
+        ),
     )
 
 
@@ -144,7 +172,10 @@ def _scores(run: RunInfo) -> str:
         out += table(
             "Right answers on the test set",
             ["model", "right", "rate", "95% interval"],
-            [[row["model"], f"{row['correct']}/{row['total']}", percent(row["accuracy"]), interval(row)] for row in rows],
+            [
+                [row["model"], f"{row['correct']}/{row['total']}", percent(row["accuracy"]), interval(row)]
+                for row in rows
+            ],
             right=[1, 2, 3],
         )
     return out
@@ -195,11 +226,16 @@ def _by_category(run: RunInfo) -> str:
             )
         if rows:
             out += table(
-                f"Right answers by {kind}", [kind, "base", "tuned", "rate, tuned", "95% interval, tuned"], rows, right=[1, 2, 3, 4]
+                f"Right answers by {kind}",
+                [kind, "base", "tuned", "rate, tuned", "95% interval, tuned"],
+                rows,
+                right=[1, 2, 3, 4],
             )
     base, tuned = base_and_tuned(evaluation)
     if not tuned["by_category"] or base["by_category"].keys() != tuned["by_category"].keys():
-        return out + paragraph("The test problems have no category, or other ones for the two models, so there is no figure.")
+        return out + paragraph(
+            "The test problems have no category, or other ones for the two models, so there is no figure."
+        )
     if len(tuned["by_category"]) > CATEGORIES:
         return out + paragraph(f"{len(tuned['by_category'])} categories are too many for a figure.")
 
@@ -207,11 +243,17 @@ def _by_category(run: RunInfo) -> str:
         drawn = accuracy_by_category(base, tuned)
         drawn.set_size_inches(4.6, drawn.get_size_inches()[1])
         axes = drawn.axes[0]
-        axes.set(title="", xlim=(-8, 108), ylim=(len(tuned["by_category"]) + 0.6, -0.8))  # room for the numbers at the edges
+        axes.set(
+            title="", xlim=(-8, 108), ylim=(len(tuned["by_category"]) + 0.6, -0.8)
+        )  # room for the numbers at the edges
         return drawn
 
     return (
-        figure("categories", draw, "Right answers of base and tuned model by category, with 95% intervals; numbers: right of all")
+        figure(
+            "categories",
+            draw,
+            "Right answers of base and tuned model by category, with 95% intervals; numbers: right of all",
+        )
         + out
     )
 
@@ -226,12 +268,17 @@ def _samples(run: RunInfo) -> str:
         f"By rule: the first {SAMPLES} test problems that the tuned model got right, and the first {SAMPLES} that it got wrong. "
         f"All {len(tuned)} are in evaluate/samples.jsonl."
     )
-    for heading, rows in (("Right", [row for row in tuned if row["score"]]), ("Wrong", [row for row in tuned if not row["score"]])):
+    for heading, rows in (
+        ("Right", [row for row in tuned if row["score"]]),
+        ("Wrong", [row for row in tuned if not row["score"]]),
+    ):
         out += f"<h3>{heading}: {min(SAMPLES, len(rows))} of {len(rows)}</h3>"
         for row in rows[:SAMPLES]:
             base = before.get(row["index"])
             answers = {"base model" + _verdict(base): base["output"]} if base else {}
-            out += exchange(row["problem"], row["expected"], answers | {"tuned model" + _verdict(row): row["output"]})
+            out += exchange(
+                row["problem"], row["expected"], answers | {"tuned model" + _verdict(row): row["output"]}
+            )
     return out
 
 
@@ -241,14 +288,21 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _flips(run: RunInfo) -> str:
     flips = load(run.path, "evaluate/flips.jsonl")
-    out = paragraph("Test problems that one of the two models got right and the other did not, each to unfold.")
-    for kind, meaning in (("gained", "only the tuned model is right"), ("lost", "only the base model is right")):
+    out = paragraph(
+        "Test problems that one of the two models got right and the other did not, each to unfold."
+    )
+    for kind, meaning in (
+        ("gained", "only the tuned model is right"),
+        ("lost", "only the base model is right"),
+    ):
         rows = [row for row in flips if row["flip"] == kind]
         shown = paragraph(f"The first {FLIPS}; all are in evaluate/flips.jsonl.") if len(rows) > FLIPS else ""
         each = (
             folded(
                 row["problem"][:200] + ("…" if len(row["problem"]) > 200 else ""),
-                exchange(row["problem"], row["expected"], {"base model": row["base"], "tuned model": row["tuned"]}),
+                exchange(
+                    row["problem"], row["expected"], {"base model": row["base"], "tuned model": row["tuned"]}
+                ),
             )
             for row in rows[:FLIPS]
         )
@@ -263,7 +317,11 @@ def _flips(run: RunInfo) -> str:
 def _merge_parity(run: RunInfo) -> str:
     parity = load(run.path, "merge/parity.json")
     rows = [parity, *(parity[name] for name in ("peft", "negative_control") if name in parity)]
-    control = " The last row is a control: the untuned base model must fail." if "negative_control" in parity else ""
+    control = (
+        " The last row is a control: the untuned base model must fail."
+        if "negative_control" in parity
+        else ""
+    )
     return _parity_table("Merged model and adapter beside the trained model", rows) + paragraph(
         f"The tolerance follows from the precision of the numbers and the model's size, for these prompts; notebook 05 says how.{control}"
     )
@@ -349,7 +407,10 @@ def _vllm_speed(run: RunInfo) -> str:
 
 def _files(run: RunInfo) -> str:
     found = artefacts(run)
-    rows = [[row["path"], row["stage"], "missing" if row["bytes"] is None else size_text(row["bytes"])] for row in artefacts(run)]
+    rows = [
+        [row["path"], row["stage"], "missing" if row["bytes"] is None else size_text(row["bytes"])]
+        for row in artefacts(run)
+    ]
     missing = [row[0] for row in rows if row[2] == "missing"]
     out = table("What the stages made", ["file or folder", "stage", "size"], rows, right=[2], code=[0])
     if missing:

@@ -217,11 +217,17 @@ def load(folder: Path, name: str) -> Any:
     stage = name.split("/")[0]
     fix = f"make it again: notebooks/{STAGES[stage][0]}.ipynb, or `course run --from {stage} --name {folder.name}`"
     try:
-        if name.startswith("train/") and name.endswith(".jsonl"):  # grows line by line: one that was cut is not counted
+        if name.startswith("train/") and name.endswith(
+            ".jsonl"
+        ):  # grows line by line: one that was cut is not counted
             value = read_jsonl(folder / name)
         else:
             text = (folder / name).read_text(encoding="utf-8")
-            value = [json.loads(line) for line in text.split("\n") if line.strip()] if name.endswith(".jsonl") else json.loads(text)
+            value = (
+                [json.loads(line) for line in text.split("\n") if line.strip()]
+                if name.endswith(".jsonl")
+                else json.loads(text)
+            )
     except RunError as error:
         raise RunError(str(error).partition("\n")[0].replace(f"{folder}/", ""), fix) from error
     except FileNotFoundError as error:
@@ -233,7 +239,11 @@ def load(folder: Path, name: str) -> Any:
 
 def file_problems(run: "RunInfo") -> list[str]:
     """What is wrong with the files of stages that are done or stale, and with what the manifest says of the split."""
-    reads = [lambda name=name: load(run.path, name) for name in FORMS if run.statuses.get(name.split("/")[0]) in ("done", "stale")]
+    reads = [
+        lambda name=name: load(run.path, name)
+        for name in FORMS
+        if run.statuses.get(name.split("/")[0]) in ("done", "stale")
+    ]
     found = []
     for read in [*reads, lambda: split_of(run)]:
         try:
@@ -265,7 +275,9 @@ def _checked(value: Any, name: str, fix: str) -> Any:
         where = list(first["loc"])
         line = f", line {where.pop(0) + 1}," if name.endswith(".jsonl") and where else ""
         field = " → ".join(map(str, where))
-        raise RunError(f"{name}{line} is damaged: {field + ': ' if field else ''}{first['msg']}", fix) from error
+        raise RunError(
+            f"{name}{line} is damaged: {field + ': ' if field else ''}{first['msg']}", fix
+        ) from error
 
 
 def one_line(error: RunError) -> str:
@@ -305,7 +317,10 @@ def scores(run: "RunInfo") -> tuple[list[dict[str, Any]], list[str]]:
     if run.statuses.get("evaluate") == "done":
         try:
             base, tuned = base_and_tuned(load(run.path, "evaluate/model_evaluation.json"))
-            found += [("base model", base["correct"], base["total"]), ("tuned model, sampler", tuned["correct"], tuned["total"])]
+            found += [
+                ("base model", base["correct"], base["total"]),
+                ("tuned model, sampler", tuned["correct"], tuned["total"]),
+            ]
         except RunError as error:
             problems.append(one_line(error))
     for stage, name in (("merge", "merged model, transformers"), ("vllm", "merged model, vLLM")):
@@ -314,7 +329,12 @@ def scores(run: "RunInfo") -> tuple[list[dict[str, Any]], list[str]]:
             found.append((name, results.get("correct"), results.get("total")))
     rows = []
     for name, correct, total in found:
-        if not isinstance(correct, int) or not isinstance(total, int) or not 0 <= correct <= total or total < 1:
+        if (
+            not isinstance(correct, int)
+            or not isinstance(total, int)
+            or not 0 <= correct <= total
+            or total < 1
+        ):
             problems.append(f"manifest.json has no usable score of the {name}")
             continue
         rows.append(

@@ -7,7 +7,7 @@ before `manifest_problem` has looked at it.
 import json
 import os
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,16 @@ from helpers.errors import RunError
 from helpers.runs import RUN_LOCK, STAGES, SWEEP_FILE, open_run, runs_dir
 
 KINDS = {"name": str, "created": str, "packages": dict, "parameters": dict}
-STAGE_KINDS = {"status": str, "parameters": dict, "results": dict, "seconds": (int, float), "summary": str, "artefacts": list,
-               "data": list, "shared_from": str}
+STAGE_KINDS = {
+    "status": str,
+    "parameters": dict,
+    "results": dict,
+    "seconds": (int, float),
+    "summary": str,
+    "artefacts": list,
+    "data": list,
+    "shared_from": str,
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class RunInfo:
         """When the run was made; when it last changed, if the manifest does not say."""
         if self.manifest:
             return parse_time(self.manifest["created"])
-        return datetime.fromtimestamp(self.changed, timezone.utc)
+        return datetime.fromtimestamp(self.changed, UTC)
 
     @property
     def statuses(self) -> dict[str, str]:
@@ -73,7 +81,11 @@ class RunInfo:
         if is_sweep(self.path):
             return "table and plot of a sweep"
         words = {"started": "under way" if self.state == "under way" else "not finished", "stale": "stale"}
-        other = [f"{stage} {words.get(status, status)}" for stage, status in self.statuses.items() if status != "done"]
+        other = [
+            f"{stage} {words.get(status, status)}"
+            for stage, status in self.statuses.items()
+            if status != "done"
+        ]
         return ", ".join([f"{len(self.statuses) - len(other)} of {len(STAGES)}", *other])
 
     def accuracy(self, name: str) -> float | None:
@@ -107,7 +119,7 @@ def manifest_problem(manifest: Any) -> str | None:
 
 def parse_time(text: str) -> datetime:
     when = datetime.fromisoformat(text)
-    return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def find_runs() -> list[RunInfo]:
@@ -120,10 +132,17 @@ def find_runs() -> list[RunInfo]:
     try:
         entries = sorted(folder.iterdir()) if folder.exists() else []
     except OSError as error:
-        raise RunError(f"can't read {folder}: {error.strerror}", "choose another folder: COURSE_RUNS_DIR=/some/folder") from error
+        raise RunError(
+            f"can't read {folder}: {error.strerror}", "choose another folder: COURSE_RUNS_DIR=/some/folder"
+        ) from error
     names = ("manifest.json", "manifest.json.lock")
-    runs = [look_at(path) for path in entries if not path.name.startswith(".") and not path.is_symlink()
-            and any(os.path.lexists(path / name) for name in names)]
+    runs = [
+        look_at(path)
+        for path in entries
+        if not path.name.startswith(".")
+        and not path.is_symlink()
+        and any(os.path.lexists(path / name) for name in names)
+    ]
     return sorted(runs, key=lambda run: (run.created, run.name), reverse=True)
 
 
@@ -135,7 +154,11 @@ def is_sweep(path: Path) -> bool:
 def find_sweeps() -> list[RunInfo]:
     """The folders of sweeps, by name. Seen as runs without a manifest and without a problem."""
     folder = runs_dir()
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_sweep(path)) if folder.is_dir() else []
+    paths = (
+        sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_sweep(path))
+        if folder.is_dir()
+        else []
+    )
     return [RunInfo(path, {}, None, *size_and_change(path), latest=False) for path in paths]
 
 
@@ -195,7 +218,11 @@ def readable_run(name: str) -> RunInfo:
         RunError: there is no such run, or it is damaged.
     """
     folder = runs_dir() / name
-    run = look_at(folder if os.path.lexists(folder / "manifest.json.lock") and not folder.is_symlink() else open_run(name).path)
+    run = look_at(
+        folder
+        if os.path.lexists(folder / "manifest.json.lock") and not folder.is_symlink()
+        else open_run(name).path
+    )
     if run.problem:
         raise RunError(f"run {run.name} is damaged: {run.problem}", f"`course clean {run.name}` deletes it")
     return run
@@ -204,9 +231,16 @@ def readable_run(name: str) -> RunInfo:
 def summary(run: RunInfo) -> dict[str, Any]:
     """A run as JSON: what `course list --json` gives for each."""
     return {
-        "name": run.name, "path": str(run.path), "created": run.created.isoformat(timespec="seconds"), "latest": run.latest,
-        "state": run.state, "problem": run.problem, "stages": run.statuses, "base_accuracy": run.accuracy("base_accuracy"),
-        "test_accuracy": run.accuracy("test_accuracy"), "bytes": run.bytes,
+        "name": run.name,
+        "path": str(run.path),
+        "created": run.created.isoformat(timespec="seconds"),
+        "latest": run.latest,
+        "state": run.state,
+        "problem": run.problem,
+        "stages": run.statuses,
+        "base_accuracy": run.accuracy("base_accuracy"),
+        "test_accuracy": run.accuracy("test_accuracy"),
+        "bytes": run.bytes,
     }
 
 
@@ -225,6 +259,11 @@ def size_text(size: int | None) -> str:
 def table(rows: list[list[str]], right: set[int] = frozenset()) -> str:
     """Rows under a head, in columns. `right` names the columns that are aligned to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
     lines.insert(1, "  ".join("─" * w for w in [*widths[:-1], min(widths[-1], 40)]))
     return "\n".join(lines)

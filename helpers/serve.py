@@ -1,8 +1,8 @@
 """vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing left of it after.
 
-    with serve_vllm("merged_model", fmt=fmt) as server:
-        client = openai.OpenAI(base_url=server.url, api_key=server.api_key)
-        client.chat.completions.create(model=server.model, messages=[{"role": "user", "content": "..."}])
+with serve_vllm("merged_model", fmt=fmt) as server:
+    client = openai.OpenAI(base_url=server.url, api_key=server.api_key)
+    client.chat.completions.create(model=server.model, messages=[{"role": "user", "content": "..."}])
 """
 
 import collections
@@ -20,9 +20,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from helpers.errors import ModelError
 from helpers.inference import NOT_INSTALLED, vllm_advice, vllm_is_for_cpu, vllm_settings
@@ -99,8 +100,25 @@ def serve_vllm(
     environment, on_cpu = vllm_settings(kv_cache_gib) | os.environ, vllm_is_for_cpu()
     key, port = secrets.token_urlsafe(16), _free_port()
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1", "--port", port, "--served-model-name", name, "--dtype", dtype,
-                   "--max-model-len", max_model_len, "--tensor-parallel-size", tensor_parallel_size]
+        command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            folder,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            port,
+            "--served-model-name",
+            name,
+            "--dtype",
+            dtype,
+            "--max-model-len",
+            max_model_len,
+            "--tensor-parallel-size",
+            tensor_parallel_size,
+        ]
         command += ["--enforce-eager"] if on_cpu else ["--gpu-memory-utilization", gpu_memory_utilization]
         if fmt is not None and fmt.name == "guide":
             template = Path(scratch) / "guide.jinja"
@@ -108,13 +126,27 @@ def serve_vllm(
             command += ["--chat-template", template]
         if adapters:
             ranks = [_rank(Path(path)) for path in adapters.values()]
-            command += ["--enable-lora", "--max-lora-rank", max(8, *ranks), "--lora-modules", *(f"{n}={Path(path).resolve()}" for n, path in adapters.items())]
+            command += [
+                "--enable-lora",
+                "--max-lora-rank",
+                max(8, *ranks),
+                "--lora-modules",
+                *(f"{n}={Path(path).resolve()}" for n, path in adapters.items()),
+            ]
         log = Path(scratch) / "vllm.log"
         started = time.monotonic()
         with open(log, "wb") as file:
-            process = subprocess.Popen(  # the key goes by environment: a command line is for everybody to read
-                [*map(str, command), *options], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment | {"VLLM_API_KEY": key}, start_new_session=True, preexec_fn=_end_with_parent)
+            process = (
+                subprocess.Popen(  # the key goes by environment: a command line is for everybody to read
+                    [*map(str, command), *options],
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=environment | {"VLLM_API_KEY": key},
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
+            )
         try:
             _wait(process, port, patience, log, on_cpu)
             yield Server(f"http://127.0.0.1:{port}/v1", key, name, process.pid, time.monotonic() - started)
@@ -134,7 +166,9 @@ def _rank(adapter: Path) -> int:
     try:
         return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{adapter} is no PEFT adapter: {error}", "notebook 05_merge makes one: merge/peft_adapter") from error
+        raise ModelError(
+            f"{adapter} is no PEFT adapter: {error}", "notebook 05_merge makes one: merge/peft_adapter"
+        ) from error
 
 
 def _end_with_parent() -> None:
@@ -146,7 +180,9 @@ def _wait(process: subprocess.Popen, port: int, patience: float, log: Path, on_c
     from tqdm import tqdm
 
     started = time.monotonic()
-    with tqdm(desc="Starting vllm serve", bar_format="{desc}: {elapsed}", file=sys.stdout, mininterval=1, position=0) as bar:
+    with tqdm(
+        desc="Starting vllm serve", bar_format="{desc}: {elapsed}", file=sys.stdout, mininterval=1, position=0
+    ) as bar:
         while time.monotonic() - started < patience:
             if process.poll() is not None:
                 raise ModelError(f"vllm serve ended at its start:\n{_tail(log)}", vllm_advice(on_cpu))
@@ -155,7 +191,10 @@ def _wait(process: subprocess.Popen, port: int, patience: float, log: Path, on_c
                     return
             time.sleep(0.25)
             bar.update()
-    raise ModelError(f"vllm serve did not answer in {patience:.0f} s:\n{_tail(log)}", "raise patience=, or use a smaller model")
+    raise ModelError(
+        f"vllm serve did not answer in {patience:.0f} s:\n{_tail(log)}",
+        "raise patience=, or use a smaller model",
+    )
 
 
 def _tail(log: Path) -> str:
@@ -177,7 +216,14 @@ def _end(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def ask_server(server: Server, questions: Sequence[str], fmt: PromptFormat, max_tokens: int, model: str | None = None, at_once: int = 64) -> list[dict[str, Any]]:
+def ask_server(
+    server: Server,
+    questions: Sequence[str],
+    fmt: PromptFormat,
+    max_tokens: int,
+    model: str | None = None,
+    at_once: int = 64,
+) -> list[dict[str, Any]]:
     """Greedy answers from a server, through the OpenAI client, `at_once` at a time.
 
     Args:
@@ -203,12 +249,24 @@ def ask_server(server: Server, questions: Sequence[str], fmt: PromptFormat, max_
 
     def ask(question: str) -> dict[str, Any]:
         answer = client.chat.completions.create(
-            model=model or server.model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=max_tokens, stop=stop)
+            model=model or server.model,
+            messages=[{"role": "user", "content": question}],
+            temperature=0,
+            max_tokens=max_tokens,
+            stop=stop,
+        )
         choice = answer.choices[0]
-        return {"text": (choice.message.content or "").strip(), "stop_reason": choice.finish_reason, "tokens": answer.usage.completion_tokens}
+        return {
+            "text": (choice.message.content or "").strip(),
+            "stop_reason": choice.finish_reason,
+            "tokens": answer.usage.completion_tokens,
+        }
 
     try:
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(ask, questions))
     except openai.OpenAIError as error:
-        raise BackendError(f"{server.url} did not answer: {error}", "is the server still running? Its `with` block must be open") from error
+        raise BackendError(
+            f"{server.url} did not answer: {error}",
+            "is the server still running? Its `with` block must be open",
+        ) from error

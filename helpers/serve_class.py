@@ -45,9 +45,14 @@ def serve_class(options: argparse.Namespace) -> int:
     from helpers.stub_tinker.__main__ import bind, parse_arguments, run
 
     if not 1 <= options.port <= 65535:
-        raise UsageError(f"learners can't be told the port {options.port}", "choose one from 1 to 65535: --port 8765")
+        raise UsageError(
+            f"learners can't be told the port {options.port}", "choose one from 1 to 65535: --port 8765"
+        )
     home = models.cache_dir() / "class"
-    path, state = (options.keys or home / "learners.csv").absolute(), (options.state_dir or home / "stub").absolute()
+    path, state = (
+        (options.keys or home / "learners.csv").absolute(),
+        (options.state_dir or home / "stub").absolute(),
+    )
     names = learner_names(options.learners) if options.learners else []
     known = {} if options.new_keys or not path.exists() else read_keys(path)
     keys = known | {name: f"tml-{secrets.token_urlsafe(18)}" for name in names if name not in known}
@@ -90,7 +95,10 @@ def learner_names(learners: str) -> list[str]:
     """
     if re.fullmatch(r"\d+", learners):
         if not 1 <= int(learners) <= MOST:
-            raise UsageError(f"--learners {learners}: a class has 1 to {MOST}", "correct the number, or name a file with a name a line")
+            raise UsageError(
+                f"--learners {learners}: a class has 1 to {MOST}",
+                "correct the number, or name a file with a name a line",
+            )
         return [f"learner-{number:02}" for number in range(1, int(learners) + 1)]
     try:
         lines = Path(learners).read_text(encoding="utf-8-sig").splitlines()
@@ -110,7 +118,10 @@ def learner_names(learners: str) -> list[str]:
                 "use letters, digits, spaces and . ' - only, at most 60",
             )
         if name in names:
-            raise CourseError(f"{learners}, line {number}: {name!r} is in line {names[name]} already", "give each learner another name")
+            raise CourseError(
+                f"{learners}, line {number}: {name!r} is in line {names[name]} already",
+                "give each learner another name",
+            )
         names[name] = number
     if not 1 <= len(names) <= MOST:
         raise CourseError(f"{learners} holds {len(names)} names", f"write 1 to {MOST}, one a line")
@@ -128,11 +139,13 @@ def read_keys(path: Path) -> dict[str, str]:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CourseError(
-            f"can't read the keys in {path}: {getattr(error, 'strerror', None) or error}", "name another file with --keys"
+            f"can't read the keys in {path}: {getattr(error, 'strerror', None) or error}",
+            "name another file with --keys",
         ) from error
     if not rows or tuple(rows[0][:2]) != COLUMNS[:2]:
         raise CourseError(
-            f"{path} is no file of keys: its first line does not begin with {','.join(COLUMNS[:2])}", "name another file with --keys"
+            f"{path} is no file of keys: its first line does not begin with {','.join(COLUMNS[:2])}",
+            "name another file with --keys",
         )
     keys: dict[str, str] = {}
     for number, row in enumerate(rows[1:], start=2):
@@ -140,10 +153,14 @@ def read_keys(path: Path) -> dict[str, str]:
             continue
         name, key = (cell.strip() for cell in (*row, "", "")[:2])
         if not name or not re.fullmatch(r"tml-[\w-]{8,}", key, re.ASCII):
-            raise CourseError(f"{path}, line {number}: a row needs a name and a key, tml- and at least 8 letters or digits", fix)
+            raise CourseError(
+                f"{path}, line {number}: a row needs a name and a key, tml- and at least 8 letters or digits",
+                fix,
+            )
         if name in keys or key in keys.values():
             raise CourseError(
-                f"{path}, line {number}: this learner or this key is there already, and a shared key shares everything", fix
+                f"{path}, line {number}: this learner or this key is there already, and a shared key shares everything",
+                fix,
             )
         keys[name] = key
     return keys
@@ -154,7 +171,10 @@ def write_keys(path: Path, keys: dict[str, str], url: str) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    table.writerows([name, key, f"export TINKER_BASE_URL={url}", f"export TINKER_API_KEY={key}"] for name, key in keys.items())
+    table.writerows(
+        [name, key, f"export TINKER_BASE_URL={url}", f"export TINKER_API_KEY={key}"]
+        for name, key in keys.items()
+    )
     write_text(path, text.getvalue(), private=True)
 
 
@@ -191,7 +211,9 @@ def capacity(learners: int) -> str:
         f"        and {learners * alone:.0f} minutes for {learners} at once. More cores have not been measured",
     ]
     if learners > fit:
-        lines.append(f"note:   {learners} learners may need more memory than is free: let them work in groups, or set a smaller rank")
+        lines.append(
+            f"note:   {learners} learners may need more memory than is free: let them work in groups, or set a smaller rank"
+        )
     return "\n".join(lines)
 
 
@@ -199,7 +221,11 @@ def _welcome(url: str, path: Path, host: str, state: Path, bases: list[str]) -> 
     from helpers.stub_tinker.__main__ import is_loopback
     from helpers.stub_tinker.status import TOKEN_FILE
 
-    reach = "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP" if is_loopback(host) else ""
+    reach = (
+        "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP"
+        if is_loopback(host)
+        else ""
+    )
     return f"""
 the class can begin: {url}{reach}
   hand out:     one row of {path} to each learner, and no other row

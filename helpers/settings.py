@@ -6,8 +6,9 @@ import difflib
 import json
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from helpers.columns import parse_columns
 from helpers.errors import CourseError
@@ -16,7 +17,10 @@ from helpers.runs import ROOT, STAGES
 from helpers.tasks import TASKS
 
 NOTEBOOKS = ROOT / "notebooks"
-OTHER_RUNS = ("run_name", "base_run")  # parameters that name a run: a run like another one does not take them over
+OTHER_RUNS = (
+    "run_name",
+    "base_run",
+)  # parameters that name a run: a run like another one does not take them over
 PATHS = ("base_model", "benchmark_file")
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -46,16 +50,48 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "it must be a whole number from 0 to 4294967295"),
     **dict.fromkeys(("test_size", "validation_size"), SHARE),
     **dict.fromkeys(("epochs", "learning_rate"), ABOVE_ZERO),
-    **dict.fromkeys(("max_train", "max_validation", "max_test", "eval_every_epochs", "patience", "temperature", "test_limit",
-                     "throughput_tokens", "serve_prompts"), NOT_BELOW_ZERO),
-    **dict.fromkeys(("rank", "batch_size", "eval_every", "max_tokens", "max_in_flight", "subset", "sampled_problems", "samples_each",
-                     "parity_prompts", "tensor_parallel_size", "kv_cache_gib"), ONE_OR_MORE),
-    **dict.fromkeys(("max_length", "max_model_len"), (lambda value: value >= 2, "it must be 2 tokens or more")),
-    "backend_name": (lambda value: value in ("auto", "stub", "hosted") or value.startswith(("http://", "https://")),
-                     "it must be 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server"),
+    **dict.fromkeys(
+        (
+            "max_train",
+            "max_validation",
+            "max_test",
+            "eval_every_epochs",
+            "patience",
+            "temperature",
+            "test_limit",
+            "throughput_tokens",
+            "serve_prompts",
+        ),
+        NOT_BELOW_ZERO,
+    ),
+    **dict.fromkeys(
+        (
+            "rank",
+            "batch_size",
+            "eval_every",
+            "max_tokens",
+            "max_in_flight",
+            "subset",
+            "sampled_problems",
+            "samples_each",
+            "parity_prompts",
+            "tensor_parallel_size",
+            "kv_cache_gib",
+        ),
+        ONE_OR_MORE,
+    ),
+    **dict.fromkeys(
+        ("max_length", "max_model_len"), (lambda value: value >= 2, "it must be 2 tokens or more")
+    ),
+    "backend_name": (
+        lambda value: value in ("auto", "stub", "hosted") or value.startswith(("http://", "https://")),
+        "it must be 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server",
+    ),
     "gpu_memory_utilization": (lambda value: 0 < value <= 1, "it must be a share over 0 and at most 1"),
-    "batch_sizes": (lambda value: all(part.strip().isdecimal() and int(part) for part in value.split(",")),
-                    "it must be whole numbers above zero, separated by commas, such as '1,4,16'"),
+    "batch_sizes": (
+        lambda value: all(part.strip().isdecimal() and int(part) for part in value.split(",")),
+        "it must be whole numbers above zero, separated by commas, such as '1,4,16'",
+    ),
 }
 
 
@@ -78,14 +114,24 @@ def profile(name: str) -> dict[str, Any]:
     if name in sets:
         return sets[name]
     if not name.endswith(".toml"):
-        raise CourseError(f"there is no profile {name!r}", f"profiles are {', '.join(sets)}, and files of your own that end in .toml")
-    parameters = read_toml(Path(name), "it must be there, with a line such as  epochs = 2.0  for each parameter")
+        raise CourseError(
+            f"there is no profile {name!r}",
+            f"profiles are {', '.join(sets)}, and files of your own that end in .toml",
+        )
+    parameters = read_toml(
+        Path(name), "it must be there, with a line such as  epochs = 2.0  for each parameter"
+    )
     if tables := [key for key, value in parameters.items() if isinstance(value, dict)]:
-        raise CourseError(f"{name}: [{tables[0]}] is a table", "a profile of your own is one list of lines, name = value, without a head")
+        raise CourseError(
+            f"{name}: [{tables[0]}] is a table",
+            "a profile of your own is one list of lines, name = value, without a head",
+        )
     return parameters
 
 
-def read_toml(path: Path, fix: str = "mend it there, or get it back: git checkout helpers/") -> dict[str, Any]:
+def read_toml(
+    path: Path, fix: str = "mend it there, or get it back: git checkout helpers/"
+) -> dict[str, Any]:
     """A TOML file that users edit.
 
     Raises:
@@ -125,10 +171,16 @@ def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
 def _place(file: str) -> str:
     """A data file's absolute path, or the name of a data set."""
     if "," in file and not file.startswith(HUB):
-        raise CourseError(f"{file!r} has a comma in its path, and commas part the names of data files", "rename it")
+        raise CourseError(
+            f"{file!r} has a comma in its path, and commas part the names of data files", "rename it"
+        )
     if file.startswith(HUB):
         folder = Path(file.removeprefix(HUB).partition("#")[0])
-        return file if folder.is_absolute() or not folder.is_dir() else file.replace(str(folder), str(folder.absolute()), 1)
+        return (
+            file
+            if folder.is_absolute() or not folder.is_dir()
+            else file.replace(str(folder), str(folder.absolute()), 1)
+        )
     return str(Path(file).absolute())
 
 
@@ -148,8 +200,14 @@ def notebook_parameters() -> dict[str, dict[str, Any]]:
     found = {}
     for stage, (notebook, _) in STAGES.items():
         cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-        source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-        found[stage] = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+        source = next(
+            "".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])
+        )
+        found[stage] = {
+            node.targets[0].id: ast.literal_eval(node.value)
+            for node in ast.parse(source).body
+            if isinstance(node, ast.Assign)
+        }
     return found
 
 
@@ -164,15 +222,30 @@ def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]
     for name, value in parameters.items():
         if name == "run_name" or name not in defaults:
             near = difflib.get_close_matches(name, [n for n in defaults if n != "run_name"])
-            fix = f"did you mean {' or '.join(near)}?" if near else f"parameters are {', '.join(sorted(set(defaults) - {'run_name'}))}"
-            raise CourseError(f"no notebook has a parameter {name!r}" if name != "run_name" else "run_name is set by --name", fix)
+            fix = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"parameters are {', '.join(sorted(set(defaults) - {'run_name'}))}"
+            )
+            raise CourseError(
+                f"no notebook has a parameter {name!r}"
+                if name != "run_name"
+                else "run_name is set by --name",
+                fix,
+            )
         wanted = type(defaults[name])
         fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise CourseError(f"parameter {name} must be {KINDS[wanted]}, and it is {value!r}", f"write for example -p {name}={_written(defaults[name])}")
+            raise CourseError(
+                f"parameter {name} must be {KINDS[wanted]}, and it is {value!r}",
+                f"write for example -p {name}={_written(defaults[name])}",
+            )
         allowed, words = RULES.get(name, (lambda _: True, ""))
         if not allowed(value):
-            raise CourseError(f"parameter {name}={value!r} is impossible: {words}", f"the default is {_written(defaults[name])}")
+            raise CourseError(
+                f"parameter {name}={value!r} is impossible: {words}",
+                f"the default is {_written(defaults[name])}",
+            )
     parse_columns(parameters.get("columns", ""))
     if model := parameters.get("base_model"):
         from helpers.models import resolve_base_model
@@ -193,10 +266,16 @@ def stage_differences(parameters: dict[str, Any], defaults: dict[str, Any]) -> d
         parameters: by name; names that the stage does not take are left out.
         defaults: the stage's, from `notebook_parameters`.
     """
-    return {name: value for name, value in parameters.items() if name in defaults and name != "run_name" and value != defaults[name]}
+    return {
+        name: value
+        for name, value in parameters.items()
+        if name in defaults and name != "run_name" and value != defaults[name]
+    }
 
 
-def run_parameters(manifest: dict[str, Any], known: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+def run_parameters(
+    manifest: dict[str, Any], known: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
     """The parameters that give a run like this one with the notebooks of today.
 
     `course run` keeps what the user chose. What a stage recorded counts as well, where it differs from today's default: the
@@ -210,8 +289,14 @@ def run_parameters(manifest: dict[str, Any], known: dict[str, dict[str, Any]]) -
         Parameters by name, and notes on what can't be taken over as it was.
     """
     chosen = {name: value for name, value in manifest.get("parameters", {}).items() if name not in OTHER_RUNS}
-    parameters = {name: value for name, value in chosen.items() if any(name in defaults for defaults in known.values())}
-    notes = [f"parameter {name}={chosen[name]!r} is left out: no notebook has it today" for name in chosen if name not in parameters]
+    parameters = {
+        name: value for name, value in chosen.items() if any(name in defaults for defaults in known.values())
+    }
+    notes = [
+        f"parameter {name}={chosen[name]!r} is left out: no notebook has it today"
+        for name in chosen
+        if name not in parameters
+    ]
     recorded: dict[str, dict[str, Any]] = {}
     for stage, entry in manifest["stages"].items():
         for name, value in entry.get("parameters", {}).items():
@@ -224,11 +309,18 @@ def run_parameters(manifest: dict[str, Any], known: dict[str, dict[str, Any]]) -
         if other:
             parameters[name] = other[0]
             if any(value != other[0] for value in values.values()):
-                notes.append(f"stages had different values of {name} ({', '.join(f'{s} {v!r}' for s, v in values.items())}): all get {other[0]!r}")
+                notes.append(
+                    f"stages had different values of {name} ({', '.join(f'{s} {v!r}' for s, v in values.items())}): all get {other[0]!r}"
+                )
     return parameters, notes
 
 
-def stage_values(parameters: dict[str, Any], known: dict[str, dict[str, Any]], until: str) -> dict[str, dict[str, Any]]:
+def stage_values(
+    parameters: dict[str, Any], known: dict[str, dict[str, Any]], until: str
+) -> dict[str, dict[str, Any]]:
     """What each notebook up to the stage `until` gets: its defaults, and those of `parameters` that it takes."""
     stages = list(STAGES)[: list(STAGES).index(until) + 1]
-    return {stage: known[stage] | {name: value for name, value in parameters.items() if name in known[stage]} for stage in stages}
+    return {
+        stage: known[stage] | {name: value for name, value in parameters.items() if name in known[stage]}
+        for stage in stages
+    }

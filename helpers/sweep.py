@@ -28,9 +28,18 @@ from helpers.files import read_json, write_json
 from helpers.runs import ROOT, STAGES, SWEEP_FILE, Run, check_new_run, new_run, now, point_latest_at, runs_dir
 from helpers.settings import notebook_parameters, stage_values
 
-FAILURE, LOG = "failed.json", "course.log"  # in the folder of a run: how the last attempt failed, and all that it printed
-ENVIRONMENT = ("TINKER_COURSE_HOME", "TINKER_BASE_URL")  # goes along to workers; a key does not: set it where they start
-BASE_SETTINGS = {"train": ("base_model", "prompt_format"), "evaluate": ("backend_name", "max_tokens", "temperature", "seed")}
+FAILURE, LOG = (
+    "failed.json",
+    "course.log",
+)  # in the folder of a run: how the last attempt failed, and all that it printed
+ENVIRONMENT = (
+    "TINKER_COURSE_HOME",
+    "TINKER_BASE_URL",
+)  # goes along to workers; a key does not: set it where they start
+BASE_SETTINGS = {
+    "train": ("base_model", "prompt_format"),
+    "evaluate": ("backend_name", "max_tokens", "temperature", "seed"),
+}
 COURSE = (sys.executable, "-m", "helpers.cli")
 INTERRUPTED = 130
 
@@ -68,8 +77,13 @@ class Sweep:
         return {key: self.parameters[name].get(key, defaults.get(key)) for key in self.swept}
 
 
-def plan_sweep(name: str, settings: list[dict[str, Any]], parameters: dict[str, Any] | None = None, until: str = "evaluate",
-               new: bool = True) -> Sweep:
+def plan_sweep(
+    name: str,
+    settings: list[dict[str, Any]],
+    parameters: dict[str, Any] | None = None,
+    until: str = "evaluate",
+    new: bool = True,
+) -> Sweep:
     """A sweep that is checked, but not begun. Makes nothing.
 
     Args:
@@ -87,7 +101,9 @@ def plan_sweep(name: str, settings: list[dict[str, Any]], parameters: dict[str, 
     common = parameters or {}
     names = [f"{name}-{number:0{max(2, len(str(len(settings))))}}" for number in range(1, len(settings) + 1)]
     swept = tuple(dict.fromkeys(key for setting in settings for key in setting))
-    sweep = Sweep(runs_dir() / name, until, swept, {run: common | setting for run, setting in zip(names, settings)})
+    sweep = Sweep(
+        runs_dir() / name, until, swept, {run: common | setting for run, setting in zip(names, settings)}
+    )
     check_settings(sweep)
     for taken in (name, *names) if new else ():
         check_new_run(taken)
@@ -102,7 +118,10 @@ def open_sweep(name: str) -> Sweep:
     """
     path = runs_dir() / name / SWEEP_FILE
     if not path.is_file():
-        raise RunError(f"there is no sweep {name!r} in {runs_dir()}", "start one: leave out --resume, and give --grid or --settings")
+        raise RunError(
+            f"there is no sweep {name!r} in {runs_dir()}",
+            "start one: leave out --resume, and give --grid or --settings",
+        )
     found = read_json(path)
     try:
         parameters = {str(run): dict(own) for run, own in found["runs"].items()}
@@ -146,7 +165,9 @@ def leaders(names: Iterable[str], key: Callable[[str], Any]) -> dict[str, str | 
 # Running
 
 
-def run_sweep(sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def run_sweep(
+    sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
     """Do what is not done yet of a sweep. One that was begun before goes on where it stopped.
 
     First the split is made, once for all runs that have it in common. Of the runs that can share the base model's answers one asks
@@ -169,7 +190,13 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] 
 
     _refuse_changes(collect(sweep))
     if not (sweep.folder / SWEEP_FILE).is_file():
-        plan = {"name": sweep.name, "created": now(), "until": sweep.until, "swept": list(sweep.swept), "runs": sweep.parameters}
+        plan = {
+            "name": sweep.name,
+            "created": now(),
+            "until": sweep.until,
+            "swept": list(sweep.swept),
+            "runs": sweep.parameters,
+        }
         write_json(sweep.folder / SWEEP_FILE, plan)
     with Run(sweep.folder).in_use():
         for name, parameters in sweep.parameters.items():
@@ -182,7 +209,11 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] 
                 while wave := _next_wave(sweep, tried):
                     statuses = _hand_out(sweep, wave, jobs)
                     # One that stopped before the end without failing waits for what another run was to do: the next wave has it again.
-                    tried.update(name for (name, until, _), status in zip(wave, statuses) if status or until == sweep.until)
+                    tried.update(
+                        name
+                        for (name, until, _), status in zip(wave, statuses)
+                        if status or until == sweep.until
+                    )
         except BaseException:
             stop_children()
             write_results(sweep, collect(sweep))
@@ -198,8 +229,10 @@ def _refuse_changes(rows: list[dict[str, Any]]) -> None:
     """Raises RunError if a run is not what the sweep made of it: its scores would stand beside the wrong setting."""
     for row in rows:
         if row["status"] in ("changed", "damaged"):
-            raise RunError(f"run {row['run']} is {row['status']}: {row['message']}",
-                           f"delete it, and it is made again: course clean {row['run']}")
+            raise RunError(
+                f"run {row['run']} is {row['status']}: {row['message']}",
+                f"delete it, and it is made again: course clean {row['run']}",
+            )
 
 
 def _next_wave(sweep: Sweep, tried: set[str]) -> list[tuple[str, str, bool]]:
@@ -219,7 +252,10 @@ def _next_wave(sweep: Sweep, tried: set[str]) -> list[tuple[str, str, bool]]:
             return [(name, "split", False) for name in first]
         names = [name for name in names if not is_done(sweep, name)]
     groups = leaders(names, lambda name: base_key(sweep, name))
-    return [(name, sweep.until, True) if groups[name] in (None, name) else (name, "train", False) for name in names]
+    return [
+        (name, sweep.until, True) if groups[name] in (None, name) else (name, "train", False)
+        for name in names
+    ]
 
 
 def _has(run: Run, stage: str) -> bool:
@@ -237,15 +273,23 @@ def failure(run: Run) -> dict[str, Any] | None:
     if not (run.path / FAILURE).is_file():
         return None
     found = read_json(run.path / FAILURE)
-    return None if any(entry.get("finished", "") > found["time"] for entry in run.manifest["stages"].values()) else found
+    return (
+        None
+        if any(entry.get("finished", "") > found["time"] for entry in run.manifest["stages"].values())
+        else found
+    )
 
 
 def _hand_out(sweep: Sweep, wave: list[tuple[str, str, bool]], jobs: int | None) -> list[int]:
     """Give the jobs of a wave to joblib. Its own workers are threads, because each of them only waits for a process."""
     from joblib import Parallel, delayed
 
-    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ} | {"COURSE_RUNS_DIR": str(sweep.folder.parent)}
-    return Parallel(n_jobs=jobs, prefer="threads", pre_dispatch="n_jobs")(delayed(run_setting)(sweep, *job, environment) for job in wave)
+    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ} | {
+        "COURSE_RUNS_DIR": str(sweep.folder.parent)
+    }
+    return Parallel(n_jobs=jobs, prefer="threads", pre_dispatch="n_jobs")(
+        delayed(run_setting)(sweep, *job, environment) for job in wave
+    )
 
 
 def run_setting(sweep: Sweep, name: str, until: str, may_ask: bool, environment: dict[str, str]) -> int:
@@ -267,12 +311,18 @@ def run_setting(sweep: Sweep, name: str, until: str, may_ask: bool, environment:
 
     def donor() -> str | None:
         """The run to take the answers from, empty if there is none; None if that is not for the sweep to say."""
-        return None if key is None else next((other for other in mates if has_base_answers(sweep.run(other))), "")
+        return (
+            None
+            if key is None
+            else next((other for other in mates if has_base_answers(sweep.run(other))), "")
+        )
 
     if until == "split":
         return _course_run(sweep.run(name), until, donor(), environment)
     if not may_ask and not donor():
-        status = 0 if _has(sweep.run(name), until) else _course_run(sweep.run(name), until, donor(), environment)
+        status = (
+            0 if _has(sweep.run(name), until) else _course_run(sweep.run(name), until, donor(), environment)
+        )
         if status or not donor():
             return status
     return _course_run(sweep.run(name), sweep.until, donor(), environment)
@@ -285,12 +335,21 @@ def _course_run(run: Run, until: str, base_run: str | None, environment: dict[st
     """`course run` on an existing run, in a process of its own, with all that it prints in the run's `course.log`."""
     failed = (failure(run) or {}).get("stage")  # done again, even if only a check below its last line failed
     command = ["run", "--name", run.name, "--until", until, *(["--from", failed] if failed else ["--resume"])]
-    command += [] if base_run is None else ["-p", f"base_run={base_run}"]  # empty too: an earlier one may be gone
+    command += (
+        [] if base_run is None else ["-p", f"base_run={base_run}"]
+    )  # empty too: an earlier one may be gone
     (run.path / FAILURE).unlink(missing_ok=True)
     with open(run.path / LOG, "w", encoding="utf-8") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then interrupts each of them once.
-        process = subprocess.Popen([*COURSE, *command], cwd=ROOT, env=os.environ | environment,
-                                   stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [*COURSE, *command],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     _children.add(process)
     try:
         status = process.wait()
@@ -311,7 +370,13 @@ def failure_of(log: Path, status: int) -> dict[str, Any]:
     stage = next((stage for stage, (name, _) in STAGES.items() if notebook and name == notebook[-1]), None)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     said = re.findall(r"(?m)^(?:course: .+|\w*(?:Error|Exception|Interrupt)\b: .+)$", plain)
-    message = said[-1] if said else f"the process was ended by signal {-status}" if status < 0 else f"exit status {status}"
+    message = (
+        said[-1]
+        if said
+        else f"the process was ended by signal {-status}"
+        if status < 0
+        else f"exit status {status}"
+    )
     return {"stage": stage, "message": message.removeprefix("course: "), "log": log.name, "time": now()}
 
 

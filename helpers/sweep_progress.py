@@ -68,10 +68,17 @@ class Watch:
                 for stage, entry in run.manifest["stages"].items():
                     if entry["status"] == "done":
                         shared = entry.get("shared_from")
-                        text = f"as in {shared}" if shared else f"{clock(entry['seconds'])}  {entry['summary']}"
+                        text = (
+                            f"as in {shared}" if shared else f"{clock(entry['seconds'])}  {entry['summary']}"
+                        )
                         found.append(((name, stage, entry["finished"], shared), f"{head}  {stage:8} {text}"))
                 if failed:
-                    found.append(((name, failed["time"]), f"{head}  {failed['stage'] or 'start':8} FAILED: {failed['message']}"))
+                    found.append(
+                        (
+                            (name, failed["time"]),
+                            f"{head}  {failed['stage'] or 'start':8} FAILED: {failed['message']}",
+                        )
+                    )
                 elif is_done(sweep, name) and name not in self._finished:
                     self._finished.add(name)
                     found.append(((name, "done"), self._count()))
@@ -81,7 +88,11 @@ class Watch:
 
     def _count(self) -> str:
         """`2 of 6 done after 4:10, about 8:20 left`: as long for the rest as it took so far."""
-        done, total, spent = len(self._finished), len(self._sweep.parameters), time.monotonic() - self._started
+        done, total, spent = (
+            len(self._finished),
+            len(self._sweep.parameters),
+            time.monotonic() - self._started,
+        )
         left = f", about {clock(spent / (done - self._before) * (total - done))} left" if done < total else ""
         return f"{done} of {total} done after {clock(spent)}{left}"
 
@@ -90,10 +101,21 @@ class Watch:
         words = []
         for run in map(self._sweep.run, self._sweep.parameters):
             with contextlib.suppress(RunError):  # deleted by somebody
-                stage = next((stage for stage, entry in run.manifest["stages"].items() if entry["status"] == "started"), None)
+                stage = next(
+                    (
+                        stage
+                        for stage, entry in run.manifest["stages"].items()
+                        if entry["status"] == "started"
+                    ),
+                    None,
+                )
                 if stage and is_under_way(run.path):
                     metrics = run.path / "train" / "metrics.jsonl"
-                    step = f", step {len(metrics.read_bytes().splitlines())}" if stage == "train" and metrics.is_file() else ""
+                    step = (
+                        f", step {len(metrics.read_bytes().splitlines())}"
+                        if stage == "train" and metrics.is_file()
+                        else ""
+                    )
                     words.append(f"{run.name} {stage}{step}")
         return f"{clock(time.monotonic() - self._started)}  {'; '.join(words) or 'starting'}"
 

@@ -31,8 +31,17 @@ def collect(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _row(sweep: Sweep, name: str) -> dict[str, Any]:
     run = sweep.run(name)
-    later = dict.fromkeys(("validation", "validation_loss", "best_step", "base", "test", "seconds", "split_from", "base_from"))
-    row = {"run": name, "status": "not started", "parameters": sweep.setting(name), **later, "message": "", "log": ""}
+    later = dict.fromkeys(
+        ("validation", "validation_loss", "best_step", "base", "test", "seconds", "split_from", "base_from")
+    )
+    row = {
+        "run": name,
+        "status": "not started",
+        "parameters": sweep.setting(name),
+        **later,
+        "message": "",
+        "log": "",
+    }
     if not run.path.exists():
         return row
     if problem := look_at(run.path).problem:
@@ -51,7 +60,13 @@ def _status(sweep: Sweep, run: Run) -> dict[str, Any]:
     if found := failure(run):
         where = f"{found['stage']}: " if found["stage"] else ""
         return {"status": "failed", "message": where + found["message"], "log": str(run.path / LOG)}
-    return {"status": "done" if is_done(sweep, run.name) else "unfinished" if run.manifest["stages"] else "not started"}
+    return {
+        "status": "done"
+        if is_done(sweep, run.name)
+        else "unfinished"
+        if run.manifest["stages"]
+        else "not started"
+    }
 
 
 def _changes(sweep: Sweep, run: Run) -> str:
@@ -68,27 +83,44 @@ def _changes(sweep: Sweep, run: Run) -> str:
 
 def _scores(run: Run) -> dict[str, Any]:
     stages = {name: entry for name, entry in run.manifest["stages"].items() if entry["status"] == "done"}
-    row: dict[str, Any] = {"seconds": round(sum(entry["seconds"] for entry in stages.values()), 1) if stages else None,
-                           "split_from": stages.get("split", {}).get("shared_from")}
+    row: dict[str, Any] = {
+        "seconds": round(sum(entry["seconds"] for entry in stages.values()), 1) if stages else None,
+        "split_from": stages.get("split", {}).get("shared_from"),
+    }
     if "train" in stages:
         best = read_json(run.file("train/best_checkpoint.json"))
-        row |= {"validation": _score(best["correct"], best["total"]), "validation_loss": best["loss"], "best_step": best["step"]}
+        row |= {
+            "validation": _score(best["correct"], best["total"]),
+            "validation_loss": best["loss"],
+            "best_step": best["step"],
+        }
     if "evaluate" in stages:
         found = read_json(run.file("evaluate/model_evaluation.json"))
-        row |= {"base": _score(found["base_correct"], found["test_size"]), "test": _score(found["test_correct"], found["test_size"]),
-                "base_from": found.get("base_from")}
+        row |= {
+            "base": _score(found["base_correct"], found["test_size"]),
+            "test": _score(found["test_correct"], found["test_size"]),
+            "base_from": found.get("base_from"),
+        }
     return row
 
 
 def _score(correct: int, total: int) -> dict[str, Any]:
     from helpers.evaluation import wilson_interval
 
-    return {"correct": correct, "total": total, "accuracy": correct / total, "ci95": list(wilson_interval(correct, total))}
+    return {
+        "correct": correct,
+        "total": total,
+        "accuracy": correct / total,
+        "ci95": list(wilson_interval(correct, total)),
+    }
 
 
 def best_metric(sweep: Sweep) -> str:
     """What the best run has the best of: the parameter `best_metric`; accuracy if the runs differ in it."""
-    values = {stage_values(own, notebook_parameters(), "train")["train"]["best_metric"] for own in sweep.parameters.values()}
+    values = {
+        stage_values(own, notebook_parameters(), "train")["train"]["best_metric"]
+        for own in sweep.parameters.values()
+    }
     return values.pop() if len(values) == 1 else "accuracy"
 
 
@@ -98,7 +130,11 @@ def best_row(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     goodness = BEST[best_metric(sweep)]
     scored = [row for row in rows if row["status"] == "done" and row["validation"]]
-    return max(scored, key=lambda row: goodness({"accuracy": row["validation"]["accuracy"], "loss": row["validation_loss"]}), default=None)
+    return max(
+        scored,
+        key=lambda row: goodness({"accuracy": row["validation"]["accuracy"], "loss": row["validation_loss"]}),
+        default=None,
+    )
 
 
 # To read
@@ -114,31 +150,53 @@ def results_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
         loss = "–" if row["validation_loss"] is None else f"{row['validation_loss']:.3f}"
         time = "–" if row["seconds"] is None else clock(row["seconds"])
         status = row["status"] + (", best by validation" if row is best else "")
-        lines.append([row["run"], *own, _score_text(row["validation"]), loss, _score_text(row["test"]), time, status])
-    numbers = {1 + i for i, name in enumerate(sweep.swept) if all(_is_number(row["parameters"][name]) for row in rows)}
+        lines.append(
+            [row["run"], *own, _score_text(row["validation"]), loss, _score_text(row["test"]), time, status]
+        )
+    numbers = {
+        1 + i
+        for i, name in enumerate(sweep.swept)
+        if all(_is_number(row["parameters"][name]) for row in rows)
+    }
     text = [table(lines, right=numbers | {len(head) - 4, len(head) - 2})]
     for row in rows:
         if row["message"]:
-            text.append(f"{row['run']} {row['status']}: {row['message']}" + (f"\n    log: {row['log']}" if row["log"] else ""))
+            text.append(
+                f"{row['run']} {row['status']}: {row['message']}"
+                + (f"\n    log: {row['log']}" if row["log"] else "")
+            )
     return "\n".join([*text, "", *_advice(sweep, rows, best)])
 
 
 def _advice(sweep: Sweep, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> list[str]:
     if best is None:
         return ["no run has a validation score yet"] if "train" in sweep.stages else []
-    measure = {"accuracy": "highest accuracy, of equals the lowest loss", "loss": "lowest loss, of equals the highest accuracy"}
+    measure = {
+        "accuracy": "highest accuracy, of equals the lowest loss",
+        "loss": "lowest loss, of equals the highest accuracy",
+    }
     latest = "; runs/latest names it" if latest_name() == best["run"] else ""
-    lines = [f"best by validation: {best['run']} ({setting_text(best['parameters'])}), by {measure[best_metric(sweep)]}{latest}"]
+    lines = [
+        f"best by validation: {best['run']} ({setting_text(best['parameters'])}), by {measure[best_metric(sweep)]}{latest}"
+    ]
     others = [row for row in rows if row is not best and row["status"] == "done" and row["validation"]]
     low, high = best["validation"]["ci95"]
-    overlap = [row for row in others if row["validation"]["ci95"][1] >= low and row["validation"]["ci95"][0] <= high]
+    overlap = [
+        row for row in others if row["validation"]["ci95"][1] >= low and row["validation"]["ci95"][0] <= high
+    ]
     if overlap:
-        lines.append(f"Intervals that overlap with its own: {len(overlap)} of {len(others)}. So that it is the best may be luck. "
-                     "More validation problems tell, or other seeds.")
+        lines.append(
+            f"Intervals that overlap with its own: {len(overlap)} of {len(others)}. So that it is the best may be luck. "
+            "More validation problems tell, or other seeds."
+        )
     if len({json.dumps(split_key(sweep, name), sort_keys=True) for name in sweep.parameters}) > 1:
-        lines.append("The runs were not all split alike, so their validation problems differ: part of the differences comes from that.")
+        lines.append(
+            "The runs were not all split alike, so their validation problems differ: part of the differences comes from that."
+        )
     if "evaluate" in sweep.stages:
-        lines.append("Choose by validation. A run that is chosen by its test score has a test score that is too high.")
+        lines.append(
+            "Choose by validation. A run that is chosen by its test score has a test score that is too high."
+        )
     return lines
 
 
@@ -186,7 +244,9 @@ def csv_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     best = best_row(sweep, rows)
     lines = []
     for row in rows:
-        line = {"run": row["run"], "status": row["status"], "best": "yes" if row is best else ""} | row["parameters"]
+        line = {"run": row["run"], "status": row["status"], "best": "yes" if row is best else ""} | row[
+            "parameters"
+        ]
         for kind in SCORES:
             score = row[kind] or {"correct": None, "total": None, "accuracy": None, "ci95": (None, None)}
             line |= {f"{kind}_{key}": score[key] for key in ("correct", "total", "accuracy")}
@@ -216,11 +276,15 @@ def plan_text(plan: dict[str, Any]) -> str:
         rows.append([row["run"], *(_text(row["parameters"][name]) for name in swept), time])
     data, count = plan["first"]["data"], len(plan["runs"])
     first = " (first run)" if plan["splits"] > 1 else ""
-    lines = [f"sweep {plan['sweep']}: {plural(count, 'run')} until {plan['until']}, in {plan['runs_dir']}", "",
-             table(rows, right={len(rows[0]) - 1}), "",
-             f"data      {data['train']:,} to train on, {data['validation']:,} to choose by, {data['test']:,} to test on{first}",
-             f"shared    {plural(plan['splits'], 'split')} for {plural(count, 'run')}"
-             + (f"; the base model is asked {plural(plan['base_asked'], 'time')}" if plan["base_asked"] else "")]
+    lines = [
+        f"sweep {plan['sweep']}: {plural(count, 'run')} until {plan['until']}, in {plan['runs_dir']}",
+        "",
+        table(rows, right={len(rows[0]) - 1}),
+        "",
+        f"data      {data['train']:,} to train on, {data['validation']:,} to choose by, {data['test']:,} to test on{first}",
+        f"shared    {plural(plan['splits'], 'split')} for {plural(count, 'run')}"
+        + (f"; the base model is asked {plural(plan['base_asked'], 'time')}" if plan["base_asked"] else ""),
+    ]
     return "\n".join([*lines, time_line(plan), *_cost_lines(plan)])
 
 
@@ -242,12 +306,20 @@ def time_line(plan: dict[str, Any], done: list[str] | tuple[str, ...] = ()) -> s
 def _cost_lines(plan: dict[str, Any]) -> list[str]:
     cost, backend = plan["cost"], plan["first"]["backend"]
     if cost is None:
-        return ["cost      none: the stub works on this machine" if backend == "stub" else "cost      unknown: ask who runs the server"]
+        return [
+            "cost      none: the stub works on this machine"
+            if backend == "stub"
+            else "cost      unknown: ask who runs the server"
+        ]
     tokens = ", ".join(f"{amount:,} {kind}" for kind, amount in cost["tokens"].items())
     if cost["missing"]:
-        return [f"cost      tokens: {tokens}; in dollars unknown: helpers/prices.toml lacks the price of {', '.join(cost['missing'])}"]
-    return [f"cost      tokens: {tokens}; about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by "
-            f"the prices of {cost['date'] or 'no date'} in {cost['prices']}"]
+        return [
+            f"cost      tokens: {tokens}; in dollars unknown: helpers/prices.toml lacks the price of {', '.join(cost['missing'])}"
+        ]
+    return [
+        f"cost      tokens: {tokens}; about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by "
+        f"the prices of {cost['date'] or 'no date'} in {cost['prices']}"
+    ]
 
 
 def plural(number: int, word: str) -> str:

@@ -15,8 +15,9 @@ graded in two ways:
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from helpers.duplicates import find_duplicates
 from helpers.errors import DataError
@@ -59,7 +60,10 @@ class Task:
     @property
     def settings(self) -> dict[str, Any]:
         """What the manifest keeps of it: `task_of` makes the task from that."""
-        own = {"classification": {"labels": self.labels, "majority": self.majority}, "text": {"threshold": self.threshold}}
+        own = {
+            "classification": {"labels": self.labels, "majority": self.majority},
+            "text": {"threshold": self.threshold},
+        }
         return {"name": self.name} | own.get(self.name, {})
 
     @property
@@ -116,7 +120,9 @@ def reference_of(record: dict[str, Any]) -> str:
 # In notebook 01
 
 
-def choose_task(name: str, records: Sequence[dict[str, Any]], text_threshold: float = 0.5) -> tuple[Task, list[dict[str, Any]]]:
+def choose_task(
+    name: str, records: Sequence[dict[str, Any]], text_threshold: float = 0.5
+) -> tuple[Task, list[dict[str, Any]]]:
     """The task, and the records for it.
 
     Those of a classification without categories get their label as category: the split then gives every label the same share in each
@@ -133,23 +139,33 @@ def choose_task(name: str, records: Sequence[dict[str, Any]], text_threshold: fl
     if name not in TASKS:
         raise DataError(f"there is no task {name!r}", f"tasks are {', '.join(TASKS)}")
     if not 0 < text_threshold <= 1:
-        raise DataError(f"text_threshold is {text_threshold!r}", "it is an F1: over 0 and at most 1, such as 0.5")
+        raise DataError(
+            f"text_threshold is {text_threshold!r}", "it is an F1: over 0 and at most 1, such as 0.5"
+        )
     if name in ("extraction", "text"):
-        records = [{field: value for field, value in record.items() if field != "answer"} for record in records]
+        records = [
+            {field: value for field, value in record.items() if field != "answer"} for record in records
+        ]
     if name != "classification":
         return Task(name, threshold=text_threshold), list(records)
     counts = Counter(reference_of(record).strip() for record in records)
     if len(counts) < 2:
-        raise DataError(f"all {len(records)} records have the output {next(iter(counts), '')[:60]!r}: there is nothing to classify",
-                        "bring records of at least two labels, or map another column to the output")
+        raise DataError(
+            f"all {len(records)} records have the output {next(iter(counts), '')[:60]!r}: there is nothing to classify",
+            "bring records of at least two labels, or map another column to the output",
+        )
     if len(counts) > len(records) / 2:
-        raise DataError(f"{len(records)} records have {len(counts)} different outputs: those are no labels",
-                        "choose task=text or task=extraction, or map the column with the label to the output")
+        raise DataError(
+            f"{len(records)} records have {len(counts)} different outputs: those are no labels",
+            "choose task=text or task=extraction, or map the column with the label to the output",
+        )
     task = Task(name, dict(counts.most_common()))
     for label in counts:
         if not task.grader(label, label):
-            raise DataError(f"the label {label[:60]!r} can't be told in an answer: {task.grader(label, label).why}",
-                            "rename labels that are the same but for case and punctuation, and use words, not signs")
+            raise DataError(
+                f"the label {label[:60]!r} can't be told in an answer: {task.grader(label, label).why}",
+                "rename labels that are the same but for case and punctuation, and use words, not signs",
+            )
     if not any(record.get("category") for record in records):
         records = [record | {"category": reference_of(record).strip()} for record in records]
     return task, list(records)
@@ -173,32 +189,51 @@ def finish_task(task: Task, split: Any) -> tuple[Task, list[str]]:
     if wrong:
         output, verdict = wrong[0]
         others = ", ".join(other for other in TASKS if other != task.name)
-        raise DataError(f"{len(wrong)} of {len(scored)} test and validation records can't be scored as {task.name}: their own output would be "
-                        f"wrong; the first: {output[:80]!r}, {verdict.why}", f"correct them or take them out, or choose another task: {others}")
+        raise DataError(
+            f"{len(wrong)} of {len(scored)} test and validation records can't be scored as {task.name}: their own output would be "
+            f"wrong; the first: {output[:80]!r}, {verdict.why}",
+            f"correct them or take them out, or choose another task: {others}",
+        )
     records = [*split.train, *split.validation, *split.test]
     notes = _conflicts(task, records)
     kinds = {reference_of(record).strip() for record in records}
-    if task.name in ("math", "text") and len(kinds) <= len(records) / 5 and not any(char.isdigit() for kind in kinds for char in kind):
-        notes.append(f"the {len(records)} outputs are of {len(kinds)} kinds, as labels are: task=classification scores those")
+    if (
+        task.name in ("math", "text")
+        and len(kinds) <= len(records) / 5
+        and not any(char.isdigit() for kind in kinds for char in kind)
+    ):
+        notes.append(
+            f"the {len(records)} outputs are of {len(kinds)} kinds, as labels are: task=classification scores those"
+        )
     without = sum(not any(char.isdigit() for char in reference_of(record)) for record in records)
     if task.name == "math" and without > len(records) / 2:
-        notes.append(f"{without} of {len(records)} answers hold no number, and task=math compares final answers by value; for other data "
-                     "there are task=classification, extraction and text")
+        notes.append(
+            f"{without} of {len(records)} answers hold no number, and task=math compares final answers by value; for other data "
+            "there are task=classification, extraction and text"
+        )
     if task.name != "classification":
         return task, notes
-    parts = {part: Counter(reference_of(record).strip() for record in getattr(split, part)) for part in ("train", "validation", "test")}
+    parts = {
+        part: Counter(reference_of(record).strip() for record in getattr(split, part))
+        for part in ("train", "validation", "test")
+    }
     once = [label for label, count in task.labels.items() if count == 1]
     if once:
         notes.append(f"labels that occur once, and so can't be both learned and tested: {_some(once)}")
     for part, counts in parts.items():
         missing = [label for label in task.labels if label not in counts and label not in once]
         if missing:
-            notes.append(f"labels missing in {part}: {_some(missing)}" + (": the score says nothing about them" if part == "test" else ""))
+            notes.append(
+                f"labels missing in {part}: {_some(missing)}"
+                + (": the score says nothing about them" if part == "test" else "")
+            )
     train = parts["train"]
     majority, most = train.most_common(1)[0]
     if most >= UNBALANCED * min(train.values()):
-        notes.append(f"unbalanced: {most} of {train.total()} training records are {majority!r}, {min(train.values())} are of the rarest "
-                     "label; read macro-F1 beside the accuracy")
+        notes.append(
+            f"unbalanced: {most} of {train.total()} training records are {majority!r}, {min(train.values())} are of the rarest "
+            "label; read macro-F1 beside the accuracy"
+        )
     return Task(task.name, task.labels, task.threshold, majority), notes
 
 
@@ -209,12 +244,19 @@ def _conflicts(task: Task, records: list[dict[str, Any]]) -> list[str]:
     found = []
     for group in find_duplicates(records):
         first, *others = [records[index] for index in group.indices]
-        if group.kind == "exact" and not all(task.grader(other["output"], reference_of(first)) for other in others):
+        if group.kind == "exact" and not all(
+            task.grader(other["output"], reference_of(first)) for other in others
+        ):
             found.append(first)
     if not found:
         return []
-    asked, what = (found[0].get("input") or found[0]["instruction"])[:60], "question" if len(found) == 1 else "questions"
-    return [f"{len(found)} {what} with different answers in different records, which no model can all get right; the first: {asked!r}"]
+    asked, what = (
+        (found[0].get("input") or found[0]["instruction"])[:60],
+        "question" if len(found) == 1 else "questions",
+    )
+    return [
+        f"{len(found)} {what} with different answers in different records, which no model can all get right; the first: {asked!r}"
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,11 +271,16 @@ def _label_measures(pairs: list[tuple[str, str]], labels: list[str], majority: s
     true = [label_in(expected, labels) or expected for _, expected in pairs]
     said = [label_in(output, labels) or "(none)" for output, _ in pairs]
     tested = [label for label in labels if label in true]
-    confusion = {label: dict(Counter(s for t, s in zip(true, said) if t == label).most_common()) for label in tested}
+    confusion = {
+        label: dict(Counter(s for t, s in zip(true, said) if t == label).most_common()) for label in tested
+    }
     return {
         "macro_f1": float(f1_score(true, said, labels=tested, average="macro", zero_division=0)),
         "majority_baseline": sum(label == majority for label in true) / len(true),
-        "by_label": {label: {"correct": row.get(label, 0), "total": sum(row.values())} for label, row in confusion.items()},
+        "by_label": {
+            label: {"correct": row.get(label, 0), "total": sum(row.values())}
+            for label, row in confusion.items()
+        },
         "confusion": confusion,
     }
 
@@ -246,8 +293,11 @@ def _field_measures(pairs: list[tuple[str, str]]) -> dict[str, float]:
         mine, right = read_fields(output) or {}, read_fields(expected) or {}
         same += len(mine.items() & right.items())
         found, wanted = found + len(mine), wanted + len(right)
-    return {"field_precision": same / found if found else 0.0, "field_recall": same / wanted if wanted else 0.0,
-            "field_f1": 2 * same / (found + wanted) if found + wanted else 0.0}
+    return {
+        "field_precision": same / found if found else 0.0,
+        "field_recall": same / wanted if wanted else 0.0,
+        "field_f1": 2 * same / (found + wanted) if found + wanted else 0.0,
+    }
 
 
 def measures_text(task: Task, base: dict[str, Any], tuned: dict[str, Any]) -> str:
@@ -256,8 +306,11 @@ def measures_text(task: Task, base: dict[str, Any], tuned: dict[str, Any]) -> st
     Args:
         base, tuned: from `Task.measures`, of the same test records.
     """
-    lines = [f"{name.replace('_', ' '):18} {value:5.1%} → {tuned[name]:5.1%}" for name, value in base.items()
-             if isinstance(value, float) and name != "majority_baseline"]
+    lines = [
+        f"{name.replace('_', ' '):18} {value:5.1%} → {tuned[name]:5.1%}"
+        for name, value in base.items()
+        if isinstance(value, float) and name != "majority_baseline"
+    ]
     if task.name != "classification":
         return "\n".join(lines)
     always = f"from always answering {task.majority!r}, the commonest label in training"
@@ -265,5 +318,7 @@ def measures_text(task: Task, base: dict[str, Any], tuned: dict[str, Any]) -> st
     lines += ["label: right of all, base → tuned; what the tuned model said"]
     for label, row in tuned["by_label"].items():
         said = ", ".join(f"{name} {count}" for name, count in tuned["confusion"][label].items())
-        lines.append(f"  {label}: {base['by_label'][label]['correct']} → {row['correct']} of {row['total']}; {said}")
+        lines.append(
+            f"  {label}: {base['by_label'][label]['correct']} → {row['correct']} of {row['total']}; {said}"
+        )
     return "\n".join(lines)

@@ -28,7 +28,9 @@ class Step:
     learning_rate: float
 
 
-def plan_steps(size: int, batch_size: int, epochs: float, learning_rate: float, seed: int, warmup: int = 0) -> list[Step]:
+def plan_steps(
+    size: int, batch_size: int, epochs: float, learning_rate: float, seed: int, warmup: int = 0
+) -> list[Step]:
     """All steps of a run: each epoch sees every example once, in a new order; the learning rate falls linearly to zero.
 
     Args:
@@ -45,15 +47,27 @@ def plan_steps(size: int, batch_size: int, epochs: float, learning_rate: float, 
     if size < 1:
         raise DataError("there are no training examples", "run 01_split with more data")
     if batch_size < 1 or epochs <= 0 or learning_rate <= 0:
-        raise DataError(f"batch_size={batch_size}, epochs={epochs}, learning_rate={learning_rate}: each must be above zero", "correct the parameter")
+        raise DataError(
+            f"batch_size={batch_size}, epochs={epochs}, learning_rate={learning_rate}: each must be above zero",
+            "correct the parameter",
+        )
     per_epoch = math.ceil(size / batch_size)
     total = max(1, round(per_epoch * epochs))
     steps = []
     for number in range(1, total + 1):
         epoch, place = divmod(number - 1, per_epoch)
         order = random.Random(f"{seed}-{epoch}").sample(range(size), size)
-        rate = learning_rate * (number / warmup if number <= warmup else 1 - (number - 1 - warmup) / (total - warmup))
-        steps.append(Step(number, round(number / per_epoch, 4), order[place * batch_size : (place + 1) * batch_size], rate))
+        rate = learning_rate * (
+            number / warmup if number <= warmup else 1 - (number - 1 - warmup) / (total - warmup)
+        )
+        steps.append(
+            Step(
+                number,
+                round(number / per_epoch, 4),
+                order[place * batch_size : (place + 1) * batch_size],
+                rate,
+            )
+        )
     return steps
 
 
@@ -70,7 +84,10 @@ def evaluation_steps(total: int, every: int, epochs: float = 1.0, every_epochs: 
         DataError: `every` is not above zero, or `every_epochs` is below it.
     """
     if every < 1 or every_epochs < 0:
-        raise DataError(f"eval_every={every}, eval_every_epochs={every_epochs}: the first must be at least 1, the second at least 0", "correct the parameter")
+        raise DataError(
+            f"eval_every={every}, eval_every_epochs={every_epochs}: the first must be at least 1, the second at least 0",
+            "correct the parameter",
+        )
     if every_epochs:
         every = max(1, round(every_epochs * total / epochs))
     return [0, *(step for step in range(every, total, every) if total - step >= every / 2), total]
@@ -121,7 +138,9 @@ class TrainingLog:
         DataError: there is no such metric, or patience is below 0.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], best_metric: str = "accuracy", patience: int = 0):
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], best_metric: str = "accuracy", patience: int = 0
+    ):
         if best_metric not in BEST:
             raise DataError(f"best_metric={best_metric!r}", f"use {' or '.join(BEST)}")
         if patience < 0:
@@ -133,7 +152,12 @@ class TrainingLog:
         if self.resumed:
             self._forget_after(self.checkpoints[-1]["step"])
         else:
-            for name in ("metrics.jsonl", "checkpoints.jsonl", "evaluation_history.json", "best_checkpoint.json"):
+            for name in (
+                "metrics.jsonl",
+                "checkpoints.jsonl",
+                "evaluation_history.json",
+                "best_checkpoint.json",
+            ):
                 (folder / name).unlink(missing_ok=True)
             write_json(self._settings_path, {**settings, "finished": False})
         self._settings = settings
@@ -166,22 +190,49 @@ class TrainingLog:
 
     def step(self, step: Step, train_nll: float, tokens: int, seconds: float) -> None:
         """Record one optimizer step."""
-        append_jsonl(self.folder / "metrics.jsonl", {
-            "step": step.number, "epoch": step.epoch, "train_nll": round(train_nll, 5),
-            "learning_rate": step.learning_rate, "tokens_per_second": round(tokens / seconds, 1),
-        })
+        append_jsonl(
+            self.folder / "metrics.jsonl",
+            {
+                "step": step.number,
+                "epoch": step.epoch,
+                "train_nll": round(train_nll, 5),
+                "learning_rate": step.learning_rate,
+                "tokens_per_second": round(tokens / seconds, 1),
+            },
+        )
 
-    def checkpoint(self, step: int, epoch: float, state_path: str, sampler_path: str, accuracy: float, loss: float, correct: int, total: int) -> dict:
+    def checkpoint(
+        self,
+        step: int,
+        epoch: float,
+        state_path: str,
+        sampler_path: str,
+        accuracy: float,
+        loss: float,
+        correct: int,
+        total: int,
+    ) -> dict:
         """Record one checkpoint with its validation scores, and the best one so far."""
-        row = {"step": step, "epoch": epoch, "state_path": state_path, "sampler_path": sampler_path,
-               "accuracy": accuracy, "loss": round(loss, 5), "correct": correct, "total": total}
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "state_path": state_path,
+            "sampler_path": sampler_path,
+            "accuracy": accuracy,
+            "loss": round(loss, 5),
+            "correct": correct,
+            "total": total,
+        }
         append_jsonl(self.folder / "checkpoints.jsonl", row)
         self._write_history()
         return row
 
     def _write_history(self) -> None:
         rows = self.checkpoints
-        write_json(self.folder / "evaluation_history.json", [{key: row[key] for key in ("epoch", "step", "accuracy", "loss")} for row in rows])
+        write_json(
+            self.folder / "evaluation_history.json",
+            [{key: row[key] for key in ("epoch", "step", "accuracy", "loss")} for row in rows],
+        )
         write_json(self.folder / "best_checkpoint.json", self.best)
 
     def _forget_after(self, step: int) -> None:
@@ -195,7 +246,9 @@ class TrainingLog:
         write_json(self._settings_path, {**self._settings, "finished": True})
 
 
-def open_training_client(backend: Any, base_model: str, log: TrainingLog, rank: int, seed: int, **lora: bool) -> Any:
+def open_training_client(
+    backend: Any, base_model: str, log: TrainingLog, rank: int, seed: int, **lora: bool
+) -> Any:
     """A new LoRA training client, or one restored from the last checkpoint of an interrupted run, optimizer included.
 
     Args:
@@ -210,9 +263,15 @@ def open_training_client(backend: Any, base_model: str, log: TrainingLog, rank: 
     try:
         if not log.resumed:
             return service.create_lora_training_client(base_model, rank=rank, seed=seed, **lora).result()
-        return service.create_training_client_from_state_with_optimizer(log.checkpoints[-1]["state_path"]).result()
+        return service.create_training_client_from_state_with_optimizer(
+            log.checkpoints[-1]["state_path"]
+        ).result()
     except (tinker.TinkerError, ValueError) as error:
-        fix = (f"delete {log.folder} to start this stage anew" if log.resumed else "check base_model and the backend's list of models")
+        fix = (
+            f"delete {log.folder} to start this stage anew"
+            if log.resumed
+            else "check base_model and the backend's list of models"
+        )
         raise BackendError(f"{backend} gave no training client: {error}", fix) from error
 
 
@@ -240,7 +299,16 @@ class Progress:
         from tqdm import tqdm
 
         self._steps = steps
-        self._bar = tqdm(total=total, initial=done, desc="Training", unit="step", file=sys.stdout, ncols=100, mininterval=1, position=0)
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc="Training",
+            unit="step",
+            file=sys.stdout,
+            ncols=100,
+            mininterval=1,
+            position=0,
+        )
 
     def __iter__(self) -> Iterator[Step]:
         with self._bar:
@@ -271,7 +339,15 @@ def loss_change(metrics: list[dict[str, Any]]) -> str:
     first, last = losses[0], sum(last_ones) / len(last_ones) if last_ones else losses[0]
     said = f"from {first:.3f} in the first batch to {last:.3f} nats a token in the last ones"
     if not math.isfinite(last) or last > first:
-        raise CourseError(f"the training loss did not fall: {said}",
-                          "start another run with a smaller learning_rate; if that does not help, look at the data in notebook 01")
-    little = "\nnote: that is little. More epochs or a higher learning_rate may help" if last > 0.7 * first else ""
-    return f"the training loss fell by {1 - last / first:.0%}, {said}{little}" if first else f"the training loss is {last:.3f} nats a token"
+        raise CourseError(
+            f"the training loss did not fall: {said}",
+            "start another run with a smaller learning_rate; if that does not help, look at the data in notebook 01",
+        )
+    little = (
+        "\nnote: that is little. More epochs or a higher learning_rate may help" if last > 0.7 * first else ""
+    )
+    return (
+        f"the training loss fell by {1 - last / first:.0%}, {said}{little}"
+        if first
+        else f"the training loss is {last:.3f} nats a token"
+    )

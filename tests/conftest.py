@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
 import pytest
 import tinker
 import torch
-
-from helpers.models import LOCAL_MODEL
 from stub import Server
+
+import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
+from helpers.models import LOCAL_MODEL
 
 # The SDK's clients of servers that a test has ended warn for minutes, into the output of whatever test is on.
 logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
@@ -36,7 +36,9 @@ def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("TINKER_")}
     env |= {"TINKER_COURSE_HOME": str(home), "COURSE_RUNS_DIR": str(tmp_path_factory.mktemp("runs"))}
     yield env
-    subprocess.run([sys.executable, "-m", "helpers.cli", "stub", "stop"], env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "helpers.cli", "stub", "stop"], env=env, check=True, stdout=subprocess.DEVNULL
+    )
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +49,16 @@ def small_model(tmp_path_factory, base_model) -> Path:
     folder = tmp_path_factory.mktemp("models") / "deep" / "small"
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2)
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=49152,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     for file in Path(base_model).glob("*token*"):
         shutil.copy(file, folder)
@@ -66,8 +76,16 @@ def toy_model(tmp_path_factory, base_model) -> Path:
     folder = tmp_path_factory.mktemp("toys") / "models" / LOCAL_MODEL
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=1.0)
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=49152,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=1.0,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     for file in Path(base_model).iterdir():
         if "token" in file.name or file.suffix in (".jinja", ".txt") or file.name == "vocab.json":

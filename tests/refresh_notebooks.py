@@ -20,7 +20,9 @@ def last_state(text: str) -> str:
 
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Drop what differs from run to run without meaning anything: times of cells, intermediate progress bars."""
-    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata}
+    notebook.metadata = {
+        key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata
+    }
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -28,7 +30,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
             if output.output_type == "stream":
                 output.text = last_state(output.text)
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text.strip()]
+            cell.outputs = [
+                output for output in cell.outputs if output.output_type != "stream" or output.text.strip()
+            ]
 
 
 def main() -> None:
@@ -36,7 +40,13 @@ def main() -> None:
     for path in sorted(FOLDER.glob("*.ipynb")):
         started = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": FOLDER}}).execute()
+        NotebookClient(
+            notebook,
+            timeout=None,
+            kernel_name="python3",
+            coalesce_streams=True,
+            resources={"metadata": {"path": FOLDER}},
+        ).execute()
         clean(notebook)
         temporary = path.with_suffix(".tmp")
         nbformat.write(notebook, temporary)

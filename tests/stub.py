@@ -23,8 +23,24 @@ class Server:
         (state / "server.json").unlink(missing_ok=True)
         self.log = state / "log.txt"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.stub_tinker", "--port", "0", "--state-dir", str(state), "--base-model", self.model, "--precision", precision, *arguments],
-            cwd=ROOT, stdout=open(self.log, "w"), stderr=subprocess.STDOUT)
+            [
+                sys.executable,
+                "-m",
+                "helpers.stub_tinker",
+                "--port",
+                "0",
+                "--state-dir",
+                str(state),
+                "--base-model",
+                self.model,
+                "--precision",
+                precision,
+                *arguments,
+            ],
+            cwd=ROOT,
+            stdout=open(self.log, "w"),
+            stderr=subprocess.STDOUT,
+        )
         deadline = time.monotonic() + 90
         while not (state / "server.json").exists():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
@@ -38,7 +54,9 @@ class Server:
         return tinker.RestClient(base_url=self.url, api_key=key)
 
     def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes]:
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json", **headers})
+        request = urllib.request.Request(
+            self.url + path, body, {"Content-Type": "application/json", **headers}
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.status, answer.read()

@@ -26,12 +26,29 @@ from helpers.models import load_tokenizer
 from helpers.prompts import prompt_format, question_text, renderer_for
 from helpers.runs import ROOT
 
-GSM8K = [{"question": f"Ann has {n} pens and buys {n + 1}. How many pens has she?",
-          "answer": f"She has {n}+{n + 1}=<<{n}+{n + 1}={2 * n + 1}>>{2 * n + 1} pens.\n#### {2 * n + 1}"} for n in range(10, 26)]
+GSM8K = [
+    {
+        "question": f"Ann has {n} pens and buys {n + 1}. How many pens has she?",
+        "answer": f"She has {n}+{n + 1}=<<{n}+{n + 1}={2 * n + 1}>>{2 * n + 1} pens.\n#### {2 * n + 1}",
+    }
+    for n in range(10, 26)
+]
 MMLU = [[f"What is {n} + {n}?", str(2 * n), str(2 * n + 1), "0", "none, of these", "A"] for n in range(1, 5)]
-HELLASWAG = [{"ind": n, "activity_label": "Cooking", "ctx_a": "A man", "ctx_b": "", "ctx": f"A man boils egg number {n}. He", "split": "val",
-              "split_type": "indomain", "label": n % 4, "endings": ["eats it.", "flies away.", "is a cloud.", "sings."],
-              "source_id": f"activitynet~v_{n}"} for n in range(4)]
+HELLASWAG = [
+    {
+        "ind": n,
+        "activity_label": "Cooking",
+        "ctx_a": "A man",
+        "ctx_b": "",
+        "ctx": f"A man boils egg number {n}. He",
+        "split": "val",
+        "split_type": "indomain",
+        "label": n % 4,
+        "endings": ["eats it.", "flies away.", "is a cloud.", "sings."],
+        "source_id": f"activitynet~v_{n}",
+    }
+    for n in range(4)
+]
 
 
 class Answers:
@@ -78,15 +95,28 @@ def wrong_below_14(prompt):
 
 def test_gsm8k_counts_what_is_right(base_model, gsm8k, tmp_path, capsys):
     client = Answers(base_model, wrong_below_14)
-    results = run_inspect_eval(sampling_client=client, benchmark="gsm8k", batch_size=3, dataset_path=gsm8k, log_dir=tmp_path / "logs")
+    results = run_inspect_eval(
+        sampling_client=client, benchmark="gsm8k", batch_size=3, dataset_path=gsm8k, log_dir=tmp_path / "logs"
+    )
     assert results["score"] == 50 and results["stderr"] == pytest.approx(100 * (0.25 / 7) ** 0.5)
-    assert (results["samples"], results["total"], results["metric"], results["truncated"]) == (8, 8, "accuracy", 0)
+    assert (results["samples"], results["total"], results["metric"], results["truncated"]) == (
+        8,
+        8,
+        "accuracy",
+        0,
+    )
     assert client.most <= 3 and client.params.temperature == 0 and results["renderer"] == "qwen3_instruct"
     assert "8/8" in capsys.readouterr().out
     prompt = next(prompt for prompt in client.prompts if "Ann has 12 pens" in prompt)
-    assert prompt.count("Reasoning:\n") == 8 and "ANSWER: 37" in prompt  # all eight examples of train.jsonl, and the question
+    assert (
+        prompt.count("Reasoning:\n") == 8 and "ANSWER: 37" in prompt
+    )  # all eight examples of train.jsonl, and the question
     log = read_eval_log(results["log"])
-    assert log.eval.task == "inspect_evals/gsm8k" and len(log.samples) == 8 and log.results.scores[0].metrics["accuracy"].value == 0.5
+    assert (
+        log.eval.task == "inspect_evals/gsm8k"
+        and len(log.samples) == 8
+        and log.results.scores[0].metrics["accuracy"].value == 0.5
+    )
 
 
 def test_gsm8k_chooses_the_examples_that_the_hub_would_give(gsm8k, tmp_path, base_model):
@@ -101,7 +131,9 @@ def test_gsm8k_chooses_the_examples_that_the_hub_would_give(gsm8k, tmp_path, bas
 
 def test_without_worked_examples_it_says_so(gsm8k, tmp_path, base_model, capsys):
     (gsm8k.parent / "train.jsonl").unlink()
-    results = run_inspect_eval(Answers(base_model, add), "gsm8k", limit=5, dataset_path=gsm8k, log_dir=tmp_path)
+    results = run_inspect_eval(
+        Answers(base_model, add), "gsm8k", limit=5, dataset_path=gsm8k, log_dir=tmp_path
+    )
     assert results["score"] == 100 and results["samples"] == 5 and results["total"] == 8
     assert "no train.jsonl" in capsys.readouterr().out
     with pytest.raises(DataError, match="fewshot=4 needs train.jsonl"):
@@ -117,7 +149,9 @@ def test_mmlu_reads_both_published_forms(header, tmp_path, base_model):
             rows.writerow(["", "Question", "A", "B", "C", "D", "Answer", "Subject"])
         rows.writerows([number, *row, "arithmetic"] if header else row for number, row in enumerate(MMLU))
     client = Answers(base_model, lambda prompt: "ANSWER: B" if "What is 2 +" in prompt else "ANSWER: A")
-    results = run_inspect_eval(client, "mmlu", dataset_path=path if header else tmp_path, log_dir=tmp_path / "logs")
+    results = run_inspect_eval(
+        client, "mmlu", dataset_path=path if header else tmp_path, log_dir=tmp_path / "logs"
+    )
     assert results["score"] == 75 and results["samples"] == 4
     assert client.params.max_tokens == 16  # the task's own limit
     assert "D) none, of these" in client.prompts[0]
@@ -132,16 +166,27 @@ def test_hellaswag_reads_its_validation_file(tmp_path, base_model):
     assert results["score"] == 25 and "most plausible continuation" in client.prompts[0]
 
 
-@pytest.mark.parametrize("benchmark, text, message", [
-    ("gsm8k", '{"question": "2 + 2?", "answer": "4"}', "line 1: `answer` has no `####`"),
-    ("gsm8k", '{"question": "2 + 2?"}', "line 1: `question` and `answer` must be text"),
-    ("gsm8k", "question,answer", "line 1 is not JSON"),
-    ("gsm8k", "\n", "is empty"),
-    ("hellaswag", json.dumps(HELLASWAG[0]) + "\n" + json.dumps({**HELLASWAG[1], "label": ""}), "line 2: there is no `label`.*hellaswag_val"),
-    ("hellaswag", json.dumps({**HELLASWAG[1], "label": 4}), "line 1: `label` is 4, and there are 4 endings"),
-    ("mmlu", "2 + 2?,4,5,6,A", "line 1: a row must be"),
-    ("mmlu", "2 + 2?,4,5,6,7,E", "line 1: a row must be"),
-])
+@pytest.mark.parametrize(
+    "benchmark, text, message",
+    [
+        ("gsm8k", '{"question": "2 + 2?", "answer": "4"}', "line 1: `answer` has no `####`"),
+        ("gsm8k", '{"question": "2 + 2?"}', "line 1: `question` and `answer` must be text"),
+        ("gsm8k", "question,answer", "line 1 is not JSON"),
+        ("gsm8k", "\n", "is empty"),
+        (
+            "hellaswag",
+            json.dumps(HELLASWAG[0]) + "\n" + json.dumps({**HELLASWAG[1], "label": ""}),
+            "line 2: there is no `label`.*hellaswag_val",
+        ),
+        (
+            "hellaswag",
+            json.dumps({**HELLASWAG[1], "label": 4}),
+            "line 1: `label` is 4, and there are 4 endings",
+        ),
+        ("mmlu", "2 + 2?,4,5,6,A", "line 1: a row must be"),
+        ("mmlu", "2 + 2?,4,5,6,7,E", "line 1: a row must be"),
+    ],
+)
 def test_a_damaged_file_is_an_error_that_names_the_line(benchmark, text, message, tmp_path):
     path = tmp_path / "file.jsonl"
     path.write_text(text, encoding="utf-8")
@@ -166,7 +211,9 @@ def test_bad_arguments_are_refused_before_anything_is_asked(gsm8k):
         ("can't be used with 'arc_easy'", {"benchmark": "arc_easy"}),
     ]:
         with pytest.raises(DataError, match=error):
-            run_inspect_eval(**({"sampling_client": object(), "benchmark": "gsm8k", "dataset_path": gsm8k} | arguments))
+            run_inspect_eval(
+                **({"sampling_client": object(), "benchmark": "gsm8k", "dataset_path": gsm8k} | arguments)
+            )
     with pytest.raises(DataError, match="did you mean gsm8k"):
         run_inspect_eval(object(), "gms8k")
     with pytest.raises(BackendError, match="no OpenAI-compatible server answers at http://127.0.0.1:1/v1"):
@@ -183,7 +230,13 @@ def test_a_request_that_fails_twice_gives_no_score(base_model, gsm8k, tmp_path):
         return add(prompt)
 
     with pytest.raises(BackendError, match="did not finish.*connection lost"):
-        run_inspect_eval(Answers(base_model, broken), "gsm8k", dataset_path=gsm8k, log_dir=tmp_path, task_args={"fewshot": 0})
+        run_inspect_eval(
+            Answers(base_model, broken),
+            "gsm8k",
+            dataset_path=gsm8k,
+            log_dir=tmp_path,
+            task_args={"fewshot": 0},
+        )
     assert len(attempts) == 2
     failing_once = iter([RuntimeError("connection lost")])
 
@@ -192,26 +245,49 @@ def test_a_request_that_fails_twice_gives_no_score(base_model, gsm8k, tmp_path):
             raise error
         return add(prompt)
 
-    assert run_inspect_eval(Answers(base_model, flaky), "gsm8k", dataset_path=gsm8k, log_dir=tmp_path)["score"] == 100
+    assert (
+        run_inspect_eval(Answers(base_model, flaky), "gsm8k", dataset_path=gsm8k, log_dir=tmp_path)["score"]
+        == 100
+    )
 
 
 def test_answers_that_were_cut_off_are_counted(base_model, gsm8k, tmp_path):
-    results = run_inspect_eval(Answers(base_model, lambda prompt: "so " * 50), "gsm8k", dataset_path=gsm8k, max_tokens=5, log_dir=tmp_path)
+    results = run_inspect_eval(
+        Answers(base_model, lambda prompt: "so " * 50),
+        "gsm8k",
+        dataset_path=gsm8k,
+        max_tokens=5,
+        log_dir=tmp_path,
+    )
     assert results["truncated"] == 8 and results["score"] == 0
 
 
-ROWS = [{"instruction": f"What is {n} + {n}?", "input": "Only the number." if n % 2 else "", "output": f"Final answer: {2 * n}", "category": "sums"}
-        for n in range(8)]
+ROWS = [
+    {
+        "instruction": f"What is {n} + {n}?",
+        "input": "Only the number." if n % 2 else "",
+        "output": f"Final answer: {2 * n}",
+        "category": "sums",
+    }
+    for n in range(8)
+]
 
 
 def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_path):
-    client = Answers(base_model, lambda prompt: f" It is 2 * {(n := int(re.search(r'is (.) [+]', prompt)[1]))}.\nThe answer is **{2 * n}.0**.\n\n")
+    client = Answers(
+        base_model,
+        lambda prompt: (
+            f" It is 2 * {(n := int(re.search(r'is (.) [+]', prompt)[1]))}.\nThe answer is **{2 * n}.0**.\n\n"
+        ),
+    )
     results = run_inspect_eval(client, own_data(ROWS), renderer="guide", log_dir=tmp_path)
     assert results["score"] == 100 and results["benchmark"] == "own_data" and results["renderer"] == "guide"
     fmt = prompt_format("guide", client.tokenizer)
     assert sorted(client.prompts) == sorted(client.tokenizer.decode(fmt.prompt_tokens(row)) for row in ROWS)
     assert client.params.stop == fmt.stop
-    floor = run_inspect_eval(Answers(base_model, lambda prompt: ""), own_data(ROWS), renderer="guide", log_dir=tmp_path)
+    floor = run_inspect_eval(
+        Answers(base_model, lambda prompt: ""), own_data(ROWS), renderer="guide", log_dir=tmp_path
+    )
     assert floor["score"] == 0
     with pytest.raises(DataError):
         own_data([])
@@ -226,7 +302,9 @@ def test_the_guide_renderer_gives_the_tokens_of_training(base_model):
     for row in ROWS:
         question = [{"role": "user", "content": question_text(row, "guide")}]
         assert renderer.build_generation_prompt(question).to_ints() == fmt.prompt_tokens(row)
-        tokens, weights = renderer.build_supervised_example([*question, {"role": "assistant", "content": row["output"]}])
+        tokens, weights = renderer.build_supervised_example(
+            [*question, {"role": "assistant", "content": row["output"]}]
+        )
         assert tokens.to_ints() == fmt.prompt_tokens(row) + fmt.answer_tokens(row)
         assert weights.tolist() == [0] * len(fmt.prompt_tokens(row)) + [1] * len(fmt.answer_tokens(row))
         message, end = renderer.parse_response(fmt.answer_tokens(row))
@@ -243,7 +321,9 @@ def test_a_model_without_a_known_chat_format_is_asked_about(base_model):
 
 def test_it_runs_inside_an_event_loop_as_in_a_notebook(base_model, gsm8k, tmp_path):
     async def cell():
-        return run_inspect_eval(Answers(base_model, add), "gsm8k", dataset_path=gsm8k, limit=2, log_dir=tmp_path)
+        return run_inspect_eval(
+            Answers(base_model, add), "gsm8k", dataset_path=gsm8k, limit=2, log_dir=tmp_path
+        )
 
     assert asyncio.run(cell())["score"] == 100
 
@@ -251,7 +331,16 @@ def test_it_runs_inside_an_event_loop_as_in_a_notebook(base_model, gsm8k, tmp_pa
 def test_the_stub_answers_gsm8k(service, small_model, gsm8k, tmp_path):
     """The unmodified SDK between Inspect and the stub. The model is untrained: that it answers is what counts."""
     client = service.create_sampling_client(base_model=str(small_model)).result()
-    results = run_inspect_eval(client, "gsm8k", dataset_path=gsm8k, limit=4, max_tokens=8, task_args={"fewshot": 0}, renderer="guide", log_dir=tmp_path)
+    results = run_inspect_eval(
+        client,
+        "gsm8k",
+        dataset_path=gsm8k,
+        limit=4,
+        max_tokens=8,
+        task_args={"fewshot": 0},
+        renderer="guide",
+        log_dir=tmp_path,
+    )
     assert results["samples"] == 4 and results["score"] == 0 and 4 <= results["tokens"] <= 32
     assert results["truncated"] == 4
 
@@ -268,12 +357,21 @@ def served():
             self.reply({"data": [{"id": "folder/merged"}]})
 
         def do_POST(self):
-            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1][
+                "content"
+            ]
             total = sum(map(int, re.findall(r"\d+", question)))
             message = {"role": "assistant", "content": f"The answer is {total}."}
-            self.reply({"id": "1", "object": "chat.completion", "created": 1, "model": "folder/merged",
-                        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                        "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}})
+            self.reply(
+                {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 1,
+                    "model": "folder/merged",
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
+                }
+            )
 
         def reply(self, body):
             allowed = self.headers["Authorization"] == f"Bearer {KEY}"
@@ -291,9 +389,18 @@ def served():
 
 
 def test_a_served_model_is_asked_the_same(served, tmp_path, capsys):
-    results = run_inspect_eval(benchmark=own_data(ROWS), server_url=served, api_key=KEY, log_dir=tmp_path, batch_size=2)
-    assert results["score"] == 100 and results["samples"] == 8 and results["tokens"] == 32 and "8/8" in capsys.readouterr().out
-    assert KEY.encode() not in b"".join(zipfile.ZipFile(results["log"]).read(name) for name in zipfile.ZipFile(results["log"]).namelist())
+    results = run_inspect_eval(
+        benchmark=own_data(ROWS), server_url=served, api_key=KEY, log_dir=tmp_path, batch_size=2
+    )
+    assert (
+        results["score"] == 100
+        and results["samples"] == 8
+        and results["tokens"] == 32
+        and "8/8" in capsys.readouterr().out
+    )
+    assert KEY.encode() not in b"".join(
+        zipfile.ZipFile(results["log"]).read(name) for name in zipfile.ZipFile(results["log"]).namelist()
+    )
     with pytest.raises(DataError, match="serves folder/merged\n.*model="):
         run_inspect_eval(benchmark=own_data(ROWS), server_url=served, api_key=KEY, model="another")
     with pytest.raises(BackendError, match="401") as raised:
@@ -306,16 +413,38 @@ def test_the_task_runs_from_the_shell_and_inspect_view_shows_its_log(served, tmp
     data.write_text(json.dumps(ROWS * 2), encoding="utf-8")
     inspect = Path(sys.executable).parent / "inspect"
     result = subprocess.run(
-        [inspect, "eval", "helpers/benchmarks.py@own_data", "-T", f"data={data}", "--model", "openai-api/vllm/merged", "--model-base-url", served,
-         "--display", "none", "--log-dir", tmp_path / "logs"],
-        cwd=ROOT, env=os.environ | {"VLLM_API_KEY": KEY}, capture_output=True, text=True, timeout=120)
+        [
+            inspect,
+            "eval",
+            "helpers/benchmarks.py@own_data",
+            "-T",
+            f"data={data}",
+            "--model",
+            "openai-api/vllm/merged",
+            "--model-base-url",
+            served,
+            "--display",
+            "none",
+            "--log-dir",
+            tmp_path / "logs",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"VLLM_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr
     (log,) = (tmp_path / "logs").glob("*.eval")
     assert read_eval_log(str(log)).results.scores[0].metrics["accuracy"].value == 1
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    view = subprocess.Popen([inspect, "view", "start", "--log-dir", tmp_path / "logs", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    view = subprocess.Popen(
+        [inspect, "view", "start", "--log-dir", tmp_path / "logs", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         assert log.name in json.dumps(fetch(f"http://127.0.0.1:{port}/api/logs"))
     finally:

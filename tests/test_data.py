@@ -15,8 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from helpers.data import (PARTS, count_leaks, data_paths, find_duplicates, load_json_files, load_part, load_s1k,
-                          save_split, split_data)
+from helpers.data import (
+    PARTS,
+    count_leaks,
+    data_paths,
+    find_duplicates,
+    load_json_files,
+    load_part,
+    load_s1k,
+    save_split,
+    split_data,
+)
 from helpers.errors import DataError, RunError
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -38,7 +47,10 @@ def problems():
 
 def plain(count, **more):
     """Records that share no three words."""
-    return [{"instruction": f"say w{i}a w{i}b w{i}c", "input": "", "output": f"w{i}", **more} for i in range(count)]
+    return [
+        {"instruction": f"say w{i}a w{i}b w{i}c", "input": "", "output": f"w{i}", **more}
+        for i in range(count)
+    ]
 
 
 # --- the word problems ------------------------------------------------------------------------------------------------
@@ -52,22 +64,29 @@ def test_the_script_makes_the_committed_bytes(maker, tmp_path, monkeypatch):
 
 
 def test_check_passes_on_the_committed_file():
-    done = subprocess.run([sys.executable, DATA / "make_word_problems.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, DATA / "make_word_problems.py", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all steps hold" in done.stdout
 
 
 def test_the_other_script_makes_the_committed_bytes():
-    done = subprocess.run([sys.executable, DATA / "make_reviews_and_bookings.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, DATA / "make_reviews_and_bookings.py", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("edit, complaint", [
-    (lambda r: r["steps"][0].update(value="999"), "is not 999"),
-    (lambda r: r.update(answer="998"), "the last step is not the answer"),
-    (lambda r: r.update(output=r["output"] + "!"), "the output is not its steps"),
-    (lambda r: r["steps"][0].update(expression="1001 + 1"), "a number that is not given"),
-])
+@pytest.mark.parametrize(
+    "edit, complaint",
+    [
+        (lambda r: r["steps"][0].update(value="999"), "is not 999"),
+        (lambda r: r.update(answer="998"), "the last step is not the answer"),
+        (lambda r: r.update(output=r["output"] + "!"), "the output is not its steps"),
+        (lambda r: r["steps"][0].update(expression="1001 + 1"), "a number that is not given"),
+    ],
+)
 def test_check_finds_a_damaged_record(maker, problems, edit, complaint, tmp_path):
     damaged = json.loads(json.dumps(problems))
     edit(damaged[5])
@@ -120,7 +139,9 @@ def test_text_reads_well(problems):
 
 
 def test_no_problem_is_another_one_renamed(problems):
-    seen = Counter((r["template"], tuple(sorted(re.findall(r"\d+", r["instruction"] + r["input"])))) for r in problems)
+    seen = Counter(
+        (r["template"], tuple(sorted(re.findall(r"\d+", r["instruction"] + r["input"])))) for r in problems
+    )
     assert max(seen.values()) == 1
     assert find_duplicates(problems) == []
 
@@ -138,28 +159,55 @@ def test_the_data_card_tells_the_counts(problems):
 GUIDE = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
 
 
-@pytest.mark.parametrize("row, expected", [
-    (GUIDE, GUIDE),
-    ({"instruction": "Hi", "output": "Ho"}, {"instruction": "Hi", "input": "", "output": "Ho"}),
-    ({"instruction": "Hi", "input": None, "output": "Ho", "answer": 7, "other": 1},
-     {"instruction": "Hi", "input": "", "output": "Ho", "answer": "7"}),
-    ({"question": "Q", "attempt": "So it is 5.", "solution": "Thus $\\boxed{5}$.", "thinking_trajectories": ["hm"],
-      "cot_type": "math"},
-     {"instruction": "Q", "input": "", "output": "So it is 5.", "answer": "5", "category": "math"}),
-    ({"question": "Q", "solution": "128", "attempt": ""},
-     {"instruction": "Q", "input": "", "output": "128", "answer": "128"}),
-    ({"question": "Q", "solution": "long\nproof", "deepseek_attempt": "D", "gemini_attempt": "G"},
-     {"instruction": "Q", "input": "", "output": "D"}),
-    ({"question": "Q", "answer": "2 * 600 = 1200\n#### 1,200"},
-     {"instruction": "Q", "input": "", "output": "2 * 600 = 1200\n#### 1,200", "answer": "1200"}),
-    ({"question": "Q", "answer": "yes"}, {"instruction": "Q", "input": "", "output": "yes"}),
-    ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
-     {"instruction": "Hi", "input": "", "output": "Ho"}),
-    ({"messages": [{"role": "system", "content": "Be brief."},
-                   {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-                   {"role": "assistant", "content": "Ho"}], "category": "talk"},
-     {"instruction": "Be brief.\nHi", "input": "", "output": "Ho", "category": "talk"}),
-])
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        (GUIDE, GUIDE),
+        ({"instruction": "Hi", "output": "Ho"}, {"instruction": "Hi", "input": "", "output": "Ho"}),
+        (
+            {"instruction": "Hi", "input": None, "output": "Ho", "answer": 7, "other": 1},
+            {"instruction": "Hi", "input": "", "output": "Ho", "answer": "7"},
+        ),
+        (
+            {
+                "question": "Q",
+                "attempt": "So it is 5.",
+                "solution": "Thus $\\boxed{5}$.",
+                "thinking_trajectories": ["hm"],
+                "cot_type": "math",
+            },
+            {"instruction": "Q", "input": "", "output": "So it is 5.", "answer": "5", "category": "math"},
+        ),
+        (
+            {"question": "Q", "solution": "128", "attempt": ""},
+            {"instruction": "Q", "input": "", "output": "128", "answer": "128"},
+        ),
+        (
+            {"question": "Q", "solution": "long\nproof", "deepseek_attempt": "D", "gemini_attempt": "G"},
+            {"instruction": "Q", "input": "", "output": "D"},
+        ),
+        (
+            {"question": "Q", "answer": "2 * 600 = 1200\n#### 1,200"},
+            {"instruction": "Q", "input": "", "output": "2 * 600 = 1200\n#### 1,200", "answer": "1200"},
+        ),
+        ({"question": "Q", "answer": "yes"}, {"instruction": "Q", "input": "", "output": "yes"}),
+        (
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+            {"instruction": "Hi", "input": "", "output": "Ho"},
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+                    {"role": "assistant", "content": "Ho"},
+                ],
+                "category": "talk",
+            },
+            {"instruction": "Be brief.\nHi", "input": "", "output": "Ho", "category": "talk"},
+        ),
+    ],
+)
 def test_each_form_of_record(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row]), encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n\n", encoding="utf-8")
@@ -176,38 +224,65 @@ def record_with(**fields):
     return json.dumps([GUIDE, {**GUIDE, **fields}])
 
 
-@pytest.mark.parametrize("name, text, parts", [
-    ("missing.json", None, ["missing.json", "does not exist"]),
-    ("folder.json", "DIR", ["folder.json", "is a folder"]),
-    ("empty.json", "", ["empty.json", "is empty"]),
-    ("blank.jsonl", "\n \n", ["blank.jsonl", "is empty"]),
-    ("data.csv", "a,b", ["data.csv", "neither .json nor .jsonl"]),
-    ("bad.json", '[\n {"instruction": "a",}\n]', ["bad.json", "not JSON", "line 2, column"]),
-    ("lines.json", '{"a": 1}\n{"a": 2}', ["lines.json", "line 2, column 1", "rename the file to .jsonl"]),
-    ("bad.jsonl", json.dumps(GUIDE) + "\n{oops}\n", ["bad.jsonl, line 2", "column 2"]),
-    ("deep.json", "[" * 200_000, ["deep.json", "nested too deeply"]),
-    ("object.json", json.dumps(GUIDE), ["object.json", "an object, not a list"]),
-    ("none.json", "[]", ["none.json", "empty list"]),
-    ("texts.json", '["a", "b"]', ["texts.json, index 0", "is text, not an object"]),
-    ("null.jsonl", json.dumps(GUIDE) + "\nnull\n", ["null.jsonl, line 2", "is null"]),
-    ("a.json", '[{"instruction": "a"}]', ["index 0", "'output' is missing"]),
-    ("a.json", record_with(output=[3]), ["a.json, index 1", "'output' is a list"]),
-    ("a.json", record_with(output=" "), ["index 1", "'output' is empty"]),
-    ("a.json", record_with(instruction=""), ["index 1", "'instruction' is empty"]),
-    ("a.json", record_with(input=["x"]), ["index 1", "'input' is a list"]),
-    ("a.json", record_with(answer=True), ["index 1", "'answer' is true or false", "text or a number, or left out"]),
-    ("a.json", record_with(category=5), ["index 1", "'category' is a number"]),
-    ("a.json", record_with(unseen="yes"), ["index 1", "'unseen' is text"]),
-    ("a.json", '[{"prompt": "a", "completion": "b"}]', ["index 0", "no known form", "'prompt', 'completion'"]),
-    ("a.json", '[{"question": "a"}]', ["index 0", "'answer' is missing"]),
-    ("a.json", '[{"question": "a", "attempt": "", "solution": null}]', ["index 0", "none of attempt", "solution"]),
-    ("a.json", '[{"messages": "hi"}]', ["index 0", "'messages' must be a list"]),
-    ("a.json", json.dumps([{"messages": [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]}]),
-     ["index 0", "roles", "one user message"]),
-    ("a.json", json.dumps([{"messages": [{"role": "user", "content": {}}, {"role": "assistant", "content": "x"}]}]),
-     ["index 0, message 0", "'content' is an object"]),
-    ("latin.json", b'[{"instruction": "caf\xe9", "output": "x"}]', ["latin.json", "not UTF-8", "byte 21"]),
-])
+@pytest.mark.parametrize(
+    "name, text, parts",
+    [
+        ("missing.json", None, ["missing.json", "does not exist"]),
+        ("folder.json", "DIR", ["folder.json", "is a folder"]),
+        ("empty.json", "", ["empty.json", "is empty"]),
+        ("blank.jsonl", "\n \n", ["blank.jsonl", "is empty"]),
+        ("data.csv", "a,b", ["data.csv", "neither .json nor .jsonl"]),
+        ("bad.json", '[\n {"instruction": "a",}\n]', ["bad.json", "not JSON", "line 2, column"]),
+        ("lines.json", '{"a": 1}\n{"a": 2}', ["lines.json", "line 2, column 1", "rename the file to .jsonl"]),
+        ("bad.jsonl", json.dumps(GUIDE) + "\n{oops}\n", ["bad.jsonl, line 2", "column 2"]),
+        ("deep.json", "[" * 200_000, ["deep.json", "nested too deeply"]),
+        ("object.json", json.dumps(GUIDE), ["object.json", "an object, not a list"]),
+        ("none.json", "[]", ["none.json", "empty list"]),
+        ("texts.json", '["a", "b"]', ["texts.json, index 0", "is text, not an object"]),
+        ("null.jsonl", json.dumps(GUIDE) + "\nnull\n", ["null.jsonl, line 2", "is null"]),
+        ("a.json", '[{"instruction": "a"}]', ["index 0", "'output' is missing"]),
+        ("a.json", record_with(output=[3]), ["a.json, index 1", "'output' is a list"]),
+        ("a.json", record_with(output=" "), ["index 1", "'output' is empty"]),
+        ("a.json", record_with(instruction=""), ["index 1", "'instruction' is empty"]),
+        ("a.json", record_with(input=["x"]), ["index 1", "'input' is a list"]),
+        (
+            "a.json",
+            record_with(answer=True),
+            ["index 1", "'answer' is true or false", "text or a number, or left out"],
+        ),
+        ("a.json", record_with(category=5), ["index 1", "'category' is a number"]),
+        ("a.json", record_with(unseen="yes"), ["index 1", "'unseen' is text"]),
+        (
+            "a.json",
+            '[{"prompt": "a", "completion": "b"}]',
+            ["index 0", "no known form", "'prompt', 'completion'"],
+        ),
+        ("a.json", '[{"question": "a"}]', ["index 0", "'answer' is missing"]),
+        (
+            "a.json",
+            '[{"question": "a", "attempt": "", "solution": null}]',
+            ["index 0", "none of attempt", "solution"],
+        ),
+        ("a.json", '[{"messages": "hi"}]', ["index 0", "'messages' must be a list"]),
+        (
+            "a.json",
+            json.dumps([{"messages": [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]}]),
+            ["index 0", "roles", "one user message"],
+        ),
+        (
+            "a.json",
+            json.dumps(
+                [{"messages": [{"role": "user", "content": {}}, {"role": "assistant", "content": "x"}]}]
+            ),
+            ["index 0, message 0", "'content' is an object"],
+        ),
+        (
+            "latin.json",
+            b'[{"instruction": "caf\xe9", "output": "x"}]',
+            ["latin.json", "not UTF-8", "byte 21"],
+        ),
+    ],
+)
 def test_what_cannot_be_loaded_says_where_and_why(name, text, parts, tmp_path):
     path = tmp_path / name
     if text == "DIR":
@@ -229,7 +304,10 @@ def test_no_path_is_an_error():
 
 
 def test_data_paths_are_relative_to_the_root_unless_absolute():
-    assert data_paths("a.json, /b/c.jsonl,", Path("/project")) == [Path("/project/a.json"), Path("/b/c.jsonl")]
+    assert data_paths("a.json, /b/c.jsonl,", Path("/project")) == [
+        Path("/project/a.json"),
+        Path("/b/c.jsonl"),
+    ]
 
 
 def test_s1k_offline_is_a_data_error(monkeypatch):
@@ -249,7 +327,9 @@ def test_s1k_rows_become_records(monkeypatch):
 
     rows = [{"question": "Q", "solution": "12", "attempt": "It is 12.", "cot_type": "math", "cot": None}]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
-    assert load_s1k() == [{"instruction": "Q", "input": "", "output": "It is 12.", "answer": "12", "category": "math"}]
+    assert load_s1k() == [
+        {"instruction": "Q", "input": "", "output": "It is 12.", "answer": "12", "category": "math"}
+    ]
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
@@ -261,17 +341,25 @@ def questions(*texts):
     return [{"instruction": text, "input": "", "output": "x"} for text in texts]
 
 
-@pytest.mark.parametrize("texts, expected", [
-    (["What is 2 + 2?", "what  is 2 + 2?"], [("exact", (0, 1))]),
-    (["What is 2 + 2?", "What is 2 - 2?"], []),
-    ([LONG, "other words entirely", LONG + "."], [("near", (0, 2))]),
-    ([LONG, LONG.replace("7", "8")], []),
-    ([LONG, LONG.replace("today", "now"), LONG], [("near", (0, 1, 2))]),
-    (["小明有3个苹果", "小明有3个苹果"], [("exact", (0, 1))]),
-    (["小明有3个苹果,小红有5个梨,他们一共有多少个水果呢", "小明有3个苹果，小红有5个梨，他们一共有多少个水果呢"],
-     [("near", (0, 1))]),
-    (["a", "b", ""], []),
-])
+@pytest.mark.parametrize(
+    "texts, expected",
+    [
+        (["What is 2 + 2?", "what  is 2 + 2?"], [("exact", (0, 1))]),
+        (["What is 2 + 2?", "What is 2 - 2?"], []),
+        ([LONG, "other words entirely", LONG + "."], [("near", (0, 2))]),
+        ([LONG, LONG.replace("7", "8")], []),
+        ([LONG, LONG.replace("today", "now"), LONG], [("near", (0, 1, 2))]),
+        (["小明有3个苹果", "小明有3个苹果"], [("exact", (0, 1))]),
+        (
+            [
+                "小明有3个苹果,小红有5个梨,他们一共有多少个水果呢",
+                "小明有3个苹果，小红有5个梨，他们一共有多少个水果呢",
+            ],
+            [("near", (0, 1))],
+        ),
+        (["a", "b", ""], []),
+    ],
+)
 def test_find_duplicates(texts, expected):
     assert find_duplicates(questions(*texts)) == expected
 
@@ -280,8 +368,12 @@ def test_the_input_counts_as_part_of_the_question():
     assert find_duplicates([{**GUIDE, "input": "1"}, {**GUIDE, "input": "2"}]) == []
 
 
-@given(st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=14).map(" ".join), min_size=2, max_size=12),
-       st.sampled_from([0.6, 0.8, 0.9, 1.0]))
+@given(
+    st.lists(
+        st.lists(st.sampled_from("abcde"), min_size=1, max_size=14).map(" ".join), min_size=2, max_size=12
+    ),
+    st.sampled_from([0.6, 0.8, 0.9, 1.0]),
+)
 @settings(max_examples=80, deadline=None)
 def test_the_quick_search_finds_what_comparing_all_pairs_finds(texts, threshold):
     def runs(text):
@@ -359,7 +451,11 @@ def test_when_unseen_records_fill_the_test_part_it_says_so():
 
 def test_duplicates_stay_on_one_side():
     records = plain(40)
-    records += [{**records[3]}, {**records[3], "instruction": records[3]["instruction"].upper()}, {**records[9]}]
+    records += [
+        {**records[3]},
+        {**records[3], "instruction": records[3]["instruction"].upper()},
+        {**records[9]},
+    ]
     for seed in range(20):
         split = split_data(records, seed=seed)
         assert count_leaks(split) == 0
@@ -375,8 +471,15 @@ def test_count_leaks_sees_a_leak():
     assert count_leaks(split) == 1
 
 
-@pytest.mark.parametrize("categories", [["a"] * 29 + ["b"], ["a"] * 28 + ["b", "c"], [str(i) for i in range(30)],
-                                        [str(i // 2) for i in range(30)]])
+@pytest.mark.parametrize(
+    "categories",
+    [
+        ["a"] * 29 + ["b"],
+        ["a"] * 28 + ["b", "c"],
+        [str(i) for i in range(30)],
+        [str(i // 2) for i in range(30)],
+    ],
+)
 def test_rare_categories_fall_back_with_a_note(categories):
     records = [{**record, "category": category} for record, category in zip(plain(30), categories)]
     split = split_data(records)
@@ -384,20 +487,23 @@ def test_rare_categories_fall_back_with_a_note(categories):
     assert split.report["notes"], "what could not be stratified is said"
 
 
-@pytest.mark.parametrize("records, arguments, parts", [
-    (1, {}, ["1 record can't be split"]),
-    (9, {}, ["9 records can't be split", "at least 10"]),
-    (0, {}, ["0 records"]),
-    (30, {"test_size": 0}, ["test_size is 0"]),
-    (30, {"test_size": 1.0}, ["test_size is 1.0"]),
-    (30, {"test_size": "0.2"}, ["test_size is '0.2'"]),
-    (30, {"validation_size": -0.1}, ["validation_size is -0.1"]),
-    (30, {"max_test": -1}, ["max_test is -1"]),
-    (30, {"max_train": 2.5}, ["max_train is 2.5"]),
-    (30, {"seed": -1}, ["seed is -1"]),
-    (30, {"seed": "42"}, ["seed is '42'"]),
-    (30, {"unseen_templates": ["ghost"]}, ["'ghost'"]),
-])
+@pytest.mark.parametrize(
+    "records, arguments, parts",
+    [
+        (1, {}, ["1 record can't be split"]),
+        (9, {}, ["9 records can't be split", "at least 10"]),
+        (0, {}, ["0 records"]),
+        (30, {"test_size": 0}, ["test_size is 0"]),
+        (30, {"test_size": 1.0}, ["test_size is 1.0"]),
+        (30, {"test_size": "0.2"}, ["test_size is '0.2'"]),
+        (30, {"validation_size": -0.1}, ["validation_size is -0.1"]),
+        (30, {"max_test": -1}, ["max_test is -1"]),
+        (30, {"max_train": 2.5}, ["max_train is 2.5"]),
+        (30, {"seed": -1}, ["seed is -1"]),
+        (30, {"seed": "42"}, ["seed is '42'"]),
+        (30, {"unseen_templates": ["ghost"]}, ["'ghost'"]),
+    ],
+)
 def test_what_cannot_be_split_says_why(records, arguments, parts):
     with pytest.raises(DataError) as caught:
         split_data(plain(records), **arguments)
@@ -409,8 +515,13 @@ def test_ten_copies_are_not_ten_records():
         split_data([dict(GUIDE) for _ in range(12)])
 
 
-@given(count=st.integers(10, 60), seed=st.integers(0, 2**32 - 1), test_size=st.floats(0.01, 0.99),
-       validation_size=st.floats(0.01, 0.99), data=st.data())
+@given(
+    count=st.integers(10, 60),
+    seed=st.integers(0, 2**32 - 1),
+    test_size=st.floats(0.01, 0.99),
+    validation_size=st.floats(0.01, 0.99),
+    data=st.data(),
+)
 @settings(max_examples=60, deadline=None)
 def test_a_split_is_a_partition_and_repeats(count, seed, test_size, validation_size, data):
     records = plain(count)
@@ -432,7 +543,14 @@ def test_a_split_is_a_partition_and_repeats(count, seed, test_size, validation_s
 
 
 def test_saved_parts_come_back_and_are_written_as_the_guide_has_it(tmp_path):
-    records = [{"instruction": f"小明有{i}个苹果,又买了2个。一共有几个?", "input": "", "output": f"最终答案: {i + 2}"} for i in range(30)]
+    records = [
+        {
+            "instruction": f"小明有{i}个苹果,又买了2个。一共有几个?",
+            "input": "",
+            "output": f"最终答案: {i + 2}",
+        }
+        for i in range(30)
+    ]
     split = split_data(records)
     paths = save_split(split, tmp_path)
     assert [path.name for path in paths] == ["train.json", "validation.json", "test_set.json"]

@@ -75,7 +75,11 @@ def spans(text: str) -> list[str]:
 def commands(path: Path) -> list[list[str]]:
     """Commands in fenced shell blocks and inline code, as words, without variables set before them."""
     text = prose(path)
-    lines = [line for block in re.findall(r"(?ms)^```(?:bash|sh|shell)\n(.*?)^```", text) for line in block.replace("\\\n", " ").splitlines()]
+    lines = [
+        line
+        for block in re.findall(r"(?ms)^```(?:bash|sh|shell)\n(.*?)^```", text)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     lines += spans(text)
     found = []
     for line in lines:
@@ -184,11 +188,15 @@ def check_make(words: list[str]) -> None:
     for target in set(words) - set(variables):
         assert target in targets, f"`make {target}`: the Makefile has {', '.join(targets)}"
     for name, _, value in (word.partition("=") for word in variables):
-        assert f"$({name})" in (ROOT / "Makefile").read_text(), f"`make {name}=…`: the Makefile does not use it"
+        assert f"$({name})" in (ROOT / "Makefile").read_text(), (
+            f"`make {name}=…`: the Makefile does not use it"
+        )
         if name == "ARGS" and "run" in words:
             check_course(["run", *shlex.split(value)])
         if name == "ARGS" and "test" in words:
-            assert all((ROOT / word).exists() for word in shlex.split(value) if not word.startswith("-")), value
+            assert all((ROOT / word).exists() for word in shlex.split(value) if not word.startswith("-")), (
+                value
+            )
 
 
 def check_module(module: str, words: list[str]) -> None:
@@ -210,8 +218,12 @@ def check_script(script: str, words: list[str]) -> None:
 
 def check_papermill(words: list[str]) -> None:
     notebook, given = words[0], [words[i + 1] for i, word in enumerate(words) if word == "-p"]
-    assert any((folder / notebook).exists() for folder in (ROOT, ROOT / "notebooks")), f"there is no notebook {notebook}"
-    known = next(names for stage, names in cli.notebook_parameters().items() if STAGES[stage][0] == Path(notebook).stem)
+    assert any((folder / notebook).exists() for folder in (ROOT, ROOT / "notebooks")), (
+        f"there is no notebook {notebook}"
+    )
+    known = next(
+        names for stage, names in cli.notebook_parameters().items() if STAGES[stage][0] == Path(notebook).stem
+    )
     assert set(given) <= set(known), f"{notebook} has no parameter {set(given) - set(known)}"
 
 
@@ -249,10 +261,24 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize(
     "command",
-    ["course go", "course run --fast", "course run -p epoch=2", "course run -p epochs=many", "course run --profile huge",
-     "course sweep --grid rank=8", "course sweep --name s --grid ranks=8", "course sweep --name s --grid rank=8,many",
-     "course stub start", "make runs", "make run SPEED=9", 'make run ARGS="-p epoch=2"', "python -m helpers.nothing",
-     "python -m helpers.stub_tinker --prot 1", "python helpers/install.py --there", "papermill 01_split.ipynb x.ipynb -p epochs 2"],
+    [
+        "course go",
+        "course run --fast",
+        "course run -p epoch=2",
+        "course run -p epochs=many",
+        "course run --profile huge",
+        "course sweep --grid rank=8",
+        "course sweep --name s --grid ranks=8",
+        "course sweep --name s --grid rank=8,many",
+        "course stub start",
+        "make runs",
+        "make run SPEED=9",
+        'make run ARGS="-p epoch=2"',
+        "python -m helpers.nothing",
+        "python -m helpers.stub_tinker --prot 1",
+        "python helpers/install.py --there",
+        "papermill 01_split.ipynb x.ipynb -p epochs 2",
+    ],
 )
 def test_a_wrong_command_is_noticed(command):
     with pytest.raises((AssertionError, CourseError, pytest.fail.Exception)):
@@ -303,11 +329,15 @@ def test_imported_names_exist(notebook):
                 else:
                     assert alias.name in top_level(node.module), f"{node.module} has no {alias.name}"
         elif isinstance(node, (ast.Import, ast.ImportFrom)) and not getattr(node, "level", 0):
-            for name in [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]:
+            for name in (
+                [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            ):
                 assert importlib.util.find_spec(name.split(".")[0]), f"{name} is not installed"
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            assert node.attr in top_level(modules[node.value.id]), f"{modules[node.value.id]} has no {node.attr}"
+            assert node.attr in top_level(modules[node.value.id]), (
+                f"{modules[node.value.id]} has no {node.attr}"
+            )
 
 
 @each_text
@@ -315,7 +345,9 @@ def test_named_helpers_exist(text):
     for span in spans(prose(text)):
         for name in re.findall(r"\bhelpers(?:\.\w+)+", span):
             module, _, last = name.rpartition(".")
-            assert is_module(name) or (is_module(module) and last in top_level(module)), f"`{span}`: there is no {name}"
+            assert is_module(name) or (is_module(module) and last in top_level(module)), (
+                f"`{span}`: there is no {name}"
+            )
 
 
 @each_text
@@ -338,9 +370,15 @@ def test_parameters_are_plain_values_in_one_cell(notebook):
     assert len(tagged) == 1, "papermill puts its values after the one cell tagged parameters"
     lines = source(tagged[0]).splitlines()
     for node in ast.parse(source(tagged[0])).body:
-        assert isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
-        assert isinstance(ast.literal_eval(node.value), (str, int, float, bool)), f"{lines[node.lineno - 1]}: no plain value"
-        assert lines[node.lineno - 1].count("=") == 1, f"{lines[node.lineno - 1]}: papermill can't read a line with two equals signs"
+        assert (
+            isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
+        )
+        assert isinstance(ast.literal_eval(node.value), (str, int, float, bool)), (
+            f"{lines[node.lineno - 1]}: no plain value"
+        )
+        assert lines[node.lineno - 1].count("=") == 1, (
+            f"{lines[node.lineno - 1]}: papermill can't read a line with two equals signs"
+        )
     if notebook.stem in {name for name, _ in STAGES.values()}:
         assert "run_name = " in source(tagged[0])
 
@@ -349,8 +387,13 @@ def test_parameters_are_plain_values_in_one_cell(notebook):
 def test_parameters_are_used(notebook):
     tagged = next(cell for cell in code_cells(notebook) if "parameters" in cell["metadata"].get("tags", []))
     names = {node.targets[0].id for node in ast.parse(source(tagged)).body}
-    read = {node.id for cell in code_cells(notebook) if cell is not tagged for node in ast.walk(ast.parse(source(cell)))
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    read = {
+        node.id
+        for cell in code_cells(notebook)
+        if cell is not tagged
+        for node in ast.walk(ast.parse(source(cell)))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
     assert names <= read, f"nothing reads {names - read}"
 
 
@@ -400,17 +443,33 @@ def test_nothing_of_one_machine_or_person(text):
 @each_notebook
 def test_outputs_are_of_one_run_from_top_to_bottom(notebook):
     code = code_cells(notebook)
-    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "commit outputs of a whole run"
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), (
+        "commit outputs of a whole run"
+    )
     assert not any("injected-parameters" in cell["metadata"].get("tags", []) for cell in code)
     for cell in code:
         said = json.dumps(cell["outputs"])
         assert '"output_type": "error"' not in said
-        assert not re.search(r"pypi|pythonhosted|pytorch\.org|index-url", said), "an output names a package registry"
+        assert not re.search(r"pypi|pythonhosted|pytorch\.org|index-url", said), (
+            "an output names a package registry"
+        )
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_the_top_level_is_small():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     shown = {name.split("/")[0] for name in tracked if not name.startswith(".")}
-    assert shown == {"LICENSE", "Makefile", "README.md", "data", "environment.yml", "helpers", "notebooks", "pyproject.toml",
-                     "requirements.lock", "tests"}
+    assert shown == {
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "data",
+        "environment.yml",
+        "helpers",
+        "notebooks",
+        "pyproject.toml",
+        "requirements.lock",
+        "tests",
+    }

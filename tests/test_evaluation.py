@@ -50,7 +50,10 @@ class Characters:
 def sequence(text, stop_reason="stop"):
     tokens = np.array([ord(char) for char in text], dtype=np.int32)
     return types.SampledSequence(
-        stop_reason=stop_reason, sequence_id="s", tokens_np=tokens, logprobs_np=np.full(len(tokens), -0.5, np.float32)
+        stop_reason=stop_reason,
+        sequence_id="s",
+        tokens_np=tokens,
+        logprobs_np=np.full(len(tokens), -0.5, np.float32),
     )
 
 
@@ -66,7 +69,9 @@ class Client:
             self.attempts[text] = self.attempts.get(text, 0) + 1
             self.flying += 1
             self.most = max(self.most, self.flying)
-        threading.Timer(random.uniform(0, 0.02), self.finish, (future, text, self.attempts[text], num_samples)).start()
+        threading.Timer(
+            random.uniform(0, 0.02), self.finish, (future, text, self.attempts[text], num_samples)
+        ).start()
         self.params = sampling_params
         return AwaitableConcurrentFuture(future)
 
@@ -89,7 +94,9 @@ def right(prompt, attempt):
 
 
 def wrong_on_odd(prompt, attempt):
-    return right(prompt, attempt) if int(prompt.split("is ")[1].split()[0]) % 2 == 0 else " Final answer: 0\n\n"
+    return (
+        right(prompt, attempt) if int(prompt.split("is ")[1].split()[0]) % 2 == 0 else " Final answer: 0\n\n"
+    )
 
 
 def test_floor_and_ceiling():
@@ -105,7 +112,10 @@ def test_result_counts_by_category_and_template(tmp_path):
     result = evaluate_model(client, ROWS, Characters(), max_in_flight=5, samples_path=path)
     assert client.most <= 5
     assert result["by_category"]["even"]["correct"] == 15 and result["by_category"]["odd"]["correct"] == 0
-    assert {name: group["total"] for name, group in result["by_template"].items()} == {"seen": 20, "unseen": 10}
+    assert {name: group["total"] for name, group in result["by_template"].items()} == {
+        "seen": 20,
+        "unseen": 10,
+    }
     samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert samples == result["samples"] and [sample["index"] for sample in samples] == list(range(30))
     first = samples[0]
@@ -115,7 +125,11 @@ def test_result_counts_by_category_and_template(tmp_path):
         and first["stop_reason"] == "stop"
         and first["mean_logprob"] == pytest.approx(-0.5)
     )
-    assert first["output"] == "Final answer: 0" and first["prompt"].endswith("Response:") and first["tokens"] == 18
+    assert (
+        first["output"] == "Final answer: 0"
+        and first["prompt"].endswith("Response:")
+        and first["tokens"] == 18
+    )
 
 
 def test_the_order_of_the_test_set_changes_no_number():
@@ -157,7 +171,9 @@ def test_a_request_that_fails_twice_is_reported_and_never_scored(error):
     client = Client(broken)
     with pytest.raises(BackendError, match="1 of 30 requests failed twice.*test record 3") as raised:
         evaluate_model(client, ROWS, Characters())
-    assert raised.value.failed == [3] and raised.value.__cause__ is error and max(client.attempts.values()) == 2
+    assert (
+        raised.value.failed == [3] and raised.value.__cause__ is error and max(client.attempts.values()) == 2
+    )
 
 
 def test_answers_that_came_before_a_failure_are_kept(tmp_path):
@@ -169,7 +185,10 @@ def test_answers_that_came_before_a_failure_are_kept(tmp_path):
     path = tmp_path / "samples.jsonl"
     with pytest.raises(BackendError, match="29 answers that came are in .*samples.partial.jsonl"):
         evaluate_model(Client(broken), ROWS, Characters(), samples_path=path)
-    kept = [json.loads(line) for line in (tmp_path / "samples.partial.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [
+        json.loads(line)
+        for line in (tmp_path / "samples.partial.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(kept) == 29 and all(sample["score"] for sample in kept) and not path.exists()
     evaluate_model(Client(right), ROWS, Characters(), samples_path=path)
     assert path.exists() and not (tmp_path / "samples.partial.jsonl").exists()
@@ -189,7 +208,9 @@ def test_bad_test_sets_are_errors():
 
 def test_score_outputs_agrees_with_evaluate_model():
     sampled = evaluate_model(Client(wrong_on_odd), ROWS, Characters())
-    scored = score_outputs(ROWS, [sample["output"] for sample in sampled["samples"]], stop_reasons=["stop"] * 30)
+    scored = score_outputs(
+        ROWS, [sample["output"] for sample in sampled["samples"]], stop_reasons=["stop"] * 30
+    )
     for key in ("accuracy", "correct", "total", "ci95", "by_category", "by_template"):
         assert scored[key] == sampled[key]
 
@@ -215,7 +236,9 @@ def test_wilson_interval_needs_a_proportion():
 
 
 def outcomes(scores):
-    return [{"index": index, "problem": str(index), "score": bool(score)} for index, score in enumerate(scores)]
+    return [
+        {"index": index, "problem": str(index), "score": bool(score)} for index, score in enumerate(scores)
+    ]
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -223,8 +246,15 @@ def test_mcnemar_is_the_exact_binomial_test():
 
     base, tuned = [0] * 9 + [1] * 2 + [1] * 5 + [0] * 4, [1] * 9 + [0] * 2 + [1] * 5 + [0] * 4
     result = mcnemar(outcomes(base), random.Random(1).sample(outcomes(tuned), 20))
-    assert (len(result["gained"]), len(result["lost"]), result["both_right"], result["both_wrong"]) == (9, 2, 5, 4)
-    assert result["p_value"] == pytest.approx(binomtest(2, 11).pvalue) and result["difference"] == pytest.approx(7 / 20)
+    assert (len(result["gained"]), len(result["lost"]), result["both_right"], result["both_wrong"]) == (
+        9,
+        2,
+        5,
+        4,
+    )
+    assert result["p_value"] == pytest.approx(binomtest(2, 11).pvalue) and result[
+        "difference"
+    ] == pytest.approx(7 / 20)
     assert mcnemar(outcomes(tuned), outcomes(base))["p_value"] == pytest.approx(result["p_value"])
     assert mcnemar(outcomes(base), outcomes(base))["p_value"] == 1
 
@@ -248,7 +278,8 @@ def test_pass_at_k_is_the_mean_over_all_choices():
 
 def test_majority_vote_counts_values_and_skips_silence():
     assert (
-        majority_vote(["The answer is 0.5", "", "Final answer: 2", "#### 1/2", "I don't know"]) == "The answer is 0.5"
+        majority_vote(["The answer is 0.5", "", "Final answer: 2", "#### 1/2", "I don't know"])
+        == "The answer is 0.5"
     )
     assert majority_vote(["", ""]) == ""
 
@@ -262,7 +293,11 @@ def test_math_reasoning_tells_answer_steps_and_completeness_apart():
     result = evaluate_math_reasoning(Client(reply), ROWS[:28], Characters())
     # bare: answer, complete. good: all three. cut: steps only. wrong sum: complete, right answer, wrong equation.
     assert result["counts"] == {"answer_accuracy": 21, "step_accuracy": 14, "completeness": 21}
-    assert result["answer_accuracy"] == 0.75 and result["step_accuracy"] == 0.5 and result["completeness"] == 0.75
+    assert (
+        result["answer_accuracy"] == 0.75
+        and result["step_accuracy"] == 0.5
+        and result["completeness"] == 0.75
+    )
     assert result["ci95"]["step_accuracy"] == list(wilson_interval(14, 28))
 
 
@@ -282,7 +317,9 @@ def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
     from helpers.prompts import prompt_format
 
     renderer = prompt_format("guide", Characters())
-    evaluator = evaluate_completions(sampling_client=Client(wrong_on_odd), test_dataset=ROWS, renderer=renderer)
+    evaluator = evaluate_completions(
+        sampling_client=Client(wrong_on_odd), test_dataset=ROWS, renderer=renderer
+    )
     assert isinstance(evaluator, SamplingClientEvaluator)
     results = evaluator.run()
     assert results["accuracy"] == results["exact_match"] == 0.5 and 0.5 < results["f1"] < 1
@@ -296,5 +333,7 @@ def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
 def test_token_f1_is_that_of_squad():
     assert token_f1("The Eiffel Tower!", "eiffel tower") == 1
     assert token_f1("in the big city of Paris", "Paris city") == pytest.approx(2 * 2 / (5 + 2))
-    assert token_f1("答案是北京。", "北京") == pytest.approx(2 * 2 / (5 + 2)) and token_f1("北京！", "北京") == 1
+    assert (
+        token_f1("答案是北京。", "北京") == pytest.approx(2 * 2 / (5 + 2)) and token_f1("北京！", "北京") == 1
+    )
     assert token_f1("", "") == 1 and token_f1("", "Paris") == 0 and token_f1("Rome", "Paris") == 0

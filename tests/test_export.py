@@ -9,7 +9,7 @@ import tarfile
 import threading
 import unicodedata
 import warnings
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -103,8 +103,12 @@ class FakeService:
     def __init__(self, folder, url):
         self.folder, self.url, self.deleted, self.loaded, self.signed = folder, url, [], [], 0
         self.suffixes, self.expires_in = [""], timedelta(hours=1)
-        self.listed = [("training", "tinker://run/weights/epoch-2"), ("sampler", "tinker://run/sampler_weights/epoch-2"),
-                       ("training", "tinker://run/weights/epoch-1"), ("sampler", "tinker://run/sampler_weights/epoch-3")]
+        self.listed = [
+            ("training", "tinker://run/weights/epoch-2"),
+            ("sampler", "tinker://run/sampler_weights/epoch-2"),
+            ("training", "tinker://run/weights/epoch-1"),
+            ("sampler", "tinker://run/sampler_weights/epoch-3"),
+        ]
 
     def create_rest_client(self):
         return self
@@ -118,14 +122,23 @@ class FakeService:
         names = [p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()]
         suffix = self.suffixes[min(self.signed, len(self.suffixes) - 1)]
         self.signed += 1
-        return _ready(SimpleNamespace(urls={n: f"{self.url}/{n}{suffix}" for n in names}, expires=datetime.now(timezone.utc) + self.expires_in))
+        return _ready(
+            SimpleNamespace(
+                urls={n: f"{self.url}/{n}{suffix}" for n in names},
+                expires=datetime.now(UTC) + self.expires_in,
+            )
+        )
 
     def delete_checkpoint_from_tinker_path(self, path):
         self.deleted.append(path)
         return _ready(None)
 
     def list_checkpoints(self, run):
-        return _ready(SimpleNamespace(checkpoints=[SimpleNamespace(checkpoint_type=t, tinker_path=p) for t, p in self.listed]))
+        return _ready(
+            SimpleNamespace(
+                checkpoints=[SimpleNamespace(checkpoint_type=t, tinker_path=p) for t, p in self.listed]
+            )
+        )
 
 
 @pytest.fixture
@@ -136,7 +149,9 @@ def checkpoint(tmp_path):
     folder = tmp_path / "server"
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
-    save_file({"x.lora_A.weight": torch.arange(100_000.0).reshape(4, -1)}, folder / "adapter_model.safetensors")
+    save_file(
+        {"x.lora_A.weight": torch.arange(100_000.0).reshape(4, -1)}, folder / "adapter_model.safetensors"
+    )
     return folder
 
 
@@ -166,22 +181,33 @@ def serve():
 
 def test_download_pack_unpack_gives_the_same_files(tmp_path, checkpoint, serve):
     service = serve(checkpoint)
-    made = download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "a" / "model-checkpoint.tar.gz", False)
+    made = download_checkpoint_archive(
+        service, "tinker://run/external_weights/final", tmp_path / "a" / "model-checkpoint.tar.gz", False
+    )
     sizes = extract_archive(tmp_path / "a" / "model-checkpoint.tar.gz", tmp_path / "out")
     assert sizes == {p.name: p.stat().st_size for p in checkpoint.iterdir()}
     for file in checkpoint.iterdir():
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
-    assert set(made["files"]) == set(sizes) and made["bytes"] == (tmp_path / "a" / made["archive"]).stat().st_size
+    assert (
+        set(made["files"]) == set(sizes)
+        and made["bytes"] == (tmp_path / "a" / made["archive"]).stat().st_size
+    )
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["model-checkpoint.tar.gz"]
     assert service.loaded == []
 
 
 def test_same_checkpoint_same_bytes(tmp_path, checkpoint, serve):
-    made = [download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / name, False)
-            for name in ("one.tar.gz", "two.tar.gz")]
+    made = [
+        download_checkpoint_archive(
+            serve(checkpoint), "tinker://run/external_weights/final", tmp_path / name, False
+        )
+        for name in ("one.tar.gz", "two.tar.gz")
+    ]
     assert made[0]["sha256"] == made[1]["sha256"]
     (checkpoint / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 9}')
-    changed = download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "three.tar.gz", False)
+    changed = download_checkpoint_archive(
+        serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "three.tar.gz", False
+    )
     assert changed["sha256"] != made[0]["sha256"]
 
 
@@ -194,22 +220,43 @@ def test_training_path_goes_through_a_temporary_export(tmp_path, checkpoint, ser
 
 def test_a_sampler_path_without_its_training_checkpoint_names_paths_to_use(tmp_path, checkpoint, serve):
     service = serve(checkpoint)
-    with pytest.raises(BackendError, match="(?s)no training checkpoint of that name.*tinker://run/weights/epoch-2"):
-        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-3", tmp_path / "a.tar.gz", False)
+    with pytest.raises(
+        BackendError, match="(?s)no training checkpoint of that name.*tinker://run/weights/epoch-2"
+    ):
+        download_checkpoint_archive(
+            service, "tinker://run/sampler_weights/epoch-3", tmp_path / "a.tar.gz", False
+        )
     service.listed *= 2
     with pytest.raises(BackendError, match="more than one"):
-        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False
+        )
     service.listed = []
     with pytest.raises(BackendError, match="save_weights_external"):
-        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False
+        )
     service.listed = None
     with pytest.raises(BackendError, match="lists no others"):
-        download_checkpoint_archive(service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            service, "tinker://run/sampler_weights/epoch-2", tmp_path / "a.tar.gz", False
+        )
     assert not (tmp_path / "a.tar.gz").exists() and service.loaded == []
 
 
-@pytest.mark.parametrize("path", ["", "final", "tinker://run/final", "https://x/y/z", "tinker://a/b/c/d", "tinker://a/models/b",
-                                  "tinker:///weights/b", "tinker://a/weights/"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "final",
+        "tinker://run/final",
+        "https://x/y/z",
+        "tinker://a/b/c/d",
+        "tinker://a/models/b",
+        "tinker:///weights/b",
+        "tinker://a/weights/",
+    ],
+)
 def test_what_is_no_path_is_refused(tmp_path, checkpoint, serve, path):
     with pytest.raises(BackendError, match="not a checkpoint path"):
         download_checkpoint_archive(serve(checkpoint), path, tmp_path / "a.tar.gz", False)
@@ -217,7 +264,9 @@ def test_what_is_no_path_is_refused(tmp_path, checkpoint, serve, path):
 
 def test_a_cut_transfer_starts_again(tmp_path, checkpoint, serve):
     _CutsFirst.seen = set()
-    made = download_checkpoint_archive(serve(checkpoint, _CutsFirst), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+    made = download_checkpoint_archive(
+        serve(checkpoint, _CutsFirst), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+    )
     assert made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors")
     assert len(_CutsFirst.seen) == 2
 
@@ -240,24 +289,37 @@ def test_a_file_that_changed_under_a_cut_is_fetched_anew(tmp_path, checkpoint, s
     from safetensors.torch import save_file
 
     whole = checkpoint / "adapter_model.safetensors"
-    monkeypatch.setattr(export.time, "sleep", lambda _: save_file({"x.lora_A.weight": torch.ones(4, 25_000)}, whole))
-    made = download_checkpoint_archive(serve(checkpoint, _GoesOn), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+    monkeypatch.setattr(
+        export.time, "sleep", lambda _: save_file({"x.lora_A.weight": torch.ones(4, 25_000)}, whole)
+    )
+    made = download_checkpoint_archive(
+        serve(checkpoint, _GoesOn), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+    )
     assert made["files"]["adapter_model.safetensors"] == recorded(whole)
 
 
 def test_a_cut_without_a_stated_length_is_seen(tmp_path, checkpoint, serve):
     with pytest.raises(BackendError, match="can't download"):
-        download_checkpoint_archive(serve(checkpoint, _Chunked), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            serve(checkpoint, _Chunked), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+        )
 
 
 def test_an_expired_address_is_asked_for_again(tmp_path, checkpoint, serve):
     service = serve(checkpoint, _Expires)
     service.suffixes = ["?old", "?new"]
-    made = download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
-    assert made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors") and service.signed == 2
+    made = download_checkpoint_archive(
+        service, "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+    )
+    assert (
+        made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors")
+        and service.signed == 2
+    )
     service.suffixes = ["?old"]
     with pytest.raises(BackendError, match="403"):
-        download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "b.tar.gz", False)
+        download_checkpoint_archive(
+            service, "tinker://run/external_weights/final", tmp_path / "b.tar.gz", False
+        )
 
 
 def test_an_address_about_to_expire_is_not_used(tmp_path, checkpoint, serve):
@@ -268,17 +330,23 @@ def test_an_address_about_to_expire_is_not_used(tmp_path, checkpoint, serve):
 
 
 def test_the_bar_counts_bytes(tmp_path, checkpoint, serve, capsys):
-    download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz")
+    download_checkpoint_archive(
+        serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz"
+    )
     last = capsys.readouterr().out.split("\r")[-1]
     assert "100%" in last and "400k/400k" in last and "B/s" in last
-    download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", progress=False)
+    download_checkpoint_archive(
+        serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", progress=False
+    )
     assert capsys.readouterr().out == ""
 
 
 def test_an_error_page_is_not_taken_for_weights(tmp_path, checkpoint, serve):
     (checkpoint / "adapter_model.safetensors").write_text("<html>Please log in</html>")
     with pytest.raises(ModelError, match="damaged"):
-        download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+        )
     assert not (tmp_path / "a.tar.gz").exists()
 
 
@@ -288,21 +356,32 @@ def test_a_full_disk_is_not_called_a_connection(tmp_path, checkpoint, serve, mon
 
     monkeypatch.setattr(export, "_append", full)
     with pytest.raises(RunError, match="(?s)No space left.*free disk space"):
-        download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+        )
     with pytest.raises(RunError, match="can't write into"):
-        download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", "/proc/none/a.tar.gz", False)
+        download_checkpoint_archive(
+            serve(checkpoint), "tinker://run/external_weights/final", "/proc/none/a.tar.gz", False
+        )
 
 
 def test_a_transfer_that_stays_cut_leaves_nothing(tmp_path, checkpoint, serve):
     with pytest.raises(BackendError, match="10 of"):
-        download_checkpoint_archive(serve(checkpoint, _CutsAlways), "tinker://run/external_weights/final", tmp_path / "d" / "a.tar.gz", False)
+        download_checkpoint_archive(
+            serve(checkpoint, _CutsAlways),
+            "tinker://run/external_weights/final",
+            tmp_path / "d" / "a.tar.gz",
+            False,
+        )
     assert list((tmp_path / "d").iterdir()) == []
 
 
 def test_not_an_adapter(tmp_path, checkpoint, serve):
     (checkpoint / "adapter_config.json").unlink()
     with pytest.raises(ModelError, match="adapter_config.json"):
-        download_checkpoint_archive(serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            serve(checkpoint), "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+        )
     assert not (tmp_path / "a.tar.gz").exists()
 
 
@@ -310,7 +389,9 @@ def test_server_addresses_that_are_not_http_are_refused(tmp_path, checkpoint, se
     service = serve(checkpoint)
     service.url = f"file://{checkpoint}"
     with pytest.raises(BackendError, match="http"):
-        download_checkpoint_archive(service, "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(
+            service, "tinker://run/external_weights/final", tmp_path / "a.tar.gz", False
+        )
 
 
 # ---- unpacking
@@ -353,7 +434,10 @@ HOSTILE = {
     "twice": [_member("a"), _member("a", b"y")],
     "twice, other spelling": [_member("a"), _member("./a", b"y")],
     "twice, other case": [_member("Model"), _member("model", b"y")],
-    "twice, other letters for one accent": [_member(unicodedata.normalize("NFC", "é")), _member(unicodedata.normalize("NFD", "é"), b"y")],
+    "twice, other letters for one accent": [
+        _member(unicodedata.normalize("NFC", "é")),
+        _member(unicodedata.normalize("NFD", "é"), b"y"),
+    ],
     "twice, other case and accent": [_member("stra\u00dfe/\u00c9"), _member("STRASSE/e\u0301", b"y")],
     "folders in folders": [_member("a/" * 17 + "b")],
     "headers in headers": [_member("././@LongLink", b"n", type=tarfile.GNUTYPE_LONGNAME)] * 2000,
@@ -363,7 +447,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case,after_a_good_one", [(case, after) for case in HOSTILE for after in (False, True) if case != "empty" or not after])
+@pytest.mark.parametrize(
+    "case,after_a_good_one",
+    [(case, after) for case in HOSTILE for after in (False, True) if case != "empty" or not after],
+)
 def test_hostile_archives_leave_nothing(tmp_path, case, after_a_good_one):
     archive = _archive(tmp_path / "a.tar.gz", ([GOOD] if after_a_good_one else []) + HOSTILE[case])
     (tmp_path / "in").mkdir()
@@ -377,7 +464,9 @@ def test_a_hostile_archive_leaves_an_earlier_folder_as_it_was(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "keep").write_text("mine")
     with pytest.raises(ModelError):
-        extract_archive(_archive(tmp_path / "a.tar.gz", [GOOD, *HOSTILE["parent"]]), tmp_path / "out", overwrite=True)
+        extract_archive(
+            _archive(tmp_path / "a.tar.gz", [GOOD, *HOSTILE["parent"]]), tmp_path / "out", overwrite=True
+        )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["keep"]
     with pytest.raises(RunError, match="not empty"):
         extract_archive(_archive(tmp_path / "b.tar.gz", [GOOD]), tmp_path / "out")
@@ -389,9 +478,15 @@ def test_bombs(tmp_path):
     with pytest.raises(ModelError, match="larger than"):
         extract_archive(bomb, tmp_path / "out")
     with pytest.raises(ModelError, match="larger than"):
-        extract_archive(_archive(tmp_path / "b.tar.gz", [_member("a", b"x" * 2000)]), tmp_path / "out", max_bytes=1000)
+        extract_archive(
+            _archive(tmp_path / "b.tar.gz", [_member("a", b"x" * 2000)]), tmp_path / "out", max_bytes=1000
+        )
     with pytest.raises(ModelError, match="more than 10 members"):
-        extract_archive(_archive(tmp_path / "c.tar.gz", [_member(f"f{i}") for i in range(11)]), tmp_path / "out", max_members=10)
+        extract_archive(
+            _archive(tmp_path / "c.tar.gz", [_member(f"f{i}") for i in range(11)]),
+            tmp_path / "out",
+            max_members=10,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -425,8 +520,13 @@ def test_damaged_archives(tmp_path):
 
 
 def test_good_archives_of_other_makers(tmp_path):
-    members = [_member(".", b"", type=tarfile.DIRTYPE), _member("./sub", b"", type=tarfile.DIRTYPE), _member("./sub/a", b"abc"),
-               _member("é" * 60 + "n" * 100, b"d"), _member("empty", b"")]
+    members = [
+        _member(".", b"", type=tarfile.DIRTYPE),
+        _member("./sub", b"", type=tarfile.DIRTYPE),
+        _member("./sub/a", b"abc"),
+        _member("é" * 60 + "n" * 100, b"d"),
+        _member("empty", b""),
+    ]
     sizes = extract_archive(_archive(tmp_path / "a.tar.gz", members), tmp_path / "out")
     assert sizes == {"sub/a": 3, "é" * 60 + "n" * 100: 1, "empty": 0}
     assert (tmp_path / "out" / "sub" / "a").read_bytes() == b"abc"
@@ -439,7 +539,9 @@ def test_packing_forgets_times_and_owners(tmp_path):
             (tmp_path / name / file).write_text(file)
     os.utime(tmp_path / "two" / "a", (1, 1))
     os.chmod(tmp_path / "two" / "a", 0o600)
-    packed = [pack_folder(tmp_path / name, tmp_path / f"{name}.tar.gz").read_bytes() for name in ("one", "two")]
+    packed = [
+        pack_folder(tmp_path / name, tmp_path / f"{name}.tar.gz").read_bytes() for name in ("one", "two")
+    ]
     assert packed[0] == packed[1]
 
 
@@ -476,8 +578,13 @@ def test_describe_adapter_agrees_with_the_full_product(tmp_path):
     assert (description["rank"], description["alpha"], description["scale"]) == (4, 8, 2.0)
     assert description["target_modules"] == ["down_proj", "q_proj"] and description["dtype"] == "float32"
     per_layer = 4 * (12 + 8) + 4 * (8 + 20)
-    assert description["parameters_per_layer"] == {0: per_layer, 1: per_layer} and description["parameters"] == 2 * per_layer
-    assert {(r["layer"], r["module"]): r["norm"] for r in description["modules"]} == pytest.approx(expected, rel=1e-6)
+    assert (
+        description["parameters_per_layer"] == {0: per_layer, 1: per_layer}
+        and description["parameters"] == 2 * per_layer
+    )
+    assert {(r["layer"], r["module"]): r["norm"] for r in description["modules"]} == pytest.approx(
+        expected, rel=1e-6
+    )
 
     from helpers.plots import weight_change_heatmap
 
@@ -504,16 +611,24 @@ def trained(server, service):
     client = service.create_lora_training_client(base_model=server.model, rank=4, seed=0).result()
 
     def step():
-        datum = types.Datum(model_input=types.ModelInput.from_ints(list(range(100, 140))), loss_fn_inputs={
-            "target_tokens": tinker.TensorData(data=list(range(101, 141)), dtype="int64", shape=[40]),
-            "weights": tinker.TensorData(data=[1.0] * 40, dtype="float32", shape=[40])})
+        datum = types.Datum(
+            model_input=types.ModelInput.from_ints(list(range(100, 140))),
+            loss_fn_inputs={
+                "target_tokens": tinker.TensorData(data=list(range(101, 141)), dtype="int64", shape=[40]),
+                "weights": tinker.TensorData(data=[1.0] * 40, dtype="float32", shape=[40]),
+            },
+        )
         client.forward_backward([datum], "cross_entropy")
         client.optim_step(types.AdamParams(learning_rate=1e-3)).result()
 
     step()
-    paths = {"training": client.save_state("step-1").result().path, "sampler": client.save_weights_for_sampler("step-1").result().path,
-             "external": client.save_weights_external("step-1").result().path, "overwritten": client.save_weights_for_sampler("latest").result().path,
-             "alone": client.save_weights_for_sampler("alone").result().path}
+    paths = {
+        "training": client.save_state("step-1").result().path,
+        "sampler": client.save_weights_for_sampler("step-1").result().path,
+        "external": client.save_weights_external("step-1").result().path,
+        "overwritten": client.save_weights_for_sampler("latest").result().path,
+        "alone": client.save_weights_for_sampler("alone").result().path,
+    }
     step()
     client.save_state("latest").result()
     return paths
@@ -522,20 +637,39 @@ def trained(server, service):
 def test_one_archive_from_three_kinds_of_path(tmp_path, server, service, trained, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        made = {kind: download_checkpoint_archive(service, f" {trained[kind]}\n", tmp_path / f"{kind}.tar.gz", False) for kind in ("external", "training", "sampler")}
+        made = {
+            kind: download_checkpoint_archive(
+                service, f" {trained[kind]}\n", tmp_path / f"{kind}.tar.gz", False
+            )
+            for kind in ("external", "training", "sampler")
+        }
     assert len({m["sha256"] for m in made.values()}) == 1
-    assert {kind: m["source"] for kind, m in made.items()} == {kind: trained["training" if kind == "sampler" else kind] for kind in made}
+    assert {kind: m["source"] for kind, m in made.items()} == {
+        kind: trained["training" if kind == "sampler" else kind] for kind in made
+    }
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1 and f"{trained['sampler']} has no files: took {trained['training']}, which has the same run, name and weights" in said[0]
-    left = [c.tinker_path for c in server.rest().list_user_checkpoints().result().checkpoints if "/download-" in c.tinker_path]
+    assert (
+        len(said) == 1
+        and f"{trained['sampler']} has no files: took {trained['training']}, which has the same run, name and weights"
+        in said[0]
+    )
+    left = [
+        c.tinker_path
+        for c in server.rest().list_user_checkpoints().result().checkpoints
+        if "/download-" in c.tinker_path
+    ]
     assert left == []
     extract_archive(tmp_path / "sampler.tar.gz", tmp_path / "model_weights")
     description = describe_adapter(tmp_path / "model_weights")
-    assert description["rank"] == 4 and all(row["norm"] > 0 for row in description["modules"] if row["layer"] is not None)
+    assert description["rank"] == 4 and all(
+        row["norm"] > 0 for row in description["modules"] if row["layer"] is not None
+    )
 
 
 def test_a_name_that_was_used_again_is_not_taken_for_the_same_weights(tmp_path, service, trained):
-    with pytest.raises(BackendError, match="(?s)/weights/latest has its name but other weights.*give that path"):
+    with pytest.raises(
+        BackendError, match="(?s)/weights/latest has its name but other weights.*give that path"
+    ):
         download_checkpoint_archive(service, trained["overwritten"], tmp_path / "a.tar.gz", False)
     with pytest.raises(BackendError, match="(?s)no training checkpoint of that name.*/weights/"):
         download_checkpoint_archive(service, trained["alone"], tmp_path / "a.tar.gz", False)
@@ -544,6 +678,11 @@ def test_a_name_that_was_used_again_is_not_taken_for_the_same_weights(tmp_path, 
 
 def test_paths_that_the_stub_does_not_have(tmp_path, service, trained):
     run = trained["training"].split("/")[2]
-    for path in (f"tinker://{run}/weights/none", f"tinker://{run}/external_weights/none", "tinker://nobody/weights/x", "tinker://nobody/sampler_weights/x"):
+    for path in (
+        f"tinker://{run}/weights/none",
+        f"tinker://{run}/external_weights/none",
+        "tinker://nobody/weights/x",
+        "tinker://nobody/sampler_weights/x",
+    ):
         with pytest.raises(BackendError, match="(?s)(nobody|none).*→"):
             download_checkpoint_archive(service, path, tmp_path / "a.tar.gz", False)

@@ -20,7 +20,20 @@ from helpers.runs import ROOT, Run, new_run
 COURSE = Path(sys.executable).with_name("course")
 DATA = ROOT / "data" / "word_problems.json"
 SMALL = {"max_train": 32, "max_validation": 4, "max_test": 10}
-SHORT = ["-p", "epochs=8", "-p", "batch_size=4", "-p", "eval_every=24", "-p", "max_tokens=16", "-p", "rank=4", "-p", "learning_rate=0.02"]
+SHORT = [
+    "-p",
+    "epochs=8",
+    "-p",
+    "batch_size=4",
+    "-p",
+    "eval_every=24",
+    "-p",
+    "max_tokens=16",
+    "-p",
+    "rank=4",
+    "-p",
+    "learning_rate=0.02",
+]
 STEPS = 64  # 8 times 32 examples, 4 a step
 PATIENCE = 60  # seconds in which a user must learn that the stub is gone
 
@@ -60,7 +73,9 @@ def kill_stub(home: Path) -> bool:
 
 
 def course(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([COURSE, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [COURSE, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
 
 
 def split_run(name: str) -> Run:
@@ -84,7 +99,9 @@ def assert_one_message(stderr: str, *words: str) -> None:
 
 
 def assert_nothing_half_written(folder: Path) -> None:
-    left_over = [str(path) for path in folder.rglob("*") if path.name.endswith(".tmp") or ".making" in path.name]
+    left_over = [
+        str(path) for path in folder.rglob("*") if path.name.endswith(".tmp") or ".making" in path.name
+    ]
     assert left_over == []
     for path in folder.rglob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
@@ -99,10 +116,22 @@ GOOD = {"instruction": "2 + 2 = ?", "input": "", "output": "Final answer: 4"}
 BAD_DATA = {  # name: (file, its content or None for no file, what the message must say)
     "missing": ("data.json", None, ["data.json", "does not exist"]),
     "empty": ("data.json", "", ["data.json", "is empty"]),
-    "not JSON": ("data.json", '[{"instruction": "a",\n "output" "b"}]', ["data.json", "not JSON", "line 2, column 11"]),
+    "not JSON": (
+        "data.json",
+        '[{"instruction": "a",\n "output" "b"}]',
+        ["data.json", "not JSON", "line 2, column 11"],
+    ),
     "text": ("data.json", json.dumps(["a", "b"]), ["data.json", "index 0", "is text"]),
-    "no output": ("data.json", json.dumps([GOOD, {"instruction": "a"}]), ["data.json", "index 1", "'output'"]),
-    "no output, lines": ("data.jsonl", json.dumps(GOOD) + '\n\n{"instruction": "a"}\n', ["data.jsonl", "line 3", "'output'"]),
+    "no output": (
+        "data.json",
+        json.dumps([GOOD, {"instruction": "a"}]),
+        ["data.json", "index 1", "'output'"],
+    ),
+    "no output, lines": (
+        "data.jsonl",
+        json.dumps(GOOD) + '\n\n{"instruction": "a"}\n',
+        ["data.jsonl", "line 3", "'output'"],
+    ),
     "one record": ("data.json", json.dumps([GOOD]), ["1 record", "at least 10"]),
 }
 
@@ -144,8 +173,14 @@ def test_merge_before_export_in_the_notebook(tmp_path):
 
     run = split_run("order-notebook")
     with pytest.raises(papermill.PapermillExecutionError) as caught:
-        papermill.execute_notebook(ROOT / "notebooks" / "05_merge.ipynb", tmp_path / "out.ipynb", parameters={"run_name": run.name},
-                                   cwd=ROOT / "notebooks", kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "05_merge.ipynb",
+            tmp_path / "out.ipynb",
+            parameters={"run_name": run.name},
+            cwd=ROOT / "notebooks",
+            kernel_name="python3",
+            progress_bar=False,
+        )
     assert caught.value.ename == "RunError"
     assert "'export'" in caught.value.evalue and "04_export.ipynb first" in caught.value.evalue
     assert not run.file("merge").exists() and "merge" not in run.manifest["stages"]
@@ -168,21 +203,24 @@ def test_runs_that_are_not_there(capsys, monkeypatch, tmp_path):
 # Parameters: refused before a run folder is made
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["-p", "epoch=1"], ["'epoch'", "did you mean epochs?"]),
-    (["-p", "xyz=1"], ["'xyz'", "parameters are", "epochs"]),
-    (["-p", "rank=wide"], ["rank", "a whole number", "'wide'", "-p rank=32"]),
-    (["-p", "rank=8.5"], ["rank", "a whole number", "8.5"]),
-    (["-p", "epochs=true"], ["epochs", "a number", "True"]),
-    (["-p", "base_model=/no/such/model"], ["'/no/such/model'", "neither a model folder nor a name"]),
-    (["-p", "benchmark_file=none.jsonl"], ["'none.jsonl'", "is not there"]),
-    (["--data", "my,data.csv"], ["'my,data.csv'", "comma", "rename it"]),
-    (["-p", "epochs"], ["'epochs'", "-p epochs=1"]),
-    (["-p", "run_name=mine"], ["run_name", "--name"]),
-    (["--profile", "quik"], ["'quik'", "quick", "small", "full", "hosted"]),
-    (["--profile", "mine.toml"], ["mine.toml", "No such file", "epochs = 2.0"]),
-    (["--name", "a/b"], ["'a/b'", "letters"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "epoch=1"], ["'epoch'", "did you mean epochs?"]),
+        (["-p", "xyz=1"], ["'xyz'", "parameters are", "epochs"]),
+        (["-p", "rank=wide"], ["rank", "a whole number", "'wide'", "-p rank=32"]),
+        (["-p", "rank=8.5"], ["rank", "a whole number", "8.5"]),
+        (["-p", "epochs=true"], ["epochs", "a number", "True"]),
+        (["-p", "base_model=/no/such/model"], ["'/no/such/model'", "neither a model folder nor a name"]),
+        (["-p", "benchmark_file=none.jsonl"], ["'none.jsonl'", "is not there"]),
+        (["--data", "my,data.csv"], ["'my,data.csv'", "comma", "rename it"]),
+        (["-p", "epochs"], ["'epochs'", "-p epochs=1"]),
+        (["-p", "run_name=mine"], ["run_name", "--name"]),
+        (["--profile", "quik"], ["'quik'", "quick", "small", "full", "hosted"]),
+        (["--profile", "mine.toml"], ["mine.toml", "No such file", "epochs = 2.0"]),
+        (["--name", "a/b"], ["'a/b'", "letters"]),
+    ],
+)
 def test_wrong_options(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_RUNS_DIR", str(tmp_path))
     assert main(["run", *arguments]) == 1
@@ -262,7 +300,9 @@ for name, write in (("train.json", write_json), ("metrics.jsonl", append_jsonl))
 
 
 def test_a_full_disk_keeps_what_was_there(tmp_path):
-    result = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     for name in ("train.json", "metrics.jsonl"):
         assert re.search(f"{name}: File too large\n→ ", result.stdout), result.stdout + result.stderr
     assert json.loads((tmp_path / "train.json").read_text()) == ["good"]
@@ -279,10 +319,18 @@ def metrics(run: Run) -> list[dict]:
 
 def start_training(run: Run) -> subprocess.Popen:
     """`course run` under way, some steps past its first checkpoint of trained weights, and well before the next."""
-    process = subprocess.Popen([COURSE, "run", "--from", "train", "--until", "train", "--name", run.name, *SHORT], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [COURSE, "run", "--from", "train", "--until", "train", "--name", run.name, *SHORT],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 240
-    while not run.file("train/metrics.jsonl").exists() or run.file("train/metrics.jsonl").read_text().count("\n") < 27:
+    while (
+        not run.file("train/metrics.jsonl").exists()
+        or run.file("train/metrics.jsonl").read_text().count("\n") < 27
+    ):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process
@@ -308,7 +356,9 @@ def assert_resumes_to_the_same_end(run: Run, uninterrupted: list[dict]) -> None:
     assert result.returncode == 0, result.stderr
     assert run.file("train/checkpoints.jsonl").read_text().startswith(checkpoints)
     assert [row["step"] for row in metrics(run)] == list(range(1, STEPS + 1))
-    assert [row["train_nll"] for row in metrics(run)] == pytest.approx([row["train_nll"] for row in uninterrupted], abs=1e-3)
+    assert [row["train_nll"] for row in metrics(run)] == pytest.approx(
+        [row["train_nll"] for row in uninterrupted], abs=1e-3
+    )
     assert_nothing_half_written(run.path)
 
 
@@ -319,7 +369,13 @@ def test_the_stub_is_killed_in_mid_training(home, uninterrupted):
     killed = time.monotonic()
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert_one_message(stderr, "BackendError", "the stub Tinker backend", "has ended", f"course run --resume --name {run.name}")
+    assert_one_message(
+        stderr,
+        "BackendError",
+        "the stub Tinker backend",
+        "has ended",
+        f"course run --resume --name {run.name}",
+    )
     print(f"noticed after {time.monotonic() - killed:.1f} s")
     assert len(metrics(run)) < STEPS
     assert_nothing_half_written(run.path)
@@ -329,11 +385,15 @@ def test_the_stub_is_killed_in_mid_training(home, uninterrupted):
 def test_control_c_in_mid_training(uninterrupted):
     run = split_run("interrupted")
     process = start_training(run)
-    process.send_signal(signal.SIGINT)  # a terminal sends it to this process only: the kernel has a session of its own
+    process.send_signal(
+        signal.SIGINT
+    )  # a terminal sends it to this process only: the kernel has a session of its own
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted" in stdout and "Traceback" not in stdout + stderr
-    assert stderr.strip().splitlines() == [f"What was done is kept. To go on from here:  course run --resume --name {run.name}"]
+    assert stderr.strip().splitlines() == [
+        f"What was done is kept. To go on from here:  course run --resume --name {run.name}"
+    ]
     assert_nothing_half_written(run.path)
     done = len(metrics(run))
     assert done < STEPS
@@ -371,11 +431,19 @@ sys.exit(cli.run_stage(Run(cli.NOTEBOOKS), "split", {}, "[1/1]"))
 
 def test_control_c_says_nothing_of_the_kernel_that_it_ended(tmp_path):
     """Also where nbclient sees the kernel's end: its task then fails with nobody waiting for it."""
-    result = subprocess.run([sys.executable, "-c", SLOW_TO_END, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    result = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_END, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert (result.returncode, result.stderr) == (130, "")
     assert result.stdout.splitlines()[-1].endswith("interrupted")
-    assert "curve_publickey" in (tmp_path / "connection").read_text()  # what cells say can't be listened to by other users
+    assert (
+        "curve_publickey" in (tmp_path / "connection").read_text()
+    )  # what cells say can't be listened to by other users
 
 
 def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
@@ -391,7 +459,10 @@ def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
     assert again.resumed and again.last_step == 0 and again.metrics == []
     again.step(Step(1, 0.5, [0], 1e-3), 0.9, 100, 1.0)
     again.checkpoint(1, 0.5, "tinker://a/weights/1", "tinker://a/sampler_weights/1", 0.2, 0.9, 2, 10)
-    assert [row["step"] for row in again.metrics] == [1] and [row["step"] for row in again.checkpoints] == [0, 1]
+    assert [row["step"] for row in again.metrics] == [1] and [row["step"] for row in again.checkpoints] == [
+        0,
+        1,
+    ]
     assert_nothing_half_written(tmp_path)
 
 

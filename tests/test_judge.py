@@ -27,7 +27,11 @@ def by_label(prompt):
 
 
 def test_the_cases_are_balanced_and_say_why():
-    assert len(CASES) >= 20 and sum(case["correct"] for case in CASES) * 2 == len(CASES) and all(case["why"] for case in CASES)
+    assert (
+        len(CASES) >= 20
+        and sum(case["correct"] for case in CASES) * 2 == len(CASES)
+        and all(case["why"] for case in CASES)
+    )
 
 
 def test_a_judge_that_is_always_right_agrees_wholly_and_one_that_always_accepts_half():
@@ -37,13 +41,26 @@ def test_a_judge_that_is_always_right_agrees_wholly_and_one_that_always_accepts_
     yes = judge_agreement(ask(lambda prompt: "VERDICT: correct"), labels)
     assert (yes["agreement"], yes["kappa"], yes["accepted_wrong"], yes["refused_wrong"]) == (0.5, 0, 12, 0)
     never = judge_agreement(ask(lambda prompt: "hm"), labels)
-    assert (never["agreement"], never["undecided"], never["accepted_right"] + never["refused_wrong"]) == (0, 24, 0)
+    assert (never["agreement"], never["undecided"], never["accepted_right"] + never["refused_wrong"]) == (
+        0,
+        24,
+        0,
+    )
 
 
-@pytest.mark.parametrize("said, passed", [
-    ("VERDICT: correct", True), ("**Verdict:** Incorrect", False), ("VERDICT: incorrect, no: VERDICT: correct", True), ("verdict - correct.", True),
-    ("The verdict is not given.", False), ("correct", False), ("", False), ("VERDICT: correctly", False),
-])
+@pytest.mark.parametrize(
+    "said, passed",
+    [
+        ("VERDICT: correct", True),
+        ("**Verdict:** Incorrect", False),
+        ("VERDICT: incorrect, no: VERDICT: correct", True),
+        ("verdict - correct.", True),
+        ("The verdict is not given.", False),
+        ("correct", False),
+        ("", False),
+        ("VERDICT: correctly", False),
+    ],
+)
 def test_the_last_verdict_counts_and_nothing_else(said, passed):
     (verdict,) = ask(lambda prompt: said, CASES[:1])
     assert verdict.passed is passed and verdict.evidence["judgement"] == said.strip()
@@ -72,8 +89,15 @@ def test_bad_cases_are_errors():
 
 
 def test_reasoning_asks_the_judge_where_the_reference_has_no_equation():
-    rows = [{"instruction": "Prove that it is so.", "output": "It follows from the definition. QED"}, {"instruction": "What is 1 + 2?", "output": "1 + 2 = 3\nFinal answer: 3"}]
-    client = Client(lambda prompt, attempt: " It follows. QED\n\n" if "Prove" in prompt else " 1 + 2 = 3\nFinal answer: 3\n\n")
+    rows = [
+        {"instruction": "Prove that it is so.", "output": "It follows from the definition. QED"},
+        {"instruction": "What is 1 + 2?", "output": "1 + 2 = 3\nFinal answer: 3"},
+    ]
+    client = Client(
+        lambda prompt, attempt: (
+            " It follows. QED\n\n" if "Prove" in prompt else " 1 + 2 = 3\nFinal answer: 3\n\n"
+        )
+    )
     asked = []
 
     def judge(cases):
@@ -81,6 +105,9 @@ def test_reasoning_asks_the_judge_where_the_reference_has_no_equation():
         return [SimpleNamespace(passed=True, why="fine")]
 
     result = evaluate_math_reasoning(client, rows, Characters(), judge=judge)
-    assert asked == [{"problem": "Prove that it is so.", "proof": "It follows. QED"}] and result["step_accuracy"] == 1
+    assert (
+        asked == [{"problem": "Prove that it is so.", "proof": "It follows. QED"}]
+        and result["step_accuracy"] == 1
+    )
     assert result["samples"][0]["steps_why"] == "judged: fine"
     assert evaluate_math_reasoning(client, rows, Characters())["step_accuracy"] == 0.5

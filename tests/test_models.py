@@ -77,7 +77,10 @@ def test_two_processes_make_one_model(tmp_path):
     texts = [out for out, _ in outputs]
     assert all(f"folder {folder}" in text for text in texts)
     assert sum("Making the base model" in text for text in texts) == 1
-    assert sorted(path.name for path in folder.parent.iterdir()) == [f".{models.LOCAL_MODEL}.lock", models.LOCAL_MODEL]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        f".{models.LOCAL_MODEL}.lock",
+        models.LOCAL_MODEL,
+    ]
     assert models.find_damage(folder) is None
     models.check_model_folder(folder)
 
@@ -92,7 +95,8 @@ def test_check_is_quick_and_light(base_model):
         "assert m.find_damage(m.local_base_model()) is None; print('torch' in sys.modules)"
     )
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "False"
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        == "False"
     )
 
 
@@ -180,7 +184,12 @@ def test_damaged_gguf(tmp_path, monkeypatch):
 
 def test_tokenizer_is_smollm2s(base_model):
     tokenizer = models.load_tokenizer()
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (
+    assert (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    ) == (
         1,
         2,
         2,
@@ -204,14 +213,23 @@ def test_tokenizer_is_smollm2s(base_model):
 
 def test_tokenizer_is_loaded_without_torch_and_is_autotokenizers(base_model):
     script = f"import sys; from helpers.models import load_tokenizer; load_tokenizer({str(base_model)!r}); print([m for m in ('torch', 'sklearn') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
+    )
     assert result.stdout.strip() == "[]"
     from transformers import AutoTokenizer
 
     ours, theirs = models.load_tokenizer(base_model), AutoTokenizer.from_pretrained(base_model)
     text = "Mia has 1,200 marbles – 3 更多.\n\n<|im_end|> "
-    assert type(ours) is type(theirs) and ours.encode(text) == theirs.encode(text) and ours.chat_template == theirs.chat_template
-    assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text)) and ours.eos_token_id == theirs.eos_token_id
+    assert (
+        type(ours) is type(theirs)
+        and ours.encode(text) == theirs.encode(text)
+        and ours.chat_template == theirs.chat_template
+    )
+    assert (
+        ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+        and ours.eos_token_id == theirs.eos_token_id
+    )
 
 
 def test_model_knows_easy_sums(base_model):
@@ -254,11 +272,15 @@ def write(name, text):
         (write("model.safetensors", "short"), "cut short"),
         (write("model.safetensors", ""), "cut short"),
         (
-            lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]),
+            lambda folder: (folder / "model.safetensors").write_bytes(
+                (folder / "model.safetensors").read_bytes()[:-1]
+            ),
             "cut short",
         ),
         (
-            write("model.safetensors.index.json", '{"weight_map": {"w": "model-00001-of-00001.safetensors"}}'),
+            write(
+                "model.safetensors.index.json", '{"weight_map": {"w": "model-00001-of-00001.safetensors"}}'
+            ),
             "lacks model-00001",
         ),
         (write("model.safetensors.index.json", "{}"), "can't be read"),

@@ -13,7 +13,9 @@ NOTEBOOKS = ["00_start_here", *(notebook for notebook, _ in STAGES.values()), "s
 
 
 def run(command: list, env: dict, timeout: int) -> subprocess.CompletedProcess:
-    return subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def read(path: Path):
@@ -25,9 +27,22 @@ def committed_notebooks(course_env, tmp_path_factory):
     """nbval over all notebooks in order, in a runs folder of their own. Returns it, and nbval's report."""
     runs = tmp_path_factory.mktemp("nbval-runs")
     result = run(
-        [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "--nbval-sanitize-with=tests/nbval_sanitize.cfg", "-q", "-p", "no:cacheprovider",
-         *(f"notebooks/{name}.ipynb" for name in NOTEBOOKS)],
-        course_env | {"COURSE_RUNS_DIR": str(runs)}, timeout=2400)
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval",
+            "--nbval-current-env",
+            "--nbval-cell-timeout=1800",
+            "--nbval-sanitize-with=tests/nbval_sanitize.cfg",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(f"notebooks/{name}.ipynb" for name in NOTEBOOKS),
+        ],
+        course_env | {"COURSE_RUNS_DIR": str(runs)},
+        timeout=2400,
+    )
     return runs, result
 
 
@@ -49,4 +64,6 @@ def test_the_merged_model_and_vllm_answer_like_the_sampler(committed_notebooks):
     sampler = read(committed_notebooks[0] / "latest/evaluate/model_evaluation.json")["test_accuracy"]
     for stage in ("merge", "vllm"):
         results = manifest["stages"][stage]["results"]
-        assert results["parity_passed"] and abs(results["accuracy"] - sampler) <= 0.05  # the stub samples in bfloat16, these in float32
+        assert (
+            results["parity_passed"] and abs(results["accuracy"] - sampler) <= 0.05
+        )  # the stub samples in bfloat16, these in float32

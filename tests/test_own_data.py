@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from test_cli import assert_one_message, course, folder, make_run, plan, tree  # noqa: F401  (folder keeps runs in a temporary place)
 
 from helpers import settings
 from helpers.data import find_duplicates, load_data
 from helpers.errors import CourseError, DataError
 from helpers.hub_data import HubData, hub_parts, load_hub
 from helpers.runs import ROOT, data_fingerprints
-from test_cli import assert_one_message, course, folder, make_run, plan, tree  # noqa: F401  (folder keeps runs in a temporary place)
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -24,31 +24,44 @@ def write(path: Path, content: str | bytes) -> str:
 # tables
 
 
-@pytest.mark.parametrize(("name", "content", "delimiter"), [
-    ("a.csv", 'text,label\n"a, ""b""\nc",x\n\nd,y\n', "commas"),
-    ("a.csv", "\ufefftext;label\r\n\"a, \"\"b\"\"\nc\";x\r\nd;y\r\n", "semicolons"),
-    ("a.csv", 'text\tlabel\n"a, ""b""\nc"\tx\nd\ty', "tabs"),
-    ("a.TSV", 'text\tlabel\n"a, ""b""\nc"\tx\nd\ty\n', "tabs"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "delimiter"),
+    [
+        ("a.csv", 'text,label\n"a, ""b""\nc",x\n\nd,y\n', "commas"),
+        ("a.csv", '\ufefftext;label\r\n"a, ""b""\nc";x\r\nd;y\r\n', "semicolons"),
+        ("a.csv", 'text\tlabel\n"a, ""b""\nc"\tx\nd\ty', "tabs"),
+        ("a.TSV", 'text\tlabel\n"a, ""b""\nc"\tx\nd\ty\n', "tabs"),
+    ],
+)
 def test_tables(tmp_path, name, content, delimiter):
     if name.endswith("TSV"):
         content = content.replace(",", ";")
     data = load_data(write(tmp_path / name, content))
-    assert [(row["instruction"].replace(";", ","), row["output"]) for row in data.records] == [('a, "b"\nc', "x"), ("d", "y")]
-    assert delimiter in data.sources[0].form and "instruction ← text" in str(data) and "output      ← label" in str(data)
+    assert [(row["instruction"].replace(";", ","), row["output"]) for row in data.records] == [
+        ('a, "b"\nc', "x"),
+        ("d", "y"),
+    ]
+    assert (
+        delimiter in data.sources[0].form
+        and "instruction ← text" in str(data)
+        and "output      ← label" in str(data)
+    )
 
 
-@pytest.mark.parametrize(("content", "parts"), [
-    ("text\nx\n", ["one column only", "'text'"]),
-    ("text,label\nx\n", ["row 1 (line 2)", "1 cells", "2 columns"]),
-    ('text,label\n"a\nb",x\nc,d,e\n', ["row 2 (line 4)", "3 cells"]),
-    ('text,label\nx,y\n"z,y\n', ["row 2", "line 3", "double quote"]),
-    ("text,text\nx,y\n", ["line 1", "column 1", "'text'"]),
-    ("text,\nx,y\n", ["line 1", "column 2 has no name"]),
-    ("text,label\n", ["no row"]),
-    ("text,label\nx,y\nz,\n", ["row 2 (line 3)", "'label'", "empty"]),
-    (b"text,label\n\xb2\xe2,x\n", ["not UTF-8", "iconv"]),
-])
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("text\nx\n", ["one column only", "'text'"]),
+        ("text,label\nx\n", ["row 1 (line 2)", "1 cells", "2 columns"]),
+        ('text,label\n"a\nb",x\nc,d,e\n', ["row 2 (line 4)", "3 cells"]),
+        ('text,label\nx,y\n"z,y\n', ["row 2", "line 3", "double quote"]),
+        ("text,text\nx,y\n", ["line 1", "column 1", "'text'"]),
+        ("text,\nx,y\n", ["line 1", "column 2 has no name"]),
+        ("text,label\n", ["no row"]),
+        ("text,label\nx,y\nz,\n", ["row 2 (line 3)", "'label'", "empty"]),
+        (b"text,label\n\xb2\xe2,x\n", ["not UTF-8", "iconv"]),
+    ],
+)
 def test_a_table_that_cant_be_used_says_where(tmp_path, content, parts):
     with pytest.raises(DataError) as caught:
         load_data(write(tmp_path / "a.csv", content))
@@ -58,66 +71,100 @@ def test_a_table_that_cant_be_used_says_where(tmp_path, content, parts):
 def test_a_table_in_a_known_form_keeps_its_fields(tmp_path):
     content = "instruction,input,output,answer,category,unseen\nWhat?,,It is 4.,4,sums,\nWhen?,now,It is 5.,5,,true\n"
     first, second = load_data(write(tmp_path / "a.csv", content)).records
-    assert first == {"instruction": "What?", "input": "", "output": "It is 4.", "answer": "4", "category": "sums"}
+    assert first == {
+        "instruction": "What?",
+        "input": "",
+        "output": "It is 4.",
+        "answer": "4",
+        "category": "sums",
+    }
     assert second["unseen"] is True and second["input"] == "now" and "category" not in second
 
 
 # columns
 
 
-@pytest.mark.parametrize(("names", "expected"), [
-    (["Text", "Label"], {"instruction": "Text", "output": "Label"}),
-    (["prompt", "completion", "score"], {"instruction": "prompt", "output": "completion"}),
-    (["id", "question", "input", "response", "category"],
-     {"instruction": "question", "input": "input", "output": "response", "category": "category", "id": "id"}),
-    (["input", "output"], {"instruction": "input", "output": "output"}),
-    (["text", "category"], {"instruction": "text", "output": "category"}),
-    (["内容", "类别"], {"instruction": "内容", "output": "类别"}),
-])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Text", "Label"], {"instruction": "Text", "output": "Label"}),
+        (["prompt", "completion", "score"], {"instruction": "prompt", "output": "completion"}),
+        (
+            ["id", "question", "input", "response", "category"],
+            {
+                "instruction": "question",
+                "input": "input",
+                "output": "response",
+                "category": "category",
+                "id": "id",
+            },
+        ),
+        (["input", "output"], {"instruction": "input", "output": "output"}),
+        (["text", "category"], {"instruction": "text", "output": "category"}),
+        (["内容", "类别"], {"instruction": "内容", "output": "类别"}),
+    ],
+)
 def test_obvious_names(tmp_path, names, expected):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({name: f"some {name}" for name in names}))
     [source] = load_data(str(path)).sources
-    assert source.columns == expected and source.unused == [name for name in names if name not in expected.values()]
+    assert source.columns == expected and source.unused == [
+        name for name in names if name not in expected.values()
+    ]
 
 
-@pytest.mark.parametrize(("names", "parts"), [
-    (["prompt", "text", "label"], ["'prompt' and 'text'", "question", "instruction=prompt,output=label"]),
-    (["text", "label", "answer"], ["'label' and 'answer'", "instruction=text,output=label"]),
-    (["a", "b"], ["no column", "'a', 'b'", "--columns", "columns ="]),
-    (["text"], ["no column", "answer", "instruction=text,output=COLUMN"]),
-])
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["prompt", "text", "label"], ["'prompt' and 'text'", "question", "instruction=prompt,output=label"]),
+        (["text", "label", "answer"], ["'label' and 'answer'", "instruction=text,output=label"]),
+        (["a", "b"], ["no column", "'a', 'b'", "--columns", "columns ="]),
+        (["text"], ["no column", "answer", "instruction=text,output=COLUMN"]),
+    ],
+)
 def test_names_that_are_not_obvious(tmp_path, names, parts):
     with pytest.raises(DataError) as caught:
         load_data(write(tmp_path / "a.json", json.dumps([dict.fromkeys(names, "x")])))
     assert [part for part in parts if part not in str(caught.value)] == [], caught.value
 
 
-ROWS = [{"mail": "Hi", "who": "Ann", "fields": {"n": 1}, "stars": 3, "good": True},
-        {"mail": "Ho", "fields": {"n": 2}, "stars": 4.5, "good": False}]
+ROWS = [
+    {"mail": "Hi", "who": "Ann", "fields": {"n": 1}, "stars": 3, "good": True},
+    {"mail": "Ho", "fields": {"n": 2}, "stars": 4.5, "good": False},
+]
 
 
-@pytest.mark.parametrize(("columns", "instruction", "expected"), [
-    ("instruction=mail,output=stars", "", [("Hi", "", "3"), ("Ho", "", "4.5")]),
-    ("input=mail, output=fields", "Read it.", [("Read it.", "Hi", '{"n": 1}'), ("Read it.", "Ho", '{"n": 2}')]),
-    ("instruction=mail,input=who,output=good", "", [("Hi", "Ann", "true"), ("Ho", "", "false")]),
-])
+@pytest.mark.parametrize(
+    ("columns", "instruction", "expected"),
+    [
+        ("instruction=mail,output=stars", "", [("Hi", "", "3"), ("Ho", "", "4.5")]),
+        (
+            "input=mail, output=fields",
+            "Read it.",
+            [("Read it.", "Hi", '{"n": 1}'), ("Read it.", "Ho", '{"n": 2}')],
+        ),
+        ("instruction=mail,input=who,output=good", "", [("Hi", "Ann", "true"), ("Ho", "", "false")]),
+    ],
+)
 def test_named_columns(tmp_path, columns, instruction, expected):
     records = load_data(write(tmp_path / "a.json", json.dumps(ROWS)), columns, instruction).records
     assert [(row["instruction"], row["input"], row["output"]) for row in records] == expected
 
 
-@pytest.mark.parametrize(("columns", "instruction", "parts"), [
-    ("instruction=male,output=stars", "", ["'male'", "did you mean 'mail'?"]),
-    ("instruction=mail", "", ["columns", "instruction=text,output=label"]),
-    ("output=stars", "", ["columns"]),
-    ("question=mail,output=stars", "", ["'question=mail'", "fields are instruction, input, output"]),
-    ("instruction=mail,output=stars,output=who", "", ["'output'", "twice"]),
-    ("instruction=mail,output=stars", "Rate it.", ["both", "input=mail"]),
-    ("input=mail,output=stars", "", ["no instruction"]),
-    ("instruction=mail,output=who", "", ["a.json, index 1", "'who'", "empty"]),
-    ("instruction=fields,output=stars", "", ["a.json, index 0", "'fields'", "instruction"]),
-])
+@pytest.mark.parametrize(
+    ("columns", "instruction", "parts"),
+    [
+        ("instruction=male,output=stars", "", ["'male'", "did you mean 'mail'?"]),
+        ("instruction=mail", "", ["columns", "instruction=text,output=label"]),
+        ("output=stars", "", ["columns"]),
+        ("question=mail,output=stars", "", ["'question=mail'", "fields are instruction, input, output"]),
+        ("instruction=mail,output=stars,output=who", "", ["'output'", "twice"]),
+        ("instruction=mail,output=stars", "Rate it.", ["both", "input=mail"]),
+        ("input=mail,output=stars", "", ["no instruction"]),
+        ("instruction=mail,output=who", "", ["a.json, index 1", "'who'", "empty"]),
+        ("instruction=fields,output=stars", "", ["a.json, index 0", "'fields'", "instruction"]),
+    ],
+)
 def test_columns_that_cant_be_had(tmp_path, columns, instruction, parts):
     with pytest.raises(DataError) as caught:
         load_data(write(tmp_path / "a.json", json.dumps(ROWS)), columns, instruction)
@@ -126,7 +173,10 @@ def test_columns_that_cant_be_had(tmp_path, columns, instruction, parts):
 
 def test_a_comma_in_the_name_of_a_column(tmp_path):
     path = write(tmp_path / "a.json", json.dumps([{"a, b": "x", "c": "y"}]))
-    assert load_data(path, '"instruction=a, b",output=c').sources[0].columns == {"instruction": "a, b", "output": "c"}
+    assert load_data(path, '"instruction=a, b",output=c').sources[0].columns == {
+        "instruction": "a, b",
+        "output": "c",
+    }
 
 
 def test_short_inputs_below_one_long_instruction_are_no_repeats():
@@ -146,17 +196,25 @@ def data_set(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "reviews"
     folder.mkdir()
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
     for split, labels in (("train", [0, 1] * 6), ("test", [1, -1])):
         rows = {"text": [f"{split} {number}" for number in range(len(labels))], "label": labels}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            str(folder / f"{split}-00000-of-00001.parquet")
+        )
     load_hub.cache_clear()
     return folder
 
 
 def test_a_data_set_with_classes(data_set):
     data = load_data(f"hub:{data_set}")
-    assert len(data.records) == 12 and data.records[1] == {"input": "", "instruction": "train 1", "output": "good"}
+    assert len(data.records) == 12 and data.records[1] == {
+        "input": "",
+        "instruction": "train 1",
+        "output": "good",
+    }
     assert "data set, split train" in str(data)
     assert len(load_data(f"hub:{data_set}#train[:50%]").records) == 6
 
@@ -166,7 +224,9 @@ def test_a_row_without_a_class(data_set):
         load_data(f"hub:{data_set}#test")
 
 
-@pytest.mark.parametrize(("more", "parts"), [("#dev", ["dev", "train", "test"]), (":french", ["french", "configuration"])])
+@pytest.mark.parametrize(
+    ("more", "parts"), [("#dev", ["dev", "train", "test"]), (":french", ["french", "configuration"])]
+)
 def test_a_part_of_a_data_set_that_is_not_there(data_set, more, parts):
     with pytest.raises(DataError) as caught:
         load_data(f"hub:{data_set}{more}")
@@ -206,7 +266,9 @@ def test_a_hub_that_cant_be_reached_is_said_soon(monkeypatch, capsys, tmp_path):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.invalid")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # put back afterwards: the loader turns them on
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", False
+    )  # put back afterwards: the loader turns them on
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     load_hub.cache_clear()
     started = time.monotonic()
@@ -224,15 +286,26 @@ def test_the_manifest_knows_what_was_in_a_data_set(data_set, capsys, monkeypatch
     assert run.manifest["stages"]["split"]["data"] == [row]
     assert plan(capsys, "--like", "mine")["notes"] == []
     monkeypatch.setattr("helpers.hub_data.load_hub", lambda _: HubData([], "train", "0123abc", 5, "f" * 64))
-    assert any(f"data set {name} has changed" in note and "0123abc" in note for note in plan(capsys, "--like", "mine")["notes"])
+    assert any(
+        f"data set {name} has changed" in note and "0123abc" in note
+        for note in plan(capsys, "--like", "mine")["notes"]
+    )
 
 
 # the command
 
 
 def test_dry_run_shows_columns_and_task(capsys, folder):  # noqa: F811
-    arguments = ["--data", str(ROOT / "data/reviews.csv"), "--columns", "input=评价原文,output=情绪",
-                 "-p", "task=classification", "-p", "instruction=评价是好评还是差评？"]
+    arguments = [
+        "--data",
+        str(ROOT / "data/reviews.csv"),
+        "--columns",
+        "input=评价原文,output=情绪",
+        "-p",
+        "task=classification",
+        "-p",
+        "instruction=评价是好评还是差评？",
+    ]
     found = plan(capsys, *arguments)
     assert found["data"]["task"] == "classification" and found["data"]["labels"] == {"差评": 24, "好评": 24}
     assert found["data"]["sources"][0]["columns"] == {"input": "评价原文", "output": "情绪"}
@@ -241,12 +314,18 @@ def test_dry_run_shows_columns_and_task(capsys, folder):  # noqa: F811
     assert "names the reference's label and no other; 2 labels" in out and not folder.exists()
 
 
-@pytest.mark.parametrize(("arguments", "parts"), [
-    (["--columns", "output=情绪"], ["columns", "instruction=text,output=label"]),
-    (["--columns", "instruction=text,output=情绪"], ["'text'", "编号"]),
-    (["-p", "task=sorting"], ["task='sorting'", "'classification'"]),
-    (["-p", "task=extraction", "--columns", "instruction=评价原文,output=情绪"], ["can't be scored as extraction"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--columns", "output=情绪"], ["columns", "instruction=text,output=label"]),
+        (["--columns", "instruction=text,output=情绪"], ["'text'", "编号"]),
+        (["-p", "task=sorting"], ["task='sorting'", "'classification'"]),
+        (
+            ["-p", "task=extraction", "--columns", "instruction=评价原文,output=情绪"],
+            ["can't be scored as extraction"],
+        ),
+    ],
+)
 def test_a_run_is_refused_before_it_starts(arguments, parts, capsys, folder):  # noqa: F811
     status, _, err = course(capsys, "run", "--dry-run", "--data", str(ROOT / "data/reviews.csv"), *arguments)
     assert status == 1 and tree(folder) == []
@@ -256,7 +335,9 @@ def test_a_run_is_refused_before_it_starts(arguments, parts, capsys, folder):  #
 # values of parameters
 
 KNOWN = settings.notebook_parameters()
-NUMBERS = {name for defaults in KNOWN.values() for name, value in defaults.items() if type(value) in (int, float)}
+NUMBERS = {
+    name for defaults in KNOWN.values() for name, value in defaults.items() if type(value) in (int, float)
+}
 
 
 def test_every_number_has_a_rule_and_every_default_keeps_it():
@@ -264,33 +345,38 @@ def test_every_number_has_a_rule_and_every_default_keeps_it():
     names = {name for defaults in KNOWN.values() for name in defaults}
     assert [name for name in settings.RULES if name not in names] == [], "a rule for a parameter that is gone"
     for defaults in KNOWN.values():
-        settings.check_parameters({name: value for name, value in defaults.items() if name != "run_name"}, KNOWN)
+        settings.check_parameters(
+            {name: value for name, value in defaults.items() if name != "run_name"}, KNOWN
+        )
 
 
-@pytest.mark.parametrize(("name", "wrong", "right"), [
-    ("task", ["", "Math", "maths"], ["classification"]),
-    ("text_threshold", [0.0, 1.5, -1.0], [1.0]),
-    ("test_size", [0.0, 1.0, 2, -0.1, float("nan")], [0.5]),
-    ("validation_size", [0, 1], [0.01]),
-    ("epochs", [0, -1.0, float("inf"), float("nan")], [0.1, 3]),
-    ("learning_rate", [0.0, -1e-3], [1e-5]),
-    ("rank", [0, -8], [1]),
-    ("batch_size", [0], [1]),
-    ("max_train", [-1], [0]),
-    ("patience", [-1], [0]),
-    ("eval_every", [0], [1]),
-    ("seed", [-1, 2**32], [0]),
-    ("temperature", [-0.1, float("inf")], [0.0, 1.5]),
-    ("samples_each", [0], [1]),
-    ("best_metric", ["f1"], ["loss"]),
-    ("dtype", ["float64", "fp32"], ["bfloat16"]),
-    ("backend_name", ["cloud", "ftp://x"], ["stub", "http://127.0.0.1:8765"]),
-    ("gpu_memory_utilization", [0.0, 1.1], [1.0]),
-    ("batch_sizes", ["", "1,,2", "0", "1,x"], ["1, 4"]),
-    ("executor", ["dask"], ["ray"]),
-    ("max_length", [1], [2]),
-    ("columns", ["text", "output=a"], ["instruction=a,output=b"]),
-])
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("task", ["", "Math", "maths"], ["classification"]),
+        ("text_threshold", [0.0, 1.5, -1.0], [1.0]),
+        ("test_size", [0.0, 1.0, 2, -0.1, float("nan")], [0.5]),
+        ("validation_size", [0, 1], [0.01]),
+        ("epochs", [0, -1.0, float("inf"), float("nan")], [0.1, 3]),
+        ("learning_rate", [0.0, -1e-3], [1e-5]),
+        ("rank", [0, -8], [1]),
+        ("batch_size", [0], [1]),
+        ("max_train", [-1], [0]),
+        ("patience", [-1], [0]),
+        ("eval_every", [0], [1]),
+        ("seed", [-1, 2**32], [0]),
+        ("temperature", [-0.1, float("inf")], [0.0, 1.5]),
+        ("samples_each", [0], [1]),
+        ("best_metric", ["f1"], ["loss"]),
+        ("dtype", ["float64", "fp32"], ["bfloat16"]),
+        ("backend_name", ["cloud", "ftp://x"], ["stub", "http://127.0.0.1:8765"]),
+        ("gpu_memory_utilization", [0.0, 1.1], [1.0]),
+        ("batch_sizes", ["", "1,,2", "0", "1,x"], ["1, 4"]),
+        ("executor", ["dask"], ["ray"]),
+        ("max_length", [1], [2]),
+        ("columns", ["text", "output=a"], ["instruction=a,output=b"]),
+    ],
+)
 def test_impossible_values(name, wrong, right):
     for value in right:
         settings.check_parameters({name: value}, KNOWN)

@@ -44,10 +44,17 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def score(correct: int, total: int) -> dict:
-    return {"correct": correct, "total": total, "accuracy": correct / total, "ci95": list(wilson_interval(correct, total))}
+    return {
+        "correct": correct,
+        "total": total,
+        "accuracy": correct / total,
+        "ci95": list(wilson_interval(correct, total)),
+    }
 
 
-def make_run(name: str, right: str = "yyyyynnnnn", done: tuple[str, ...] = tuple(STAGES), words: str = "", **parameters) -> Run:
+def make_run(
+    name: str, right: str = "yyyyynnnnn", done: tuple[str, ...] = tuple(STAGES), words: str = "", **parameters
+) -> Run:
     """A run with the files that the notebooks leave.
 
     Args:
@@ -58,7 +65,13 @@ def make_run(name: str, right: str = "yyyyynnnnn", done: tuple[str, ...] = tuple
     run = new_run(name)
     count, wins = len(right), right.count("y")
     tuned = [
-        {"index": i, "problem": f"problem {i} {words}", "output": f"tuned {words}", "expected": f"{i} {words}", "score": c == "y"}
+        {
+            "index": i,
+            "problem": f"problem {i} {words}",
+            "output": f"tuned {words}",
+            "expected": f"{i} {words}",
+            "score": c == "y",
+        }
         for i, c in enumerate(right)
     ]
     base = [row | {"output": f"base {words}", "score": i == count - 1} for i, row in enumerate(tuned)]
@@ -89,7 +102,9 @@ def make_run(name: str, right: str = "yyyyynnnnn", done: tuple[str, ...] = tuple
     }
     looks = [{"step": step, "loss": 2.0 / (step + 1), "correct": step // 4, "total": 6} for step in (0, 4, 8)]
     files = {
-        "train/metrics.jsonl": [{"step": i, "train_nll": 1.5 / i, "tokens_per_second": 100.0 + i} for i in range(1, 9)],
+        "train/metrics.jsonl": [
+            {"step": i, "train_nll": 1.5 / i, "tokens_per_second": 100.0 + i} for i in range(1, 9)
+        ],
         "train/checkpoints.jsonl": looks,
         "train/best_checkpoint.json": looks[-1],
         "evaluate/model_evaluation.json": {
@@ -110,16 +125,27 @@ def make_run(name: str, right: str = "yyyyynnnnn", done: tuple[str, ...] = tuple
         "evaluate/base_samples.jsonl": base,
         "evaluate/flips.jsonl": flips,
         "merge/parity.json": parity
-        | {"negative_control": parity | {"other": "base model", "max_abs_logprob_diff": 12.5, "passed": False}},
+        | {
+            "negative_control": parity
+            | {"other": "base model", "max_abs_logprob_diff": 12.5, "passed": False}
+        },
         "vllm/parity.json": parity | {"other": "vLLM", "max_abs_logprob_diff": 0.7, "passed": False},
         "vllm/evaluation.json": {
-            "throughput": [{"at_once": 1, "tokens_per_second": 39.0}, {"at_once": 4, "tokens_per_second": 123.0}],
+            "throughput": [
+                {"at_once": 1, "tokens_per_second": 39.0},
+                {"at_once": 4, "tokens_per_second": 123.0},
+            ],
             "others": {},
             "dtype": "float32",
         },
     }
     results = {
-        "split": {"leaks": 0, "records": 90, "sizes": {"train": 64, "validation": 6, "test": count}, "notes": []},
+        "split": {
+            "leaks": 0,
+            "records": 90,
+            "sizes": {"train": 64, "validation": 6, "test": count},
+            "notes": [],
+        },
         "evaluate": {"test_accuracy": wins / count},
         "merge": {"correct": wins, "total": count},
         "vllm": {"correct": wins, "total": count},
@@ -132,7 +158,11 @@ def make_run(name: str, right: str = "yyyyynnnnn", done: tuple[str, ...] = tuple
         work = run.begin(stage, given.get(stage, {}))
         own = [path for path in files if path.startswith(f"{stage}/")]
         for path in own:
-            text = json.dumps(files[path]) if path.endswith(".json") else "".join(json.dumps(row) + "\n" for row in files[path])
+            text = (
+                json.dumps(files[path])
+                if path.endswith(".json")
+                else "".join(json.dumps(row) + "\n" for row in files[path])
+            )
             run.file(path).write_text(text)
         work.finish(f"{stage} is done", artefacts=[run.file(path) for path in own], **results.get(stage, {}))
     run.update(base_model="/models/Small", backend={"kind": "stub"})
@@ -174,7 +204,12 @@ class Page(HTMLParser):
     def check(self) -> "Page":
         ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
         assert len(ids) == len(set(ids))
-        links = [attributes[name] for _, attributes in self.tags for name in ("href", "src", "data", "action") if name in attributes]
+        links = [
+            attributes[name]
+            for _, attributes in self.tags
+            for name in ("href", "src", "data", "action")
+            if name in attributes
+        ]
         assert links and all(link.startswith("#") and link[1:] in ids for link in links)
         used = re.findall(r"url\((.*?)\)", self.source)
         assert all(reference.strip("'\"")[1:] in ids for reference in used), used
@@ -183,15 +218,23 @@ class Page(HTMLParser):
         assert not [name for _, attributes in self.tags for name in attributes if name.startswith("on")]
         assert "http" not in self.source.replace("http-equiv", "")
         policy = next(
-            attributes["content"] for tag, attributes in self.tags if attributes.get("http-equiv") == "Content-Security-Policy"
+            attributes["content"]
+            for tag, attributes in self.tags
+            if attributes.get("http-equiv") == "Content-Security-Policy"
         )
         assert "default-src 'none'" in policy and "script-src" not in policy
         levels = [int(name[1]) for name in names if re.fullmatch(r"h[1-6]", name)]
-        assert levels.count(1) == 1 == levels[0] and all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+        assert levels.count(1) == 1 == levels[0] and all(
+            after <= before + 1 for before, after in zip(levels, levels[1:])
+        )
         assert names.count("table") == names.count("caption") and all(
             "scope" in attributes for tag, attributes in self.tags if tag == "th"
         )
-        assert all(attributes.get("role") == "img" and attributes["aria-label"] for tag, attributes in self.tags if tag == "svg")
+        assert all(
+            attributes.get("role") == "img" and attributes["aria-label"]
+            for tag, attributes in self.tags
+            if tag == "svg"
+        )
         return self
 
 
@@ -211,22 +254,39 @@ def test_a_complete_run(folder):
     page = Page(write_report(run)).check()
     assert page.source == Page(write_report(run)).source  # nothing in it depends on when or how often
     text = page.text
-    assert "Small, tuned on 64 examples of word_problems.json. Backend: stub." in text and "the run is complete" in text
-    assert "base model 10.0% (1.8% to 40.4%) → tuned model 60.0% (31.3% to 83.2%)" in text and "overlap" in text
-    assert "gained 6 and lost 1" in text and "p = 0.219" in text and "Right: 6 of 6" in text and "Wrong: 4 of 4" in text
+    assert (
+        "Small, tuned on 64 examples of word_problems.json. Backend: stub." in text
+        and "the run is complete" in text
+    )
+    assert (
+        "base model 10.0% (1.8% to 40.4%) → tuned model 60.0% (31.3% to 83.2%)" in text and "overlap" in text
+    )
+    assert (
+        "gained 6 and lost 1" in text
+        and "p = 0.219" in text
+        and "Right: 6 of 6" in text
+        and "Wrong: 4 of 4" in text
+    )
     assert (
         re.search(r"Is the merged model the trained one\? +Yes, within the tolerance", text)
         and "160 tokens differ by 2e-05 nats at most (0.0005 are allowed)" in text
     )
-    assert re.search(r"Does vLLM answer like the merged model\? +No", text) and "base model to Tinker sampler" in text
+    assert (
+        re.search(r"Does vLLM answer like the merged model\? +No", text)
+        and "base model to Tinker sampler" in text
+    )
     assert (
         "Training: 104 tokens a second" in text
         and "vLLM, 4 at once 123" in re.sub(r" +", " ", text)
         and "Gained: 6" in text
         and "Lost: 1" in text
     )
-    assert re.search(r'<th scope="row" class="code">rank</th><td class="code">4</td><td>32 \(train\)', page.source)
-    assert "evaluate/flips.jsonl" in text and "Not all of the run" not in text and str(folder) not in page.source
+    assert re.search(
+        r'<th scope="row" class="code">rank</th><td class="code">4</td><td>32 \(train\)', page.source
+    )
+    assert (
+        "evaluate/flips.jsonl" in text and "Not all of the run" not in text and str(folder) not in page.source
+    )
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
 
 
@@ -237,7 +297,9 @@ def test_hostile_text_stays_text():
     for words in HOSTILE[:5]:
         assert words in text, words
     assert "NUL � and � alone" in page.source and "the first 4,000 of" in text
-    assert all(attributes.get("dir") == "auto" for _, attributes in page.tags if attributes.get("class") == "said")
+    assert all(
+        attributes.get("dir") == "auto" for _, attributes in page.tags if attributes.get("class") == "said"
+    )
     assert (
         max(
             len(line)
@@ -271,8 +333,14 @@ def test_what_is_missing_or_damaged_is_named(harm, capsys):
         harm(run.file(name))
     page = Page(write_report(run)).check()
     for name in FILES:
-        assert re.search(rf"{name}(, line 2,)? (is missing|is damaged|can't be read)|{name}, line \d is damaged", page.text), name
-    assert "Base and tuned model have no score" in page.text and "64" in page.text and "merged model, vLLM" in page.text
+        assert re.search(
+            rf"{name}(, line 2,)? (is missing|is damaged|can't be read)|{name}, line \d is damaged", page.text
+        ), name
+    assert (
+        "Base and tuned model have no score" in page.text
+        and "64" in page.text
+        and "merged model, vLLM" in page.text
+    )
     status, out, _ = course(capsys, "mine", "--json")
     told = json.loads(out)
     assert (
@@ -287,11 +355,19 @@ def test_what_is_missing_or_damaged_is_named(harm, capsys):
 def test_a_run_that_is_not_complete(capsys):
     run = make_run("mine", done=("split", "train"))
     page = Page(write_report(run)).check()
-    for stage, notebook in (("evaluate", "03_evaluate"), ("merge", "05_merge"), ("vllm", "06_vllm_inference")):
+    for stage, notebook in (
+        ("evaluate", "03_evaluate"),
+        ("merge", "05_merge"),
+        ("vllm", "06_vllm_inference"),
+    ):
         assert f"stage {stage} was not run: notebooks/{notebook}.ipynb does it" in page.text
     assert page.text.count("Not checked.") == 2 and "chosen: step 8, 2 of 6" in page.text
     status, out, _ = course(capsys)
-    assert status == 0 and out.count("note: stage ") == 4 and out.splitlines()[-1] == str(run.file("report.html"))
+    assert (
+        status == 0
+        and out.count("note: stage ") == 4
+        and out.splitlines()[-1] == str(run.file("report.html"))
+    )
 
 
 def test_stale_stages_and_one_that_did_not_finish():
@@ -302,7 +378,11 @@ def test_stale_stages_and_one_that_did_not_finish():
         "stage train was begun and did not finish" in page.text
         and "stage evaluate is stale: it belongs to an earlier model" in page.text
     )
-    assert "no checkpoint is chosen yet" in page.text and "the run is unfinished" in page.text and "have no score" in page.text
+    assert (
+        "no checkpoint is chosen yet" in page.text
+        and "the run is unfinished" in page.text
+        and "have no score" in page.text
+    )
 
 
 def test_an_empty_run_and_strange_results():
@@ -312,7 +392,8 @@ def test_an_empty_run_and_strange_results():
     manifest["stages"]["split"]["results"]["sizes"] = 7
     write_json(run.manifest_path, manifest)
     assert (
-        "manifest.json, results of split is damaged: sizes: Input should be a valid dictionary" in Page(write_report(run)).check().text
+        "manifest.json, results of split is damaged: sizes: Input should be a valid dictionary"
+        in Page(write_report(run)).check().text
     )
     run.manifest_path.write_text("{")
     with pytest.raises(RunError, match="mine is damaged: manifest.json can't be read"):
@@ -342,34 +423,59 @@ def test_a_comparison_of_two_runs(monkeypatch, folder):
     ] in cells
     assert ["second", "f" * 12] in cells and ["second", "0.0.1"] in cells
     assert (
-        "second to first: 3 gained" in page.text and "first to first" not in page.text and "not all scored on the same" not in page.text
+        "second to first: 3 gained" in page.text
+        and "first to first" not in page.text
+        and "not all scored on the same" not in page.text
     )
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
 
 
 def test_other_test_problems_are_not_paired(folder):
-    runs = [make_run("one"), make_run("short", "yyn"), make_run("two"), make_run("bare", done=("split", "train"))]
+    runs = [
+        make_run("one"),
+        make_run("short", "yyn"),
+        make_run("two"),
+        make_run("bare", done=("split", "train")),
+    ]
     page = Page(write_comparison(runs, folder / "c.html")).check()
     assert (
         "not all scored on the same test problems" in page.text
         and "one, two: 10 problems" in page.text
         and "short: 3 problems, 3 of them" in page.text
     )
-    assert "two to one" in page.text and "short to" not in page.text and "run bare: stage evaluate was not run" in page.text
-    assert "for want of a usable evaluate/samples.jsonl: bare" in page.text and "Without a score: bare" in page.text
+    assert (
+        "two to one" in page.text
+        and "short to" not in page.text
+        and "run bare: stage evaluate was not run" in page.text
+    )
+    assert (
+        "for want of a usable evaluate/samples.jsonl: bare" in page.text
+        and "Without a score: bare" in page.text
+    )
     write_jsonl(runs[2].file("evaluate/samples.jsonl"), [{"index": 0}])
     page = Page(write_comparison(runs, folder / "c.html")).check()
-    assert "run two: evaluate/samples.jsonl, line 1, is damaged" in page.text and "So there is no pair" in page.text
+    assert (
+        "run two: evaluate/samples.jsonl, line 1, is damaged" in page.text
+        and "So there is no pair" in page.text
+    )
 
 
 def test_settings_that_differ():
     runs = [
         look_at(make_run(name, done=done, rank=rank).path)
-        for name, rank, done in (("a", 4, ("split", "train")), ("b", 8, ("split", "train")), ("c", 4, ("split",)))
+        for name, rank, done in (
+            ("a", 4, ("split", "train")),
+            ("b", 8, ("split", "train")),
+            ("c", 4, ("split",)),
+        )
     ]
     different, same = compare_settings(runs)
     assert different == {"rank": ["4", "8", "–"]}
-    assert same["data_files"] == '"data/word_problems.json"' and same["base model"] == "Small" and same["backend"] == "stub"
+    assert (
+        same["data_files"] == '"data/word_problems.json"'
+        and same["base model"] == "Small"
+        and same["backend"] == "stub"
+    )
 
 
 def test_holm_allows_for_several_tests():

@@ -19,7 +19,14 @@ from helpers.prompts import prompt_format, question_text
 from helpers.runs import ROOT
 from helpers.serve import GUIDE_TEMPLATE, _wait, ask_server, serve_vllm
 
-ROWS = [{"instruction": f"What is {n} + {n + 2}?", "input": "Answer with a number." if n % 2 else "", "output": str(2 * n + 2)} for n in range(1, 13)]
+ROWS = [
+    {
+        "instruction": f"What is {n} + {n + 2}?",
+        "input": "Answer with a number." if n % 2 else "",
+        "output": str(2 * n + 2),
+    }
+    for n in range(1, 13)
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,42 +53,68 @@ def test_the_server_answers_as_the_model_does(started, base_model, fmt):
     server, _ = started
     served = ask_server(server, [question_text(row, "guide") for row in ROWS], fmt, 16)
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype="float32")
-    answers = generate_with_transformers(model, fmt, [fmt.prompt_tokens(row) for row in ROWS], 16, progress=False)
+    answers = generate_with_transformers(
+        model, fmt, [fmt.prompt_tokens(row) for row in ROWS], 16, progress=False
+    )
     same = sum(a["text"] == b.text and a["stop_reason"] == b.stop_reason for a, b in zip(served, answers))
     assert same >= len(ROWS) - 1  # float32 sums in another order: a near tie may fall otherwise
 
 
 def test_inspect_asks_it_the_same_task(started, tmp_path):
     server, _ = started
-    results = run_inspect_eval(benchmark=own_data(ROWS), server_url=server.url, api_key=server.api_key, renderer="guide", max_tokens=16, log_dir=tmp_path)
-    answers = ask_server(server, [question_text(row, "guide") for row in ROWS], prompt_format("guide", None), 16)
+    results = run_inspect_eval(
+        benchmark=own_data(ROWS),
+        server_url=server.url,
+        api_key=server.api_key,
+        renderer="guide",
+        max_tokens=16,
+        log_dir=tmp_path,
+    )
+    answers = ask_server(
+        server, [question_text(row, "guide") for row in ROWS], prompt_format("guide", None), 16
+    )
     right = sum(bool(check_final_answer(answer["text"], row["output"])) for answer, row in zip(answers, ROWS))
     assert results["samples"] == len(ROWS) and 0 < right < len(ROWS)
-    assert abs(results["score"] * len(ROWS) / 100 - right) <= 1  # a near tie may fall otherwise in another batch
+    assert (
+        abs(results["score"] * len(ROWS) / 100 - right) <= 1
+    )  # a near tie may fall otherwise in another batch
 
 
 def test_only_its_own_key_opens_it_and_no_command_line_shows_it(started):
     server, seen = started
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=server.url, api_key="another", max_retries=0).models.list()
-    assert server.api_key not in repr(server) and not any(server.api_key in " ".join(process.cmdline()) for process in seen["tree"])
+    assert server.api_key not in repr(server) and not any(
+        server.api_key in " ".join(process.cmdline()) for process in seen["tree"]
+    )
 
 
 def test_the_template_makes_the_prompts_of_training(base_model, fmt):
     messages = lambda row: [{"role": "user", "content": question_text(row, "guide")}]  # noqa: E731
     for row in ROWS:
-        assert fmt.tokenizer.apply_chat_template(messages(row), chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False) == fmt.prompt_tokens(row)
+        assert fmt.tokenizer.apply_chat_template(
+            messages(row), chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False
+        ) == fmt.prompt_tokens(row)
     turn = [*messages(ROWS[0]), {"role": "assistant", "content": ROWS[0]["output"]}]
-    tokens = fmt.tokenizer.apply_chat_template(turn, chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False)
+    tokens = fmt.tokenizer.apply_chat_template(
+        turn, chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False
+    )
     assert tokens == fmt.prompt_tokens(ROWS[0]) + fmt.answer_tokens(ROWS[0])
 
 
 def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):
-    for arguments, message in (({"model_folder": tmp_path}, "there is no model in"), ({"model_folder": base_model, "adapters": {"a": tmp_path}}, "is no PEFT adapter")):
+    for arguments, message in (
+        ({"model_folder": tmp_path}, "there is no model in"),
+        ({"model_folder": base_model, "adapters": {"a": tmp_path}}, "is no PEFT adapter"),
+    ):
         with pytest.raises(ModelError, match=message), serve_vllm(**arguments):
             pass
     with open(tmp_path / "log", "wb") as log:  # in place of vLLM, which takes its time to fail
-        process = subprocess.Popen([sys.executable, "-c", "print('much'); raise ValueError('no such dtype')"], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "print('much'); raise ValueError('no such dtype')"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     with pytest.raises(ModelError, match="ended at its start:\n.*no such dtype"):
         _wait(process, 1, 60, tmp_path / "log", True)
     with open(tmp_path / "log", "wb") as log:
@@ -96,7 +129,12 @@ def test_a_dead_notebook_takes_its_server_along(tmp_path):
     script = "import sys; from helpers.serve import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: pass"
     from helpers.models import local_base_model
 
-    process = subprocess.Popen([sys.executable, "-c", script, str(local_base_model())], cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(local_base_model())],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        env=os.environ,
+    )
     deadline = time.monotonic() + 60
     while not (children := psutil.Process(process.pid).children()):
         assert time.monotonic() < deadline and process.poll() is None

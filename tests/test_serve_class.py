@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import tinker
+from test_stub_server import train
 
 from helpers import cli, lab, serve_class
 from helpers.backend import connect
 from helpers.errors import BackendError, CourseError
 from helpers.runs import ROOT
-from test_stub_server import train
 
 
 def course(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -60,7 +60,10 @@ class Lesson:
             self.model,
         ]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.cli", *command], cwd=ROOT, stdout=open(self.log, "w"), stderr=subprocess.STDOUT
+            [sys.executable, "-m", "helpers.cli", *command],
+            cwd=ROOT,
+            stdout=open(self.log, "w"),
+            stderr=subprocess.STDOUT,
         )
         deadline = time.monotonic() + 90
         while "Ctrl-C ends it" not in self.log.read_text():
@@ -81,7 +84,10 @@ def lesson(tmp_path_factory, small_model):
 def test_two_learners_do_not_see_each_other(lesson):
     head, ada, emile = rows(lesson.keys)
     assert head == list(serve_class.COLUMNS) and (ada[0], emile[0]) == ("Ada", "Émile du Bois")
-    assert ada[2:] == [f"export TINKER_BASE_URL={lesson.url}", f"export TINKER_API_KEY={ada[1]}"] and ada[1] != emile[1]
+    assert (
+        ada[2:] == [f"export TINKER_BASE_URL={lesson.url}", f"export TINKER_API_KEY={ada[1]}"]
+        and ada[1] != emile[1]
+    )
     clients = []
     for key in (ada[1], emile[1]):
         service = tinker.ServiceClient(base_url=lesson.url, api_key=key)
@@ -130,11 +136,24 @@ def test_keys_are_kept_and_late_learners_get_one(served, capsys, tmp_path):
     path, port = tmp_path / "class" / "learners.csv", str(free_port())
     assert course(capsys, "serve", "--learners", "2", "--port", port)[0] == 0
     first = rows(path)
-    assert [row[0] for row in first[1:]] == ["learner-01", "learner-02"] and served[0].api_key == [row[1] for row in first[1:]]
+    assert [row[0] for row in first[1:]] == ["learner-01", "learner-02"] and served[0].api_key == [
+        row[1] for row in first[1:]
+    ]
     assert course(capsys, "serve", "--port", port)[0] == 0 and rows(path) == first
     assert (
         "3 learners, 1 of them new"
-        in course(capsys, "serve", "--learners", "3", "--port", port, "--host", "0.0.0.0", "--address", "lab.example")[1]
+        in course(
+            capsys,
+            "serve",
+            "--learners",
+            "3",
+            "--port",
+            port,
+            "--host",
+            "0.0.0.0",
+            "--address",
+            "lab.example",
+        )[1]
     )
     later = rows(path)
     assert [row[:2] for row in later[:3]] == [row[:2] for row in first] and later[3][
@@ -191,7 +210,11 @@ def test_the_address_that_learners_type():
     def typed(host: str, address: str = "") -> str:
         return serve_class.address(argparse.Namespace(host=host, address=address))
 
-    assert typed("127.0.0.1") == "127.0.0.1" and typed("::1") == "[::1]" and typed("0.0.0.0", "lab.example") == "lab.example"
+    assert (
+        typed("127.0.0.1") == "127.0.0.1"
+        and typed("::1") == "[::1]"
+        and typed("0.0.0.0", "lab.example") == "lab.example"
+    )
     assert typed("0.0.0.0") not in ("", "0.0.0.0")
 
 
@@ -202,7 +225,9 @@ def test_the_address_that_learners_type():
 def became(monkeypatch) -> list:
     """Instead of JupyterLab: the command that this process would become."""
     commands = []
-    monkeypatch.setattr(os, "execve", lambda program, command, environment: commands.append((command, environment)))
+    monkeypatch.setattr(
+        os, "execve", lambda program, command, environment: commands.append((command, environment))
+    )
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.chdir(ROOT)
     return commands
@@ -217,14 +242,21 @@ def test_lab_opens_the_notebook(became, capsys):
         (["solutions"], "solutions"),
     ):
         cli.main(["lab", *arguments])
-        assert became[-1][0][3] == f"notebooks/{notebook}.ipynb" and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
+        assert (
+            became[-1][0][3] == f"notebooks/{notebook}.ipynb"
+            and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
+        )
     cli.main(["lab", "--no-browser", "--port", str(port), "--", "--ip", "0.0.0.0"])
-    assert became[-1][0][-3:] == ["--no-browser", "--ip", "0.0.0.0"] and f"--ServerApp.port={port}" in became[-1][0]
+    assert (
+        became[-1][0][-3:] == ["--no-browser", "--ip", "0.0.0.0"]
+        and f"--ServerApp.port={port}" in became[-1][0]
+    )
     assert "Ctrl-C here ends it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["02_trian"], "notebooks are 02_train"), (["--port", "99999"], "can't listen on port 99999")]
+    ("arguments", "words"),
+    [(["02_trian"], "notebooks are 02_train"), (["--port", "99999"], "can't listen on port 99999")],
 )
 def test_lab_refuses(arguments, words, became, capsys):
     status, _, err = course(capsys, "lab", *arguments)
@@ -242,5 +274,10 @@ def test_lab_that_cant_start(became, monkeypatch):
 
 
 def test_make_lab_hands_its_arguments_on():
-    printed = subprocess.run(["make", "--no-print-directory", "-n", "lab", "ARGS=--ip 0.0.0.0 --no-browser"], cwd=ROOT, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", "lab", "ARGS=--ip 0.0.0.0 --no-browser"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert printed.splitlines()[-1] == ".venv/bin/course lab -- --ip 0.0.0.0 --no-browser"

@@ -77,7 +77,9 @@ def test_here_refuses_the_systems_python(monkeypatch, capsys, tmp_path):
 def test_install_needs_nothing_but_the_standard_library():
     """-I -S: no site-packages, no project folder on the path. A finished installation ends at once."""
     script = str(ROOT / "helpers" / "install.py")
-    code = f"import runpy, sys; sys.argv = ['x', '--nothing']; runpy.run_path({script!r}, run_name='__main__')"
+    code = (
+        f"import runpy, sys; sys.argv = ['x', '--nothing']; runpy.run_path({script!r}, run_name='__main__')"
+    )
     result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
     assert result.returncode == 2 and "Unknown: --nothing" in result.stdout, result.stderr
 
@@ -134,7 +136,9 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
     monkeypatch.setattr(install, "compare", lambda python: states.pop(0))
     monkeypatch.setattr(install, "check_disk", lambda prefix: None)
     monkeypatch.setattr(install, "reachable", lambda url: True)
-    monkeypatch.setattr(install, "pip", lambda python, arguments, what, count: calls.append(" ".join(arguments)))
+    monkeypatch.setattr(
+        install, "pip", lambda python, arguments, what, count: calls.append(" ".join(arguments))
+    )
     monkeypatch.setattr(install, "make_base_model", lambda python: calls.append("base model"))
     install.install(environment)
     torch = install.pinned("torch")
@@ -162,7 +166,10 @@ def test_a_base_model_that_cant_be_made_does_not_hold_up(capfd, monkeypatch, tmp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path / "file"))
     install.make_base_model(sys.executable)
-    assert capfd.readouterr() == ("The base model could not be made now. The first notebook tries it again, and says what is wrong.\n", "")
+    assert capfd.readouterr() == (
+        "The base model could not be made now. The first notebook tries it again, and says what is wrong.\n",
+        "",
+    )
 
 
 def interrupted(*arguments):
@@ -171,7 +178,9 @@ def interrupted(*arguments):
 
 def test_what_pip_leaves_out_is_an_error(environment, monkeypatch):
     monkeypatch.setattr(
-        install, "compare", lambda python: {"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []}
+        install,
+        "compare",
+        lambda python: {"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []},
     )
     monkeypatch.setattr(install, "pip", lambda *arguments: None)
     with pytest.raises(install.InstallError, match="x==1 .found: None"):
@@ -214,7 +223,10 @@ def test_halves_of_packages_are_cleared(tmp_path):
         (site / f"{name}.dist-info").mkdir(parents=True)
     (site / "whole-1.0.dist-info" / "RECORD").write_text("")
     install.clear_halves(str(tmp_path), ["cut-off", "whole"])
-    assert sorted(path.name for path in site.iterdir()) == ["someone_elses-1.0.dist-info", "whole-1.0.dist-info"]
+    assert sorted(path.name for path in site.iterdir()) == [
+        "someone_elses-1.0.dist-info",
+        "whole-1.0.dist-info",
+    ]
 
 
 def test_pip_failure_shows_pips_error_and_a_next_step(tmp_path):
@@ -250,7 +262,9 @@ def test_every_direct_dependency_is_exact_and_locked():
 def test_lock_is_exact_and_leaves_out_what_breaks():
     for pin in pins():
         assert re.fullmatch(r"==[\w.+!]+", str(pin.specifier)), pin
-        assert not re.match(r"nvidia|cuda|torchvision|torchaudio|torchcodec|triton|llama-cpp", plain(pin.name)), pin
+        assert not re.match(
+            r"nvidia|cuda|torchvision|torchaudio|torchcodec|triton|llama-cpp", plain(pin.name)
+        ), pin
     for minor in (11, 12, 13):
         names = [
             plain(pin.name)
@@ -264,19 +278,28 @@ def test_lock_is_in_the_form_that_make_lock_writes():
     text = (ROOT / "requirements.lock").read_text()
     assert install.tidy(text) == text
     linux = "sys_platform == 'linux'"
-    raw = f"a==1 ; platform_machine == 'x86_64' and {linux}\nb==2 ; python_full_version < '3.12' and {linux}\n"
+    raw = (
+        f"a==1 ; platform_machine == 'x86_64' and {linux}\nb==2 ; python_full_version < '3.12' and {linux}\n"
+    )
     assert install.tidy(raw).splitlines()[3:] == ["a==1", "b==2 ; python_full_version < '3.12'"]
 
 
 def test_supported_pythons_agree():
     assert project()["project"]["requires-python"] == ">=3.11,<3.14"
     assert (install.OLDEST, install.NEWEST) == ((3, 11), (3, 13))
-    assert [check.check_python((3, minor, 0)).status for minor in (10, 11, 13, 14)] == ["FAIL", "OK", "OK", "FAIL"]
+    assert [check.check_python((3, minor, 0)).status for minor in (10, 11, 13, 14)] == [
+        "FAIL",
+        "OK",
+        "OK",
+        "FAIL",
+    ]
 
 
 @pytest.mark.parametrize("target", ["run", "test", "lab", "lock", "check"])
 def test_makefile_target(target):
-    result = subprocess.run(["make", "-n", target, "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        ["make", "-n", target, "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert "some-python helpers/install.py" in result.stdout
 
@@ -333,7 +356,9 @@ def test_wrong_packages_are_named(tmp_path):
         '[project]\ndependencies = ["tinker==0.0.1", "no-such-thing==1", "packaging>=1"]\n'
     )
     checks = {answer.name: answer for answer in check.check_packages(tmp_path / "lock", tmp_path / "project")}
-    assert [checks[name].status for name in ("tinker", "no-such-thing", "packaging", "their requirements")] == [
+    assert [
+        checks[name].status for name in ("tinker", "no-such-thing", "packaging", "their requirements")
+    ] == [
         "FAIL",
         "FAIL",
         "OK",
@@ -364,7 +389,9 @@ def test_processor_unknown(tmp_path):
 
 @pytest.mark.parametrize("free, status", [(1e9, "FAIL"), (3e9, "NOTE"), (9e9, "OK")])
 def test_disk(tmp_path, free, status):
-    answers = check.check_disk((tmp_path, tmp_path / "not" / "there"), lambda path: SimpleNamespace(free=free))
+    answers = check.check_disk(
+        (tmp_path, tmp_path / "not" / "there"), lambda path: SimpleNamespace(free=free)
+    )
     assert [answer.status for answer in answers] == [status]
 
 

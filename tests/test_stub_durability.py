@@ -23,6 +23,8 @@ import pytest
 import tinker
 import torch
 from safetensors.torch import load, load_file
+from stub import Server
+from test_stub_server import datums, prompt, train
 from tinker import types
 from tinker.proto.request_conv import forward_backward_request_to_proto
 from tinker.proto.response_conv import deserialize_forward_backward_output
@@ -32,13 +34,15 @@ from tinker.types.forward_backward_request import ForwardBackwardRequest
 from helpers.runs import ROOT
 from helpers.stub_tinker import store as store_module
 from helpers.stub_tinker.store import Store
-from stub import Server
-from test_stub_server import datums, prompt, train
 
 ROUNDS = 8
 API = "/api/v1"
 KINDS = ("weights", "sampler_weights", "external_weights")
-OPERATIONS = {"weights": "save_weights", "sampler_weights": "save_weights_for_sampler", "external_weights": "save_weights_external"}
+OPERATIONS = {
+    "weights": "save_weights",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
 
 # One process imports the libraries and forks a server for each line it reads: a start then takes a fraction of a second.
 FORKING = """
@@ -68,7 +72,16 @@ class ForkedServer(Server):
         self.model, self.state, self.log = str(model), state, state / "log.txt"
         state.mkdir(parents=True, exist_ok=True)
         (state / "server.json").unlink(missing_ok=True)
-        arguments = ["--port", "0", "--state-dir", str(state), "--base-model", self.model, "--precision", "float32"]
+        arguments = [
+            "--port",
+            "0",
+            "--state-dir",
+            str(state),
+            "--base-model",
+            self.model,
+            "--precision",
+            "float32",
+        ]
         forking.stdin.write(json.dumps([str(self.log), *arguments]) + "\n")
         forking.stdin.flush()
         self.pid = psutil.Process(int(forking.stdout.readline()))
@@ -92,7 +105,12 @@ class Wire:
 
     def post(self, route: str, body: dict | bytes) -> bytes:
         kind = "application/x-protobuf" if isinstance(body, bytes) else "application/json"
-        self.connection.request("POST", f"{API}/{route}", body if isinstance(body, bytes) else json.dumps(body), {"Content-Type": kind, "X-API-Key": "tml-test"})
+        self.connection.request(
+            "POST",
+            f"{API}/{route}",
+            body if isinstance(body, bytes) else json.dumps(body),
+            {"Content-Type": kind, "X-API-Key": "tml-test"},
+        )
         response = self.connection.getresponse()
         content = response.read()
         assert response.status in (200, 204, 408), (route, response.status, content)
@@ -105,27 +123,50 @@ class Wire:
         return content
 
     def start(self, model: str) -> str:
-        session = json.loads(self.post("create_session", {"tags": [], "user_metadata": {}, "sdk_version": "0.38.0", "type": "create_session"}))["session_id"]
-        made = self.future("create_model", {"session_id": session, "model_seq_id": 0, "base_model": model, "lora_config": {"rank": 4, "seed": 1, "train_unembed": False}})
+        session = json.loads(
+            self.post(
+                "create_session",
+                {"tags": [], "user_metadata": {}, "sdk_version": "0.38.0", "type": "create_session"},
+            )
+        )["session_id"]
+        made = self.future(
+            "create_model",
+            {
+                "session_id": session,
+                "model_seq_id": 0,
+                "base_model": model,
+                "lora_config": {"rank": 4, "seed": 1, "train_unembed": False},
+            },
+        )
         self.session, self.model = session, json.loads(made)["model_id"]
         return self.model
 
     def step(self, rate: float = 1e-2) -> None:
         self.future("forward_backward", self.datums_body())
-        self.future("optim_step", {"model_id": self.model, "seq_id": self.next(), "adam_params": {"learning_rate": rate}})
+        self.future(
+            "optim_step",
+            {"model_id": self.model, "seq_id": self.next(), "adam_params": {"learning_rate": rate}},
+        )
 
     def next(self) -> int:
         self.seq += 1
         return self.seq
 
     def datums_body(self, forward_only: bool = False, seq_id: int | None = None) -> bytes:
-        message = forward_backward_request_to_proto(ForwardBackwardRequest(
-            forward_backward_input=ForwardBackwardInput(data=datums(2, 8), loss_fn="cross_entropy"), model_id=self.model, seq_id=seq_id or self.next()))
+        message = forward_backward_request_to_proto(
+            ForwardBackwardRequest(
+                forward_backward_input=ForwardBackwardInput(data=datums(2, 8), loss_fn="cross_entropy"),
+                model_id=self.model,
+                seq_id=seq_id or self.next(),
+            )
+        )
         message.forward_only = forward_only
         return message.SerializeToString()
 
     def logprobs(self) -> np.ndarray:
-        output = deserialize_forward_backward_output(self.future("forward_backward", self.datums_body(forward_only=True)))
+        output = deserialize_forward_backward_output(
+            self.future("forward_backward", self.datums_body(forward_only=True))
+        )
         return np.concatenate([item["logprobs"].to_numpy() for item in output.loss_fn_outputs])
 
 
@@ -148,7 +189,9 @@ def check_files(state: Path) -> set[str]:
     return found
 
 
-def save_until_killed(server: Server, saved: dict[str, np.ndarray], pending: dict[str, np.ndarray], running: threading.Event) -> None:
+def save_until_killed(
+    server: Server, saved: dict[str, np.ndarray], pending: dict[str, np.ndarray], running: threading.Event
+) -> None:
     """Train and save without end; what is reported goes into `saved`, what is under way into `pending`."""
     wire = Wire(server.url)
     try:
@@ -162,7 +205,9 @@ def save_until_killed(server: Server, saved: dict[str, np.ndarray], pending: dic
             path = f"tinker://{model}/{kind}/{name}"
             pending.clear()
             pending[path] = logprobs
-            body = {"model_id": model, "path": name, "seq_id": wire.next()} | ({"overwrite": True} if kind == "weights" else {})
+            body = {"model_id": model, "path": name, "seq_id": wire.next()} | (
+                {"overwrite": True} if kind == "weights" else {}
+            )
             answer = json.loads(wire.future(OPERATIONS[kind], body))
             assert answer.get("path") == path, answer
             saved[path] = logprobs
@@ -171,7 +216,9 @@ def save_until_killed(server: Server, saved: dict[str, np.ndarray], pending: dic
 
 
 def test_killed_at_any_moment_nothing_reported_is_lost(small_model, tmp_path):
-    forking = subprocess.Popen([sys.executable, "-c", FORKING], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    forking = subprocess.Popen(
+        [sys.executable, "-c", FORKING], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     state, moments = tmp_path / "state", random.Random(0)
     all_saved: set[str] = set()
     unreported: set[str] = set()  # under way at a kill: they may be there, whole, or not
@@ -199,7 +246,9 @@ def test_killed_at_any_moment_nothing_reported_is_lost(small_model, tmp_path):
     assert "Traceback" not in server.log.read_text()
 
 
-def check_restored(server: Server, saved: dict, pending: dict, all_saved: set[str], unreported: set[str]) -> None:
+def check_restored(
+    server: Server, saved: dict, pending: dict, all_saved: set[str], unreported: set[str]
+) -> None:
     """Every reported checkpoint is listed and gives the logprobs of its moment; listed ones are whole, and load."""
     wire = Wire(server.url)
     wire.start(server.model)
@@ -212,28 +261,57 @@ def check_restored(server: Server, saved: dict, pending: dict, all_saved: set[st
         if "/weights/" in path:
             restored = Wire(server.url)
             restored.session = wire.session
-            restored.model = json.loads(restored.future("load_weights", {"session_id": wire.session, "model_seq_id": wire.next(), "path": path, "optimizer": True}))["model_id"]
+            restored.model = json.loads(
+                restored.future(
+                    "load_weights",
+                    {
+                        "session_id": wire.session,
+                        "model_seq_id": wire.next(),
+                        "path": path,
+                        "optimizer": True,
+                    },
+                )
+            )["model_id"]
             got = restored.logprobs()
             assert any(np.array_equal(got, logprobs) for logprobs in versions), path
         elif "/sampler_weights/" in path:
-            wire.post("create_sampling_session", {"session_id": wire.session, "sampling_session_seq_id": wire.next(), "model_path": path})
+            wire.post(
+                "create_sampling_session",
+                {"session_id": wire.session, "sampling_session_seq_id": wire.next(), "model_path": path},
+            )
     if newest := [path for path in saved if "/weights/" in path]:
         service = server.connect()
         client = service.create_training_client_from_state_with_optimizer(newest[-1]).result()
         output = client.forward(datums(2, 8), "cross_entropy").result()
         got = np.concatenate([item["logprobs"].to_numpy() for item in output.loss_fn_outputs])
-        assert any(np.array_equal(got, table[newest[-1]]) for table in (saved, pending) if newest[-1] in table)
+        assert any(
+            np.array_equal(got, table[newest[-1]]) for table in (saved, pending) if newest[-1] in table
+        )
         service.close("success").result()
 
 
 # A crash before every single call that changes the disk
 
-RUN = {"owner": "local", "created": "", "base_model": "m", "lora_rank": 4, "train_attn": True, "train_mlp": True, "train_unembed": False, "session": "s", "user_metadata": {}}
+RUN = {
+    "owner": "local",
+    "created": "",
+    "base_model": "m",
+    "lora_rank": 4,
+    "train_attn": True,
+    "train_mlp": True,
+    "train_unembed": False,
+    "session": "s",
+    "user_metadata": {},
+}
 
 
 def files(value: float) -> dict:
     tensors = {"a": torch.full((40, 50), value), "b": torch.full((7,), value)}
-    return {"adapter_model.safetensors": tensors, "adapter_config.json": json.dumps({"value": value}).encode(), "optimizer.safetensors": dict(tensors)}
+    return {
+        "adapter_model.safetensors": tensors,
+        "adapter_config.json": json.dumps({"value": value}).encode(),
+        "optimizer.safetensors": dict(tensors),
+    }
 
 
 STORE_OPERATIONS: dict[str, Callable[[Store], object]] = {
@@ -261,6 +339,7 @@ def crash_before_call(number: int) -> None:
         def call(*args, **kwargs):
             crash()
             return function(*args, **kwargs)
+
         return call
 
     class TornFile:
@@ -294,12 +373,15 @@ def crash_before_call(number: int) -> None:
     for name in ("replace", "rename", "fsync", "mkdir", "unlink", "remove", "rmdir", "write", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))
     if save_file := getattr(store_module, "save_file", None):
+
         def torn_save(tensors, path, *args, **kwargs):
             def half() -> None:
                 save_file(tensors, path)
                 os.truncate(path, os.stat(path).st_size // 2)
+
             crash(half)
             return save_file(tensors, path, *args, **kwargs)
+
         store_module.save_file = torn_save
 
 
@@ -311,7 +393,14 @@ def visible(folder: Path) -> dict:
         path = checkpoint["tinker_path"]
         loaded = store.load(path, "local")
         assert loaded[0].keys() == loaded[1].keys() == {"a", "b"}
-        shown[path] = [sorted((k, v.unique().tolist(), tuple(v.shape)) for k, v in tensors.items()) for tensors in loaded[:2]], loaded[2]["step"], bool(checkpoint["expires_at"])
+        shown[path] = (
+            [
+                sorted((k, v.unique().tolist(), tuple(v.shape)) for k, v in tensors.items())
+                for tensors in loaded[:2]
+            ],
+            loaded[2]["step"],
+            bool(checkpoint["expires_at"]),
+        )
     return shown
 
 
@@ -362,7 +451,12 @@ def batch(step: int) -> list[types.Datum]:
 def adapter(client: tinker.TrainingClient, server: Server, name: str) -> dict[str, torch.Tensor]:
     import urllib.request
 
-    urls = server.rest().get_external_weights_urls(client.save_weights_external(name).result().path).result().urls
+    urls = (
+        server.rest()
+        .get_external_weights_urls(client.save_weights_external(name).result().path)
+        .result()
+        .urls
+    )
     with urllib.request.urlopen(urls["adapter_model.safetensors"]) as file:
         return load(file.read())
 
@@ -399,7 +493,12 @@ def refusing(request, small_model, tmp_path):
     runs = state / "runs"
     runs.mkdir(parents=True)
     mounted = request.param in ("tmpfs", "read-only")
-    if mounted and (os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(runs)], capture_output=True).returncode):
+    if mounted and (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(runs)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("mounting a tmpfs needs rights that this user has not")
     server = Server(small_model, state)
     filler, process = runs / "filler", psutil.Process(server.process.pid)
@@ -428,7 +527,12 @@ def refusing(request, small_model, tmp_path):
             for kind in KINDS:
                 (runs / run / kind).unlink()
 
-    word = {"tmpfs": "space", "read-only": "[Rr]ead-only", "file-size-limit": "large", "file-in-the-way": "(?i)exists|directory"}[request.param]
+    word = {
+        "tmpfs": "space",
+        "read-only": "[Rr]ead-only",
+        "file-size-limit": "large",
+        "file-in-the-way": "(?i)exists|directory",
+    }[request.param]
     yield server, refuse, allow, word
     server.kill()
     if mounted:
@@ -438,7 +542,10 @@ def refusing(request, small_model, tmp_path):
 def test_a_disk_that_refuses_fails_the_save_and_nothing_else(refusing):
     server, refuse, allow, word = refusing
     service = server.connect()
-    client, neighbour = (service.create_lora_training_client(server.model, rank=32, seed=1, train_unembed=False).result() for _ in range(2))
+    client, neighbour = (
+        service.create_lora_training_client(server.model, rank=32, seed=1, train_unembed=False).result()
+        for _ in range(2)
+    )
     quiet = train(client, 2)
     run = client.model_id
     refuse(run)
@@ -451,7 +558,10 @@ def test_a_disk_that_refuses_fails_the_save_and_nothing_else(refusing):
     allow(run)
     assert not leftovers(server.state)
     assert server.rest().list_checkpoints(run).result().checkpoints == []
-    paths = [save("kept").result().path for save in (client.save_state, client.save_weights_for_sampler, client.save_weights_external)]
+    paths = [
+        save("kept").result().path
+        for save in (client.save_state, client.save_weights_for_sampler, client.save_weights_external)
+    ]
     resumed = service.create_training_client_from_state_with_optimizer(paths[0]).result()
     assert train(resumed, 1) == pytest.approx(train(client, 1), rel=1e-6)
     assert check_files(server.state) == set(paths)
@@ -464,6 +574,7 @@ def test_a_disk_that_refuses_fails_the_save_and_nothing_else(refusing):
 
 def twenty(server: Server, route: str, body: dict | bytes) -> set[bytes]:
     """What the futures of 20 posts of one request say, posted at once."""
+
     def post(_) -> bytes:
         wire = Wire(server.url)
         return wire.future(route, body)
@@ -476,18 +587,36 @@ def test_a_request_posted_twenty_times_is_done_once(server):
     once, many = Wire(server.url), Wire(server.url)
     for wire in (once, many):
         wire.start(server.model)
-    body = {"session_id": many.session, "model_seq_id": 7, "base_model": server.model, "lora_config": {"rank": 4, "seed": 1, "train_unembed": False}}
+    body = {
+        "session_id": many.session,
+        "model_seq_id": 7,
+        "base_model": server.model,
+        "lora_config": {"rank": 4, "seed": 1, "train_unembed": False},
+    }
     made = twenty(server, "create_model", body)
     assert len(made) == 1
     for _ in range(3):
         once.step(0.1)
         assert len(twenty(server, "forward_backward", many.datums_body())) == 1
-        assert len(twenty(server, "optim_step", {"model_id": many.model, "seq_id": many.next(), "adam_params": {"learning_rate": 0.1}})) == 1
+        assert (
+            len(
+                twenty(
+                    server,
+                    "optim_step",
+                    {"model_id": many.model, "seq_id": many.next(), "adam_params": {"learning_rate": 0.1}},
+                )
+            )
+            == 1
+        )
     assert np.array_equal(many.logprobs(), once.logprobs())
     saves = twenty(server, "save_weights", {"model_id": many.model, "seq_id": many.next(), "path": "one"})
     assert [json.loads(answer).get("path") for answer in saves] == [f"tinker://{many.model}/weights/one"]
-    assert [c.checkpoint_id for c in server.rest().list_checkpoints(many.model).result().checkpoints] == ["weights/one"]
-    note = json.loads((server.state / "runs" / many.model / "weights" / "one" / "checkpoint.json").read_text())
+    assert [c.checkpoint_id for c in server.rest().list_checkpoints(many.model).result().checkpoints] == [
+        "weights/one"
+    ]
+    note = json.loads(
+        (server.state / "runs" / many.model / "weights" / "one" / "checkpoint.json").read_text()
+    )
     assert note["step"] == 3
 
 
@@ -495,15 +624,29 @@ def test_a_sample_posted_twenty_times_is_drawn_once(server, service):
     def sampled() -> int:
         import urllib.request
 
-        with urllib.request.urlopen(urllib.request.Request(server.url + "/", headers={"X-API-Key": "tml-test", "Accept": "application/json"})) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(
+                server.url + "/", headers={"X-API-Key": "tml-test", "Accept": "application/json"}
+            )
+        ) as answer:
             return json.load(answer)["tokens_sampled"]
 
     wire = Wire(server.url)
     wire.start(server.model)
-    sampler = json.loads(wire.post("create_sampling_session", {"session_id": wire.session, "sampling_session_seq_id": 1, "base_model": server.model}))["sampling_session_id"]
+    sampler = json.loads(
+        wire.post(
+            "create_sampling_session",
+            {"session_id": wire.session, "sampling_session_seq_id": 1, "base_model": server.model},
+        )
+    )["sampling_session_id"]
     before = sampled()
-    body = {"sampling_session_id": sampler, "seq_id": 1, "num_samples": 2, "prompt": {"chunks": [{"type": "encoded_text", "tokens": prompt().to_ints()}]},
-            "sampling_params": {"max_tokens": 20, "temperature": 1.0, "stop": []}}
+    body = {
+        "sampling_session_id": sampler,
+        "seq_id": 1,
+        "num_samples": 2,
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": prompt().to_ints()}]},
+        "sampling_params": {"max_tokens": 20, "temperature": 1.0, "stop": []},
+    }
     assert len(twenty(server, "asample", body)) == 1
     assert sampled() - before == 40
     assert len(twenty(server, "asample", body | {"seq_id": 2})) == 1  # another request draws anew

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
+from stub import Server
 from tinker import types
 from torch.nn.functional import logsigmoid
-
-from stub import Server
 
 VOCAB = 97
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -26,13 +25,25 @@ MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 # A step whose update is the gradient itself, to a millionth.
 UNIT = types.AdamParams(learning_rate=1e6, beta1=0, beta2=0, eps=1e6)
 # The fourth step's gradient stays below its bound, and the fifth has none.
-STEPS = [types.AdamParams(learning_rate=rate, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=decay, grad_clip_norm=norm)
-         for rate, decay, norm in [(2e-2, 0.3, 0.5), (3e-2, 0.3, 1.0), (2e-2, 0.1, 0.2), (1e-2, 0.2, 1e4), (1e-2, 0.3, 0)]]
+STEPS = [
+    types.AdamParams(
+        learning_rate=rate, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=decay, grad_clip_norm=norm
+    )
+    for rate, decay, norm in [
+        (2e-2, 0.3, 0.5),
+        (3e-2, 0.3, 1.0),
+        (2e-2, 0.1, 0.2),
+        (1e-2, 0.2, 1e4),
+        (1e-2, 0.3, 0),
+    ]
+]
 
 
 def preference_loss(data, logprobs):
     """Mean logprobs of the first of each two datums should be above those of the second, as in DPO."""
-    scores = [(values * datum.loss_fn_inputs["weights"].to_torch()).mean() for datum, values in zip(data, logprobs)]
+    scores = [
+        (values * datum.loss_fn_inputs["weights"].to_torch()).mean() for datum, values in zip(data, logprobs)
+    ]
     loss = sum(-logsigmoid(2 * (chosen - rejected)) for chosen, rejected in zip(scores[::2], scores[1::2]))
     return loss, {"pairs": len(scores) / 2}
 
@@ -58,7 +69,9 @@ def datum_loss(name: str, config: dict, inputs: dict[str, torch.Tensor], p: torc
         ratio = torch.exp(log_ratio + p - p.detach())
     else:
         assert name == "ppo"
-    return -torch.minimum(ratio * advantages, torch.minimum(torch.maximum(ratio, low), high) * advantages).sum()
+    return -torch.minimum(
+        ratio * advantages, torch.minimum(torch.maximum(ratio, low), high) * advantages
+    ).sum()
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,9 @@ CASES = {
 CROSS_ENTROPY = CASES["cross_entropy"]
 
 
-def make_data(case: Case, reference: "Reference | None" = None, lengths=(9, 17, 4, 13), seed: int = 0) -> list[types.Datum]:
+def make_data(
+    case: Case, reference: "Reference | None" = None, lengths=(9, 17, 4, 13), seed: int = 0
+) -> list[types.Datum]:
     """Datums of random tokens. Sampling logprobs lie around the reference's, so that some ratios are clipped and some not."""
     rng = np.random.default_rng(seed)
     data = []
@@ -115,12 +130,19 @@ def make_data(case: Case, reference: "Reference | None" = None, lengths=(9, 17, 
             inputs["weights"] = rng.dirichlet([1, 1, 1], length).astype(np.float32)
         elif case.inputs == "sparse":
             listed = torch.from_numpy(rng.random((length, 8)) < 0.15)
-            inputs["target_tokens"] = torch.where(listed, torch.from_numpy(rng.integers(1, VOCAB, (length, 8))), 0)
+            inputs["target_tokens"] = torch.where(
+                listed, torch.from_numpy(rng.integers(1, VOCAB, (length, 8))), 0
+            )
             inputs["target_tokens"][0, 0] = 0  # weighted, and token 0: the sparse form doesn't list it
-            inputs["weights"] = torch.where(listed, torch.from_numpy(rng.uniform(-0.5, 2, (length, 8))).float(), 0)
+            inputs["weights"] = torch.where(
+                listed, torch.from_numpy(rng.uniform(-0.5, 2, (length, 8))).float(), 0
+            )
             inputs["weights"][0, 0] = 1.5
         elif case.loss not in ("cross_entropy", "custom"):
-            offsets = np.resize([0.05, -0.6, 2.0, 0.1, 0.6, -2.0, -0.1], length) + [0.0, 0.5, -1.1, -0.5][number % 4]
+            offsets = (
+                np.resize([0.05, -0.6, 2.0, 0.1, 0.6, -2.0, -0.1], length)
+                + [0.0, 0.5, -1.1, -0.5][number % 4]
+            )
             inputs["logprobs"] = reference.logprobs(datum).detach().numpy() - offsets.astype(np.float32)
             inputs["advantages"] = answer * rng.choice([-0.6, 1.1, 1.7], length).astype(np.float32)
             if case.loss == "gspo":
@@ -145,11 +167,19 @@ class Reference:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
         modules = sorted({name.split(".")[-3] for name in adapter if not name.startswith(UNEMBED)})
         if modules:
-            get_peft_model(self.model, LoraConfig(r=rank, lora_alpha=32, target_modules=modules))  # changes the model in place
+            get_peft_model(
+                self.model, LoraConfig(r=rank, lora_alpha=32, target_modules=modules)
+            )  # changes the model in place
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.parameters = {"base_model.model." + name.replace(".default", ""): value for name, value in named.items()}
-        self.unembed = [torch.nn.Parameter(adapter[name]) for name in sorted(adapter) if name.startswith(UNEMBED)]
-        self.parameters |= {f"{UNEMBED}.lora_{letter}.weight": value for letter, value in zip("AB", self.unembed)}
+        self.parameters = {
+            "base_model.model." + name.replace(".default", ""): value for name, value in named.items()
+        }
+        self.unembed = [
+            torch.nn.Parameter(adapter[name]) for name in sorted(adapter) if name.startswith(UNEMBED)
+        ]
+        self.parameters |= {
+            f"{UNEMBED}.lora_{letter}.weight": value for letter, value in zip("AB", self.unembed)
+        }
         self.scale = 32 / rank
         assert self.parameters.keys() == adapter.keys()
         with torch.no_grad():
@@ -189,7 +219,11 @@ class Reference:
         if adam.grad_clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), adam.grad_clip_norm)
         self.optimizer.param_groups[0].update(
-            lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), eps=adam.eps, weight_decay=adam.weight_decay)
+            lr=adam.learning_rate,
+            betas=(adam.beta1, adam.beta2),
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
 
@@ -204,7 +238,9 @@ class Stub:
         self.trained = cache(self._trained)
 
     def create(self, family: str = "llama", unembed: bool = False, rank: int = 8, **options):
-        return self.service.create_lora_training_client(self.models[family], rank=rank, train_unembed=unembed, **{"seed": 1, **options}).result()
+        return self.service.create_lora_training_client(
+            self.models[family], rank=rank, train_unembed=unembed, **{"seed": 1, **options}
+        ).result()
 
     def _trained(self, family: str, unembed: bool = False, rank: int = 8) -> str:
         """The saved state of an adapter whose B is not zero any more."""
@@ -223,7 +259,11 @@ class Stub:
         return client, Reference(self.models[family], adapter, rank)
 
     def files(self, client) -> dict[str, bytes]:
-        urls = self.rest.get_external_weights_urls(client.save_weights_external(next(self.names)).result().path).result().urls
+        urls = (
+            self.rest.get_external_weights_urls(client.save_weights_external(next(self.names)).result().path)
+            .result()
+            .urls
+        )
         return {name: urllib.request.urlopen(url, timeout=30).read() for name, url in urls.items()}
 
     def export(self, client) -> dict[str, torch.Tensor]:
@@ -247,11 +287,24 @@ def stub(tmp_path_factory, base_model):
     for family, folder in folders.items():
         torch.manual_seed(0)
         config = AutoConfig.for_model(
-            family, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=VOCAB, max_position_embeddings=128, tie_word_embeddings=family == "llama", initializer_range=0.15)
-        config.update({"head_dim": 16} if family == "qwen3" else {"sliding_window": None} if family == "mistral" else {})
+            family,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=VOCAB,
+            max_position_embeddings=128,
+            tie_word_embeddings=family == "llama",
+            initializer_range=0.15,
+        )
+        config.update(
+            {"head_dim": 16} if family == "qwen3" else {"sliding_window": None} if family == "mistral" else {}
+        )
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():  # norms that are not one and biases that are not zero, so that a missing one shows
+        with (
+            torch.no_grad()
+        ):  # norms that are not one and biases that are not zero, so that a missing one shows
             for name, parameter in model.named_parameters():
                 if "norm" in name or "bias" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -268,7 +321,9 @@ def stub(tmp_path_factory, base_model):
     assert "Traceback" not in server.log.read_text()
 
 
-def assert_close(values: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-3) -> None:
+def assert_close(
+    values: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-3
+) -> None:
     """Each tensor is within `tolerance` of the expected one, by the norm."""
     assert values.keys() == expected.keys()
     for name, value in values.items():
@@ -277,14 +332,18 @@ def assert_close(values: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         assert (value - wanted).norm() <= tolerance * wanted.norm(), name
 
 
-def assert_output(output, case: Case, data: list[types.Datum], loss: torch.Tensor, logprobs: list[torch.Tensor]) -> None:
+def assert_output(
+    output, case: Case, data: list[types.Datum], loss: torch.Tensor, logprobs: list[torch.Tensor]
+) -> None:
     assert output.metrics["loss:sum"] == pytest.approx(loss.item(), rel=1e-5)
     assert len(output.loss_fn_outputs) == len(data)
     for own, wanted, datum in zip(output.loss_fn_outputs, logprobs, data):
         own = own["logprobs"].to_torch()
         assert own.shape == wanted.shape
         if case.inputs == "sparse":
-            listed = (datum.loss_fn_inputs["target_tokens"].to_torch() != 0) | (datum.loss_fn_inputs["weights"].to_torch() != 0)
+            listed = (datum.loss_fn_inputs["target_tokens"].to_torch() != 0) | (
+                datum.loss_fn_inputs["weights"].to_torch() != 0
+            )
             own, wanted = own[listed], wanted[listed]
         torch.testing.assert_close(own, wanted.detach(), rtol=0, atol=1e-4)
 
@@ -295,8 +354,12 @@ def identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 # Every loss on two of the settings, cross-entropy on all.
 SETTINGS = [(family, unembed) for family in FAMILIES for unembed in (False, True)]
-PAIRS = [pytest.param(case, *setting, id=f"{name}-{setting[0]}{'-unembed' * setting[1]}")
-         for name, case in CASES.items() for setting in SETTINGS if name == "cross_entropy" or setting in [("qwen3", False), ("llama", True)]]
+PAIRS = [
+    pytest.param(case, *setting, id=f"{name}-{setting[0]}{'-unembed' * setting[1]}")
+    for name, case in CASES.items()
+    for setting in SETTINGS
+    if name == "cross_entropy" or setting in [("qwen3", False), ("llama", True)]
+]
 
 
 @pytest.mark.parametrize("case, family, unembed", PAIRS)
@@ -306,7 +369,9 @@ def test_logprobs_loss_and_gradients(stub, case, family, unembed):
     loss, logprobs = reference.loss(case, data)
     loss.backward()
     if case.loss != "custom":
-        assert_output(client.forward(data, case.loss, case.config or None).result(), case, data, loss, logprobs)
+        assert_output(
+            client.forward(data, case.loss, case.config or None).result(), case, data, loss, logprobs
+        )
     assert_output(case.submit(client, data).result(), case, data, loss, logprobs)
     assert_close(stub.gradients(client), reference.gradients())
 
@@ -330,7 +395,12 @@ def test_the_data_clip_some_ratios_and_not_others(stub):
     for name in ("ppo", "cispo", "gspo"):
         data = make_data(Case(name, CLIP), reference)
         bounds = itertools.product([0.0, 0.7, 1.0], [1.0, 1.4, 1e6])
-        losses = [reference.loss(Case(name, {"clip_low_threshold": low, "clip_high_threshold": high}), data)[0].item() for low, high in bounds]
+        losses = [
+            reference.loss(Case(name, {"clip_low_threshold": low, "clip_high_threshold": high}), data)[
+                0
+            ].item()
+            for low, high in bounds
+        ]
         assert min(abs(a - b) for a, b in itertools.combinations(losses, 2)) > 1e-2, name
 
 
@@ -346,7 +416,10 @@ def test_many_datums_in_one_call(stub):
 
 def test_gradients_accumulate_until_the_step(stub):
     client, reference = stub.pair("qwen2")
-    calls = [(case, make_data(case, reference, seed=seed)) for seed, case in enumerate([CROSS_ENTROPY, CASES["ppo"]])]
+    calls = [
+        (case, make_data(case, reference, seed=seed))
+        for seed, case in enumerate([CROSS_ENTROPY, CASES["ppo"]])
+    ]
     for adam in (STEPS[0], UNIT):
         for case, data in calls:
             case.submit(client, data)
@@ -361,7 +434,9 @@ def test_a_step_without_gradient_is_one_with_gradient_zero(stub):
     client, reference = stub.pair("qwen3")
     start = stub.export(client)
     client.optim_step(STEPS[0]).result()
-    decayed = {name: value * (1 - STEPS[0].learning_rate * STEPS[0].weight_decay) for name, value in start.items()}
+    decayed = {
+        name: value * (1 - STEPS[0].learning_rate * STEPS[0].weight_decay) for name, value in start.items()
+    }
     assert_close(stub.export(client), decayed, 1e-6)
     reference.step(STEPS[0])
     data = make_data(CROSS_ENTROPY)
@@ -385,11 +460,15 @@ def test_forward_changes_nothing(stub):
     assert not any(value.any() for value in stub.gradients(client).values())
 
 
-@pytest.mark.parametrize("attention, mlp, unembed", [flags for flags in itertools.product([True, False], repeat=3) if any(flags)])
+@pytest.mark.parametrize(
+    "attention, mlp, unembed", [flags for flags in itertools.product([True, False], repeat=3) if any(flags)]
+)
 def test_exactly_the_chosen_layers_are_trained(stub, attention, mlp, unembed):
     client = stub.create("mistral", unembed, rank=4, train_attn=attention, train_mlp=mlp)
     modules = ATTENTION * attention + MLP * mlp
-    names = [f"base_model.model.model.layers.{layer}.{module}" for layer in (0, 1) for module in modules] + [UNEMBED] * unembed
+    names = [f"base_model.model.model.layers.{layer}.{module}" for layer in (0, 1) for module in modules] + [
+        UNEMBED
+    ] * unembed
     start = stub.export(client)
     assert start.keys() == {f"{name}.lora_{letter}.weight" for name in names for letter in "AB"}
     reference = Reference(stub.models["mistral"], start, rank=4)
@@ -477,15 +556,22 @@ def test_samplers_keep_the_weights_of_their_time(stub, family, unembed):
     client, _ = stub.pair(family, unembed)
     data, tokens = make_data(CROSS_ENTROPY, seed=3), np.random.default_rng(5).integers(0, VOCAB, 23).tolist()
     samplers, references = [], []
-    for save in (lambda: client.save_weights_and_get_sampling_client().result(),
-                 lambda: stub.service.create_sampling_client(model_path=client.save_weights_for_sampler("kept").result().path).result()):
+    for save in (
+        lambda: client.save_weights_and_get_sampling_client().result(),
+        lambda: stub.service.create_sampling_client(
+            model_path=client.save_weights_for_sampler("kept").result().path
+        ).result(),
+    ):
         samplers.append(save())
         references.append(Reference(stub.models[family], stub.export(client)))
         for _ in range(3):
             CROSS_ENTROPY.submit(client, data)
             client.optim_step(STEPS[0]).result()
     prompt = types.ModelInput.from_ints(tokens)
-    samples = [sampler.sample(prompt, 1, types.SamplingParams(max_tokens=6, seed=1, temperature=1.0, stop=[])) for sampler in samplers]
+    samples = [
+        sampler.sample(prompt, 1, types.SamplingParams(max_tokens=6, seed=1, temperature=1.0, stop=[]))
+        for sampler in samplers
+    ]
     scores = [sampler.compute_logprobs(prompt) for sampler in samplers]
     wanted = []
     for reference, sample, score in zip(references, samples, scores):
@@ -493,7 +579,11 @@ def test_samplers_keep_the_weights_of_their_time(stub, family, unembed):
         assert len(sequence.tokens) == 6
         whole = tokens + sequence.tokens
         with torch.no_grad():
-            logprobs = torch.log_softmax(reference.logits(whole[:-1]), -1).gather(1, torch.tensor(whole[1:])[:, None])[:, 0].tolist()
+            logprobs = (
+                torch.log_softmax(reference.logits(whole[:-1]), -1)
+                .gather(1, torch.tensor(whole[1:])[:, None])[:, 0]
+                .tolist()
+            )
         assert score.result()[0] is None
         assert score.result()[1:] + sequence.logprobs == pytest.approx(logprobs, rel=0, abs=1e-4)
         wanted.append(logprobs[: len(tokens) - 1])

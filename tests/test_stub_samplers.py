@@ -8,12 +8,12 @@ import urllib.request
 import psutil
 import pytest
 import tinker
-from tinker import types
-
-from helpers.stub_tinker.service import KEPT_ADAPTERS
 from stub import Server
 from test_stub_server import prompt, train
 from test_stub_shared import MIB, RANK, lora_parameters, settles_below, wide_model  # noqa: F401  (a fixture)
+from tinker import types
+
+from helpers.stub_tinker.service import KEPT_ADAPTERS
 
 QUESTION = (5, 6, 7, 8, 9)
 
@@ -28,7 +28,9 @@ def scores(sampler) -> list[float]:
 
 
 def status(server: Server) -> dict:
-    with urllib.request.urlopen(urllib.request.Request(server.url, headers={"Accept": "application/json"})) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(server.url, headers={"Accept": "application/json"})
+    ) as answer:
         return json.load(answer)
 
 
@@ -75,7 +77,9 @@ def test_a_cancelled_sample_stops_and_makes_room(server):
     service = server.connect()
     sampler = service.create_sampling_client(base_model=server.model).result()
     long = types.SamplingParams(max_tokens=240, temperature=1.0, stop=[])
-    sampler.sample(prompt(*QUESTION), 1, types.SamplingParams(max_tokens=1)).result()  # the model is loaded now
+    sampler.sample(
+        prompt(*QUESTION), 1, types.SamplingParams(max_tokens=1)
+    ).result()  # the model is loaded now
     before = status(server)["tokens_sampled"]
 
     async def give_up() -> None:
@@ -87,7 +91,15 @@ def test_a_cancelled_sample_stops_and_makes_room(server):
     while status(server)["queued"] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert status(server)["queued"] == 0 and time.monotonic() < deadline
-    assert len(sampler.sample(prompt(*QUESTION), 1, types.SamplingParams(max_tokens=3, stop=[])).result().sequences[0].tokens) == 3
+    assert (
+        len(
+            sampler.sample(prompt(*QUESTION), 1, types.SamplingParams(max_tokens=3, stop=[]))
+            .result()
+            .sequences[0]
+            .tokens
+        )
+        == 3
+    )
     assert status(server)["tokens_sampled"] - before == 3  # what was cancelled had not come to its end
     service.close("success").result()
 
@@ -97,7 +109,10 @@ def test_neighbouring_seeds_share_no_samples(server, service):
 
     def drawn(seed: int, number: int) -> list[tuple[int, ...]]:
         params = types.SamplingParams(max_tokens=12, temperature=1.0, seed=seed, stop=[])
-        return [tuple(sequence.tokens) for sequence in sampler.sample(prompt(*QUESTION), number, params).result().sequences]
+        return [
+            tuple(sequence.tokens)
+            for sequence in sampler.sample(prompt(*QUESTION), number, params).result().sequences
+        ]
 
     every = [sample for seed in range(4) for sample in drawn(seed, 8)]
     assert len(set(every)) == 32
@@ -107,9 +122,15 @@ def test_neighbouring_seeds_share_no_samples(server, service):
 def test_at_the_end_of_the_context(server, service):
     """256 tokens: a full prompt leaves no room and says so; a prompt with room for three gets three."""
     sampler = service.create_sampling_client(base_model=server.model).result()
-    with pytest.raises(tinker.BadRequestError, match="256 tokens, and the model's context is 256: there is no room"):
+    with pytest.raises(
+        tinker.BadRequestError, match="256 tokens, and the model's context is 256: there is no room"
+    ):
         sampler.sample(prompt(*[9] * 256), 1, types.SamplingParams(max_tokens=1)).result()
     with pytest.raises(tinker.BadRequestError, match="257 tokens, and the model's context is 256"):
         sampler.sample(prompt(*[9] * 257), 1, types.SamplingParams(max_tokens=1)).result()
-    sequence = sampler.sample(prompt(*[9] * 253), 1, types.SamplingParams(max_tokens=30, stop=[])).result().sequences[0]
+    sequence = (
+        sampler.sample(prompt(*[9] * 253), 1, types.SamplingParams(max_tokens=30, stop=[]))
+        .result()
+        .sequences[0]
+    )
     assert len(sequence.tokens) == 3 and sequence.stop_reason == "length"

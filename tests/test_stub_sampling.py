@@ -31,7 +31,9 @@ def adapters(model) -> list:
     for seed in (1, 2):
         state = LoraState(Layout(model.config, 16, True, True, seed == 2), seed, model.device)
         with torch.no_grad():
-            state.flat.add_(torch.randn(state.flat.shape, generator=torch.Generator().manual_seed(seed)) * 0.01)
+            state.flat.add_(
+                torch.randn(state.flat.shape, generator=torch.Generator().manual_seed(seed)) * 0.01
+            )
         made.append(state.snapshot(model.dtype))
     return made
 
@@ -39,10 +41,24 @@ def adapters(model) -> list:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_sample_does_not_depend_on_its_neighbours(model, adapters, temperature):
     """Alone, or among eighteen others of other lengths and adapters: the same tokens and logprobs, in the default precision."""
+
     def jobs() -> list[SampleJob]:
         rng = np.random.default_rng(0)
-        return [SampleJob(f"client {i % 3}", rng.integers(0, 40000, 3 + 7 * (i % 5)).tolist(), 10 + i, temperature, -1, 0.95, i, frozenset(), [],
-                          adapters[i % 3]) for i in range(19)]
+        return [
+            SampleJob(
+                f"client {i % 3}",
+                rng.integers(0, 40000, 3 + 7 * (i % 5)).tolist(),
+                10 + i,
+                temperature,
+                -1,
+                0.95,
+                i,
+                frozenset(),
+                [],
+                adapters[i % 3],
+            )
+            for i in range(19)
+        ]
 
     def run(chosen: list[SampleJob]) -> list[Sequence]:
         sampler = Sampler(model, tokenizer=None)
@@ -95,13 +111,18 @@ def test_the_memory_of_an_adapter_in_use_can_be_told(model, adapters):
 def test_a_small_delta_survives_the_rounding_of_the_sum(dtype):
     """What LoRA adds in its first steps is far below the last digit of bfloat16 of the sum it is added to."""
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(64, 256, generator=generator).to(dtype), torch.randn(320, 256, generator=generator).to(dtype)
+    x, weight = (
+        torch.randn(64, 256, generator=generator).to(dtype),
+        torch.randn(320, 256, generator=generator).to(dtype),
+    )
     delta = (torch.randn(64, 320, generator=generator) * 1e-3).to(dtype)
     gained = (Frozen(weight)(x, delta).double() - Frozen(weight)(x).double()).flatten()
     share = gained @ delta.double().flatten() / delta.double().square().sum()
     assert share == pytest.approx(1, abs=0.5 if dtype == torch.bfloat16 else 1e-3)
     if dtype == torch.bfloat16:
-        lost = ((Frozen(weight)(x) + delta).double() - Frozen(weight)(x).double()).flatten() @ delta.double().flatten()
+        lost = (
+            (Frozen(weight)(x) + delta).double() - Frozen(weight)(x).double()
+        ).flatten() @ delta.double().flatten()
         assert lost / delta.double().square().sum() < share / 2
 
 
@@ -121,7 +142,9 @@ def expected(server) -> np.ndarray:
 
 
 def ask(sampler: tinker.SamplingClient, **options) -> types.SampleResponse:
-    params = types.SamplingParams(max_tokens=1, temperature=options.pop("temperature", 1.0), seed=options.pop("seed", 1))
+    params = types.SamplingParams(
+        max_tokens=1, temperature=options.pop("temperature", 1.0), seed=options.pop("seed", 1)
+    )
     return sampler.sample(types.ModelInput.from_ints(PROMPT), 1, params, **options).result()
 
 
@@ -131,23 +154,42 @@ def test_logprobs_of_chosen_tokens_at_each_place(sampler, expected):
     wanted = np.where(asked < 0, 0.0, np.take_along_axis(expected, np.maximum(asked, 0), axis=1))
     np.testing.assert_allclose(dense.to_numpy(), wanted, atol=1e-4)
     sparse = tinker.TensorData(
-        data=[5, 7, 9], dtype="int64", shape=[5, 40000], sparse_crow_indices=[0, 1, 1, 3, 3, 3], sparse_col_indices=[0, 0, 39999])
+        data=[5, 7, 9],
+        dtype="int64",
+        shape=[5, 40000],
+        sparse_crow_indices=[0, 1, 1, 3, 3, 3],
+        sparse_col_indices=[0, 0, 39999],
+    )
     with pytest.raises(tinker.BadRequestError, match="k up to 1024"):
         ask(sampler, target_prompt_logprobs=sparse)
-    sparse = tinker.TensorData(data=[5, 7, 9], dtype="int64", shape=[5, 4], sparse_crow_indices=[0, 1, 1, 3, 3, 3], sparse_col_indices=[3, 0, 2])
+    sparse = tinker.TensorData(
+        data=[5, 7, 9],
+        dtype="int64",
+        shape=[5, 4],
+        sparse_crow_indices=[0, 1, 1, 3, 3, 3],
+        sparse_col_indices=[3, 0, 2],
+    )
     answer = ask(sampler, target_prompt_logprobs=sparse).target_prompt_logprobs
-    assert (answer.shape, answer.sparse_crow_indices, answer.sparse_col_indices) == ([5, 4], [0, 1, 1, 3, 3, 3], [3, 0, 2])
+    assert (answer.shape, answer.sparse_crow_indices, answer.sparse_col_indices) == (
+        [5, 4],
+        [0, 1, 1, 3, 3, 3],
+        [3, 0, 2],
+    )
     np.testing.assert_allclose(answer.data, [expected[0, 5], expected[2, 7], expected[2, 9]], atol=1e-4)
 
 
 def test_the_most_likely_tokens_and_only_the_last_places(sampler, expected):
     answer = ask(sampler, include_prompt_logprobs=True, topk_prompt_logprobs=3, prompt_logprobs_last_n=2)
     own = [expected[i, token] for i, token in enumerate(PROMPT[1:])]
-    assert answer.prompt_logprobs[:4] == [None] * 4 and answer.prompt_logprobs[4:] == pytest.approx(own[3:], abs=1e-4)
+    assert answer.prompt_logprobs[:4] == [None] * 4 and answer.prompt_logprobs[4:] == pytest.approx(
+        own[3:], abs=1e-4
+    )
     assert answer.topk_prompt_logprobs[:4] == [None] * 4
     for place in (3, 4):
         best = np.argsort(-expected[place])[:3]
-        assert answer.topk_prompt_logprobs[place + 1] == [(token, pytest.approx(expected[place, token], abs=1e-4)) for token in best]
+        assert answer.topk_prompt_logprobs[place + 1] == [
+            (token, pytest.approx(expected[place, token], abs=1e-4)) for token in best
+        ]
 
 
 def test_alternatives_are_drawn_from_the_model_at_each_place(sampler, expected):

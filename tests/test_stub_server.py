@@ -14,10 +14,10 @@ import pytest
 import tinker
 import torch
 from safetensors.torch import load
+from stub import Server
 from tinker import types
 
 from helpers.runs import ROOT
-from stub import Server
 
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
 
@@ -28,12 +28,15 @@ def datums(count: int = 6, length: int = 20) -> list[types.Datum]:
     for _ in range(count):
         tokens = rng.integers(0, 1000, length + 1).tolist()
         weights = [0.0] * (length // 2) + [1.0] * (length - length // 2)
-        made.append(types.Datum(
-            model_input=types.ModelInput.from_ints(tokens[:-1]),
-            loss_fn_inputs={
-                "target_tokens": tinker.TensorData(data=tokens[1:], dtype="int64", shape=[length]),
-                "weights": tinker.TensorData(data=weights, dtype="float32", shape=[length]),
-            }))
+        made.append(
+            types.Datum(
+                model_input=types.ModelInput.from_ints(tokens[:-1]),
+                loss_fn_inputs={
+                    "target_tokens": tinker.TensorData(data=tokens[1:], dtype="int64", shape=[length]),
+                    "weights": tinker.TensorData(data=weights, dtype="float32", shape=[length]),
+                },
+            )
+        )
     return made
 
 
@@ -52,7 +55,12 @@ def prompt(*tokens: int) -> types.ModelInput:
 
 
 def greedy(sampler, *tokens: int) -> list[int]:
-    return sampler.sample(prompt(*tokens), 1, types.SamplingParams(**GREEDY, stop=[])).result().sequences[0].tokens
+    return (
+        sampler.sample(prompt(*tokens), 1, types.SamplingParams(**GREEDY, stop=[]))
+        .result()
+        .sequences[0]
+        .tokens
+    )
 
 
 @pytest.fixture()
@@ -65,7 +73,10 @@ def test_training_lowers_the_loss_and_reports_every_logprob(client):
     assert losses[-1] < 0.8 * losses[0]
     output = client.forward(datums(), "cross_entropy").result()
     assert [len(item["logprobs"].tolist()) for item in output.loss_fn_outputs] == [20] * 6
-    summed = -sum(np.dot(item["logprobs"].to_numpy(), datum.loss_fn_inputs["weights"].to_numpy()) for item, datum in zip(output.loss_fn_outputs, datums()))
+    summed = -sum(
+        np.dot(item["logprobs"].to_numpy(), datum.loss_fn_inputs["weights"].to_numpy())
+        for item, datum in zip(output.loss_fn_outputs, datums())
+    )
     assert output.metrics["loss:sum"] == pytest.approx(summed, rel=1e-4)
 
 
@@ -105,7 +116,9 @@ def test_sampling_agrees_with_transformers(server, service):
     model = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32)
     sampler = service.create_sampling_client(base_model=server.model).result()
     prompts = [[5, 6, 7], [100, 200, 300, 400, 500, 600], [9]]
-    futures = [sampler.sample(prompt(*tokens), 1, types.SamplingParams(**GREEDY, stop=[])) for tokens in prompts]
+    futures = [
+        sampler.sample(prompt(*tokens), 1, types.SamplingParams(**GREEDY, stop=[])) for tokens in prompts
+    ]
     for tokens, future in zip(prompts, futures):
         sequence = future.result().sequences[0]
         assert sequence.stop_reason == "length" and len(sequence.tokens) == 12
@@ -124,20 +137,34 @@ def test_sampling_agrees_with_transformers(server, service):
 def test_stop_strings_and_tokens_end_a_sample_and_stay_in_it(service, server):
     sampler = service.create_sampling_client(base_model=server.model).result()
     tokens = greedy(sampler)
-    by_token = sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[tokens[3]])).result().sequences[0]
+    by_token = (
+        sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[tokens[3]]))
+        .result()
+        .sequences[0]
+    )
     assert by_token.stop_reason == "stop" and by_token.tokens == tokens[: tokens.index(tokens[3]) + 1]
     tokenizer = sampler.get_tokenizer()
     text = tokenizer.decode(tokens)
     piece = text[len(text) // 2 : len(text) // 2 + 3]
-    by_text = sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[piece])).result().sequences[0]
-    assert by_text.stop_reason == "stop" and piece in tokenizer.decode(by_text.tokens) and len(by_text.tokens) < 12
+    by_text = (
+        sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[piece]))
+        .result()
+        .sequences[0]
+    )
+    assert (
+        by_text.stop_reason == "stop"
+        and piece in tokenizer.decode(by_text.tokens)
+        and len(by_text.tokens) < 12
+    )
 
 
 def test_several_samples_with_a_seed_repeat(service, server):
     sampler = service.create_sampling_client(base_model=server.model).result()
     params = types.SamplingParams(max_tokens=8, temperature=1.0, seed=7, stop=[])
     first = [s.tokens for s in sampler.sample(prompt(), 4, params).result().sequences]
-    crowd = [sampler.sample(prompt(i, i + 1), 1, types.SamplingParams(max_tokens=8, stop=[])) for i in range(1, 9)]
+    crowd = [
+        sampler.sample(prompt(i, i + 1), 1, types.SamplingParams(max_tokens=8, stop=[])) for i in range(1, 9)
+    ]
     again = [s.tokens for s in sampler.sample(prompt(), 4, params).result().sequences]
     assert first == again and len({tuple(tokens) for tokens in first}) > 1
     assert all(len(future.result().sequences[0].tokens) == 8 for future in crowd)
@@ -150,7 +177,9 @@ def test_samples_follow_the_softmax(service, server, settings):
     from transformers import AutoModelForCausalLM
 
     with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32)(torch.tensor([[10, 20]])).logits[0, -1]
+        logits = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32)(
+            torch.tensor([[10, 20]])
+        ).logits[0, -1]
     probabilities = torch.softmax(logits / settings.get("temperature", 1.0), -1)
     order = probabilities.argsort(descending=True)
     if "top_k" in settings:
@@ -182,7 +211,9 @@ def test_state_resumes_where_it_was(service, client):
     straight = train(client, 3)
     resumed = service.create_training_client_from_state_with_optimizer(path).result()
     assert train(resumed, 3) == pytest.approx(straight, rel=1e-6)
-    bare = service.create_training_client_from_state(path).result()  # without Adam's moments it goes elsewhere
+    bare = service.create_training_client_from_state(
+        path
+    ).result()  # without Adam's moments it goes elsewhere
     assert train(bare, 3)[1:] != pytest.approx(straight[1:], rel=1e-6)
     client.load_state_with_optimizer(path).result()
     assert train(client, 3) == pytest.approx(straight, rel=1e-6)
@@ -205,11 +236,17 @@ def test_external_weights_are_the_trained_ones(server, service, client, tmp_path
 
     for name, url in answer.urls.items():
         urllib.request.urlretrieve(url, tmp_path / name)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32), tmp_path)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32), tmp_path
+    )
     tokens = [3, 1, 4, 1, 5, 9, 2, 6]
     with torch.no_grad():
-        expected = torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), -1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-    sampler = service.create_sampling_client(model_path=client.save_weights_for_sampler("same").result().path).result()
+        expected = torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), -1)[:-1].gather(
+            1, torch.tensor(tokens[1:])[:, None]
+        )[:, 0]
+    sampler = service.create_sampling_client(
+        model_path=client.save_weights_for_sampler("same").result().path
+    ).result()
     np.testing.assert_allclose(sampler.compute_logprobs(prompt(*tokens)).result()[1:], expected, atol=1e-4)
 
     forged = answer.urls["adapter_config.json"][:-4] + "0000"
@@ -225,7 +262,10 @@ def test_the_cookbook_downloads_both_kinds_of_path(server, client, tmp_path, mon
     train(client, 2)
     plain = client.save_weights_external("plain").result().path
     state = client.save_state("state").result().path
-    folders = [Path(weights.download(tinker_path=path, output_dir=str(tmp_path / name))) for name, path in (("a", plain), ("b", state))]
+    folders = [
+        Path(weights.download(tinker_path=path, output_dir=str(tmp_path / name)))
+        for name, path in (("a", plain), ("b", state))
+    ]
     contents = [load((folder / "adapter_model.safetensors").read_bytes()) for folder in folders]
     assert contents[0].keys() == contents[1].keys()
     assert all(torch.equal(contents[0][key], contents[1][key]) for key in contents[0])
@@ -254,20 +294,26 @@ def test_a_name_is_not_overwritten_in_silence(client):
 def test_a_repeated_request_is_not_done_twice(server, client):
     train(client, 1)
     key = {"X-API-Key": "tml-test"}
-    body = json.dumps({"model_id": client.model_id, "seq_id": 10_000, "adam_params": {"learning_rate": 0.5}}).encode()
+    body = json.dumps(
+        {"model_id": client.model_id, "seq_id": 10_000, "adam_params": {"learning_rate": 0.5}}
+    ).encode()
     before = client.forward(datums(), "cross_entropy").result().metrics["loss:sum"]
     client.forward_backward(datums(), "cross_entropy").result()
     first = server.post("/api/v1/optim_step", body, **key)
     client.forward_backward(datums(), "cross_entropy").result()
     after = client.forward(datums(), "cross_entropy").result().metrics["loss:sum"]
     assert server.post("/api/v1/optim_step", body, **key) == first
-    assert client.forward(datums(), "cross_entropy").result().metrics["loss:sum"] == pytest.approx(after, rel=1e-6)
+    assert client.forward(datums(), "cross_entropy").result().metrics["loss:sum"] == pytest.approx(
+        after, rel=1e-6
+    )
     assert after != pytest.approx(before, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["../up", "../../etc", "a/b", ".hidden", "x" * 300, "a\x00b", "~root", ""])
 def test_hostile_checkpoint_names_are_refused(client, server, name):
-    body = json.dumps({"model_id": client.model_id, "seq_id": 777, "path": name, "type": "save_weights_external"}).encode()
+    body = json.dumps(
+        {"model_id": client.model_id, "seq_id": 777, "path": name, "type": "save_weights_external"}
+    ).encode()
     status, answer = server.post("/api/v1/save_weights_external", body, **{"X-API-Key": "tml-test"})
     assert status == 200  # accepted, and then failed, which is how the wire reports it
     request = json.dumps({"request_id": json.loads(answer)["request_id"]}).encode()
@@ -278,21 +324,36 @@ def test_hostile_checkpoint_names_are_refused(client, server, name):
 
 def bad(**changes) -> types.Datum:
     datum = datums(1)[0]
-    values = {"tokens": datum.model_input.to_ints(), "target_tokens": datum.loss_fn_inputs["target_tokens"].tolist(), "weights": datum.loss_fn_inputs["weights"].tolist()}
+    values = {
+        "tokens": datum.model_input.to_ints(),
+        "target_tokens": datum.loss_fn_inputs["target_tokens"].tolist(),
+        "weights": datum.loss_fn_inputs["weights"].tolist(),
+    }
     values.update(changes)
-    inputs = {k: tinker.TensorData(data=values[k], dtype=d, shape=[len(values[k])]) for k, d in (("target_tokens", "int64"), ("weights", "float32")) if values[k] is not None}
+    inputs = {
+        k: tinker.TensorData(data=values[k], dtype=d, shape=[len(values[k])])
+        for k, d in (("target_tokens", "int64"), ("weights", "float32"))
+        if values[k] is not None
+    }
     return types.Datum(model_input=types.ModelInput.from_ints(values["tokens"]), loss_fn_inputs=inputs)
 
 
-@pytest.mark.parametrize(("datum", "loss", "words"), [
-    (bad(tokens=[1, 2, 60000], target_tokens=[2, 3, 4], weights=[1.0] * 3), "cross_entropy", "token ids"),
-    (bad(target_tokens=[-5] * 20), "cross_entropy", "target_tokens"),
-    (bad(weights=[float("nan")] * 20), "cross_entropy", "NaN"),
-    (bad(weights=[1.0] * 7), "cross_entropy", "shape \\[7\\] for 20"),
-    (bad(target_tokens=None), "cross_entropy", "needs loss_fn_inputs"),
-    (bad(tokens=[1] * 300, target_tokens=[1] * 300, weights=[1.0] * 300), "cross_entropy", "context is 256"),
-    (bad(), "no_such_loss", "loss"),
-])
+@pytest.mark.parametrize(
+    ("datum", "loss", "words"),
+    [
+        (bad(tokens=[1, 2, 60000], target_tokens=[2, 3, 4], weights=[1.0] * 3), "cross_entropy", "token ids"),
+        (bad(target_tokens=[-5] * 20), "cross_entropy", "target_tokens"),
+        (bad(weights=[float("nan")] * 20), "cross_entropy", "NaN"),
+        (bad(weights=[1.0] * 7), "cross_entropy", "shape \\[7\\] for 20"),
+        (bad(target_tokens=None), "cross_entropy", "needs loss_fn_inputs"),
+        (
+            bad(tokens=[1] * 300, target_tokens=[1] * 300, weights=[1.0] * 300),
+            "cross_entropy",
+            "context is 256",
+        ),
+        (bad(), "no_such_loss", "loss"),
+    ],
+)
 def test_bad_training_data_is_refused_and_names_the_fault(client, datum, loss, words):
     with pytest.raises(Exception, match=words) as caught:
         client.forward_backward([datum], loss).result()
@@ -300,16 +361,19 @@ def test_bad_training_data_is_refused_and_names_the_fault(client, datum, loss, w
     assert client.forward(datums(), "cross_entropy").result().metrics["loss:sum"] > 0  # the server goes on
 
 
-@pytest.mark.parametrize(("path", "body", "status"), [
-    ("/api/v1/forward_backward", b"\xff\xff\xff", 400),
-    ("/api/v1/forward_backward", b"", 400),
-    ("/api/v1/create_session", b"[1]", 400),
-    ("/api/v1/create_session", b"{", 400),
-    ("/api/v1/optim_step", b"{}", 422),
-    ("/api/v1/asample", b'{"prompt": 3}', 422),
-    ("/api/v1/retrieve_future", b'{"request_id": "nobody"}', 404),
-    ("/api/v1/no_such_thing", b"{}", 404),
-])
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/api/v1/forward_backward", b"\xff\xff\xff", 400),
+        ("/api/v1/forward_backward", b"", 400),
+        ("/api/v1/create_session", b"[1]", 400),
+        ("/api/v1/create_session", b"{", 400),
+        ("/api/v1/optim_step", b"{}", 422),
+        ("/api/v1/asample", b'{"prompt": 3}', 422),
+        ("/api/v1/retrieve_future", b'{"request_id": "nobody"}', 404),
+        ("/api/v1/no_such_thing", b"{}", 404),
+    ],
+)
 def test_broken_requests_are_4xx_with_a_message(server, path, body, status):
     code, answer = server.post(path, body)
     assert code == status and json.loads(answer)["detail"]
@@ -324,7 +388,11 @@ def test_an_unknown_model_or_path_is_an_error_at_once(service, server):
 
 def test_killed_and_restarted_it_has_its_checkpoints(small_model, tmp_path):
     server = Server(small_model, tmp_path / "state")
-    client = server.connect().create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False).result()
+    client = (
+        server.connect()
+        .create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False)
+        .result()
+    )
     train(client, 3)
     path = client.save_state("kept").result().path
     straight = train(client, 2)
@@ -346,14 +414,25 @@ def test_a_key_is_needed_where_one_is_set(small_model, tmp_path):
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "helpers.stub_tinker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                          env={k: v for k, v in os.environ.items() if k != "STUB_TINKER_API_KEY"})
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.stub_tinker", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={k: v for k, v in os.environ.items() if k != "STUB_TINKER_API_KEY"},
+    )
 
 
 def test_a_taken_port_is_one_clear_line(server):
     port = server.url.rsplit(":", 1)[1]
     result = start("--port", port)
-    assert result.returncode == 1 and "can't listen" in result.stderr and "--port" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        result.returncode == 1
+        and "can't listen" in result.stderr
+        and "--port" in result.stderr
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_any_other_address_than_loopback_needs_a_key():
@@ -368,14 +447,24 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     assert result.returncode == 1 and str(folder) in result.stderr and "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(("change", "words"), [({"model_type": "gpt2"}, "'gpt2' is not one of llama"), ({"hidden_size": None}, "hidden_size")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"model_type": "gpt2"}, "'gpt2' is not one of llama"), ({"hidden_size": None}, "hidden_size")],
+)
 def test_a_model_that_it_cannot_serve_is_one_clear_line(small_model, tmp_path, change, words):
     folder = tmp_path / "a" / "model"
     shutil.copytree(small_model, folder)
     config = json.loads((folder / "config.json").read_text()) | change
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if value is not None})
+    )
     result = start("--port", "0", "--state-dir", str(tmp_path / "state"), "--base-model", str(folder))
-    assert result.returncode == 1 and words in result.stderr and str(folder) in result.stderr and "Traceback" not in result.stderr
+    assert (
+        result.returncode == 1
+        and words in result.stderr
+        and str(folder) in result.stderr
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_a_model_without_some_weights_is_an_error_at_once(small_model, tmp_path):
@@ -384,7 +473,11 @@ def test_a_model_without_some_weights_is_an_error_at_once(small_model, tmp_path)
     folder = tmp_path / "a" / "model"
     shutil.copytree(small_model, folder)
     tensors = load_file(folder / "model.safetensors")
-    save_file({key: value for key, value in tensors.items() if "layers.1." not in key}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value for key, value in tensors.items() if "layers.1." not in key},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     server = Server(folder, tmp_path / "state")
     service = server.connect()
     sampler = service.create_sampling_client(base_model=server.model).result()
@@ -406,11 +499,18 @@ def test_samples_of_very_different_lengths_share_the_server(service, server):
     """Long answers limit how many run at once; short ones that join later still end right."""
     sampler = service.create_sampling_client(base_model=server.model).result()
     alone = [greedy(sampler, i, i + 1) for i in range(1, 5)]
-    long = [sampler.sample(prompt(*range(50, 80)), 1, types.SamplingParams(temperature=0.0, stop=[])) for _ in range(2)]
-    short = [sampler.sample(prompt(i, i + 1), 1, types.SamplingParams(**GREEDY, stop=[])) for i in range(1, 5)]
+    long = [
+        sampler.sample(prompt(*range(50, 80)), 1, types.SamplingParams(temperature=0.0, stop=[]))
+        for _ in range(2)
+    ]
+    short = [
+        sampler.sample(prompt(i, i + 1), 1, types.SamplingParams(**GREEDY, stop=[])) for i in range(1, 5)
+    ]
     assert [future.result().sequences[0].tokens for future in short] == alone
     for future in long:
         sequence = future.result().sequences[0]
-        assert len(sequence.tokens) == 256 - 30 and sequence.stop_reason == "length"  # to the end of the context
+        assert (
+            len(sequence.tokens) == 256 - 30 and sequence.stop_reason == "length"
+        )  # to the end of the context
     with pytest.raises(tinker.TinkerError, match="context is"):
         sampler.sample(prompt(*[1] * 256), 1, types.SamplingParams(**GREEDY)).result()

@@ -13,10 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tinker import types
-
 from stub import Server
 from test_stub_server import datums, prompt, train
+from tinker import types
 
 LEARNERS = 19  # and one greedy client
 SECONDS = float(os.environ.get("STUB_CROWD_SECONDS", "12"))
@@ -31,7 +30,9 @@ PARAMS = [
 
 @pytest.fixture(scope="module")
 def server(small_model, tmp_path_factory):
-    server = Server(small_model, tmp_path_factory.mktemp("shared"), "--api-key", KEYS[0], "--api-key", KEYS[1])
+    server = Server(
+        small_model, tmp_path_factory.mktemp("shared"), "--api-key", KEYS[0], "--api-key", KEYS[1]
+    )
     yield server
     server.stop()
     assert "Traceback" not in server.log.read_text()
@@ -50,13 +51,17 @@ class Learner:
 
     def work(self, server: Server, begin: threading.Barrier, go_on: Callable[["Learner"], bool]) -> None:
         service = server.connect(KEYS[0])
-        client = service.create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False).result()
+        client = service.create_lora_training_client(
+            server.model, rank=8, seed=1, train_unembed=False
+        ).result()
         sampler = service.create_sampling_client(base_model=server.model).result()
         begin.wait(timeout=HANG_SECONDS)
         while go_on(self):
             self.losses += train(client, 1)
             futures = [sampler.sample(prompt(), 4, params) for params in PARAMS]
-            self.samples.append([[sequence.tokens for sequence in future.result().sequences] for future in futures])
+            self.samples.append(
+                [[sequence.tokens for sequence in future.result().sequences] for future in futures]
+            )
         service.close("success").result()
 
 
@@ -69,7 +74,9 @@ def be_greedy(server: Server, begin: threading.Barrier, over: threading.Event) -
     done = 0
     while not over.is_set():
         futures = [client.forward_backward(datums(64), "cross_entropy") for _ in range(2)]
-        futures += [sampler.sample(prompt(), 200, types.SamplingParams(max_tokens=16, stop=[])) for _ in range(2)]
+        futures += [
+            sampler.sample(prompt(), 200, types.SamplingParams(max_tokens=16, stop=[])) for _ in range(2)
+        ]
         for future in futures:
             future.result()
             done += 1
@@ -84,12 +91,16 @@ def test_a_crowd_shares_fairly_and_gets_the_results_of_one_alone(server):
     learners = [Learner() for _ in range(LEARNERS)]
     begin, over = threading.Barrier(LEARNERS + 2), threading.Event()
     with ThreadPoolExecutor(LEARNERS + 1) as pool:
-        futures = [pool.submit(learner.work, server, begin, lambda _: not over.is_set()) for learner in learners]
+        futures = [
+            pool.submit(learner.work, server, begin, lambda _: not over.is_set()) for learner in learners
+        ]
         greedy = pool.submit(be_greedy, server, begin, over)
         begin.wait(timeout=HANG_SECONDS)
         deadline = time.monotonic() + 4 * SECONDS
         over.wait(timeout=SECONDS)
-        while sum(len(learner.samples) for learner in learners) < 5 * LEARNERS and time.monotonic() < deadline:
+        while (
+            sum(len(learner.samples) for learner in learners) < 5 * LEARNERS and time.monotonic() < deadline
+        ):
             over.wait(timeout=0.5)  # a slow machine needs longer for shares that say something
         shares = [learner.tokens for learner in learners]  # while the greedy one is still at it
         over.set()
@@ -118,9 +129,18 @@ def wide_model(small_model, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("wide") / "deep" / "model"
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=512,
+            intermediate_size=1024,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            vocab_size=49152,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+        )
+    ).save_pretrained(folder)
     for path in Path(small_model).iterdir():
         if not (folder / path.name).exists():
             shutil.copy(path, folder)
@@ -166,7 +186,9 @@ def test_a_client_costs_its_lora_and_optimizer_and_gives_them_back(wide_model, t
     assert process.memory_info().rss > before + CLIENTS * cost / 2 / 1.2, "too little to have been measured"
     for service in others:
         service.close("success").result()
-    fits, memory = settles_below(process, before + cost)  # of one: the allocator keeps some, a leak would keep something of each
+    fits, memory = settles_below(
+        process, before + cost
+    )  # of one: the allocator keeps some, a leak would keep something of each
     assert fits, f"{memory - before // MIB} MiB are kept after {CLIENTS} clients have left"
     first.close("success").result()
     server.stop()
@@ -181,9 +203,17 @@ def test_one_keys_things_are_invisible_to_another(server):
     train(client, 1)
     run = client.model_id
     session = run.split(":")[0]
-    paths = [client.save_state("a").result().path, client.save_weights_for_sampler("b").result().path, client.save_weights_external("c").result().path]
+    paths = [
+        client.save_state("a").result().path,
+        client.save_weights_for_sampler("b").result().path,
+        client.save_weights_external("c").result().path,
+    ]
     mine.create_sampling_client(model_path=paths[1]).result()
-    status, answer = server.post("/api/v1/optim_step", json.dumps({"model_id": run, "seq_id": 999, "adam_params": {}}).encode(), **{"X-API-Key": KEYS[0]})
+    status, answer = server.post(
+        "/api/v1/optim_step",
+        json.dumps({"model_id": run, "seq_id": 999, "adam_params": {}}).encode(),
+        **{"X-API-Key": KEYS[0]},
+    )
     assert status == 200
     request_id = json.loads(answer)["request_id"]
     rest = server.rest(KEYS[0])
@@ -201,7 +231,12 @@ def test_one_keys_things_are_invisible_to_another(server):
         import urllib.request
 
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{server.url}/api/v1/{path}", data, {"X-API-Key": KEYS[1], "Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            f"{server.url}/api/v1/{path}",
+            data,
+            {"X-API-Key": KEYS[1], "Content-Type": "application/json"},
+            method=method,
+        )
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=60)
         assert caught.value.code in (400, 403, 404), (method, path, caught.value.code)
@@ -209,7 +244,13 @@ def test_one_keys_things_are_invisible_to_another(server):
     other = server.connect(KEYS[1])
     other_client = other.create_lora_training_client(server.model, rank=4, train_unembed=False).result()
     other_session = other_client.model_id.split(":")[0]
-    for path in (f"training_runs/{run}", f"training_runs/{run}/checkpoints", f"sessions/{session}", f"samplers/{samplers[0]}", f"training_runs/{run}/checkpoints/external_weights/c/external_weights_urls"):
+    for path in (
+        f"training_runs/{run}",
+        f"training_runs/{run}/checkpoints",
+        f"sessions/{session}",
+        f"samplers/{samplers[0]}",
+        f"training_runs/{run}/checkpoints/external_weights/c/external_weights_urls",
+    ):
         refused("GET", path)
     for path in paths:
         kind, name = path.split("/")[-2:]
@@ -217,8 +258,16 @@ def test_one_keys_things_are_invisible_to_another(server):
         refused("PUT", f"training_runs/{run}/checkpoints/{kind}/{name}/ttl", {"ttl_seconds": 1})
         refused("POST", f"training_runs/{run}/checkpoints/{kind}/{name}/publish", {})
         refused("POST", "weights_info", {"tinker_path": path})
-        refused("POST", "create_sampling_session", {"session_id": other_session, "sampling_session_seq_id": 5, "model_path": path})
-        refused("POST", "load_weights", {"session_id": other_session, "model_seq_id": 5, "path": path, "optimizer": False})
+        refused(
+            "POST",
+            "create_sampling_session",
+            {"session_id": other_session, "sampling_session_seq_id": 5, "model_path": path},
+        )
+        refused(
+            "POST",
+            "load_weights",
+            {"session_id": other_session, "model_seq_id": 5, "path": path, "optimizer": False},
+        )
     refused("POST", "retrieve_future", {"request_id": request_id})
     refused("POST", "session_heartbeat", {"session_id": session})
     refused("POST", f"sessions/{session}/finish", {"reason": {"type": "success"}})
@@ -226,7 +275,16 @@ def test_one_keys_things_are_invisible_to_another(server):
     refused("POST", "optim_step", {"model_id": run, "seq_id": 1000, "adam_params": {}})
     refused("POST", "save_weights", {"model_id": run, "seq_id": 1001, "path": "x"})
     refused("POST", "create_model", {"session_id": session, "model_seq_id": 9, "base_model": server.model})
-    refused("POST", "asample", {"sampling_session_id": samplers[0], "seq_id": 1, "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1]}]}, "sampling_params": {"max_tokens": 1}})
+    refused(
+        "POST",
+        "asample",
+        {
+            "sampling_session_id": samplers[0],
+            "seq_id": 1,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1]}]},
+            "sampling_params": {"max_tokens": 1},
+        },
+    )
     assert {c.tinker_path for c in rest.list_checkpoints(run).result().checkpoints} == set(paths)
     assert train(client, 1)[0] > 0
     for service in (mine, other):

@@ -14,14 +14,29 @@ import torch
 from helpers.runs import ROOT
 from helpers.stub_tinker.store import Store, StoreError, WriteError, lock
 
-RUN = {"owner": "me", "base_model": "b", "lora_rank": 8, "train_attn": True, "train_mlp": True, "train_unembed": False, "session": "s", "user_metadata": {}}
+RUN = {
+    "owner": "me",
+    "base_model": "b",
+    "lora_rank": 8,
+    "train_attn": True,
+    "train_mlp": True,
+    "train_unembed": False,
+    "session": "s",
+    "user_metadata": {},
+}
 
 
 def files(value: float) -> dict:
-    return {"adapter_model.safetensors": {"a": torch.full((64,), value)}, "adapter_config.json": b"{}", "optimizer.safetensors": {"m": torch.full((64,), -value)}}
+    return {
+        "adapter_model.safetensors": {"a": torch.full((64,), value)},
+        "adapter_config.json": b"{}",
+        "optimizer.safetensors": {"m": torch.full((64,), -value)},
+    }
 
 
-def save(store: Store, name: str, value: float, overwrite: bool = False, run: str = "run", kind: str = "weights") -> str:
+def save(
+    store: Store, name: str, value: float, overwrite: bool = False, run: str = "run", kind: str = "weights"
+) -> str:
     return store.save(run, kind, name, files(value), {"step": int(value)}, None, overwrite)
 
 
@@ -29,7 +44,11 @@ def content(store: Store, path: str) -> float:
     """The value of a whole checkpoint: all its files and its details agree."""
     weights, optimizer, details, _ = store.load(path, "me")
     value = float(weights["a"][0])
-    assert torch.equal(weights["a"], torch.full((64,), value)) and torch.equal(optimizer["m"], -weights["a"]) and details["step"] == value
+    assert (
+        torch.equal(weights["a"], torch.full((64,), value))
+        and torch.equal(optimizer["m"], -weights["a"])
+        and details["step"] == value
+    )
     return value
 
 
@@ -51,13 +70,22 @@ OPERATIONS = {
     "copy": lambda store: store.copy("tinker://run/weights/old", "me", "copied", None, None, None),
 }
 ALLOWED = {  # what may be there afterwards: as before, or as asked
-    "save": [{"old": 1.0}, {"old": 1.0, "new": 3.0}], "overwrite": [{"old": 1.0}, {"old": 2.0}], "set_ttl": [{"old": 1.0}],
-    "delete": [{"old": 1.0}, {}], "create_run": [{"old": 1.0}], "copy": [{"old": 1.0}, {"old": 1.0, "copied": 1.0}],
+    "save": [{"old": 1.0}, {"old": 1.0, "new": 3.0}],
+    "overwrite": [{"old": 1.0}, {"old": 2.0}],
+    "set_ttl": [{"old": 1.0}],
+    "delete": [{"old": 1.0}, {}],
+    "create_run": [{"old": 1.0}],
+    "copy": [{"old": 1.0}, {"old": 1.0, "copied": 1.0}],
 }
 
 
 def state(store: Store) -> dict[str, float]:
-    return {("copied" if "copied" in c["tinker_path"] else c["tinker_path"].rsplit("/")[-1]): content(store, c["tinker_path"]) for c in store.list_checkpoints("me")}
+    return {
+        ("copied" if "copied" in c["tinker_path"] else c["tinker_path"].rsplit("/")[-1]): content(
+            store, c["tinker_path"]
+        )
+        for c in store.list_checkpoints("me")
+    }
 
 
 def kill_everywhere(operation: str, folder: Path) -> int:
@@ -98,9 +126,13 @@ def kill_everywhere(operation: str, folder: Path) -> int:
         if "second" in {run["training_run_id"] for run in after.list_runs("me")}:
             assert after.run_info("second", "me")["lora_rank"] == 8
         if found:
-            expires = {c["tinker_path"]: c["expires_at"] for c in after.list_checkpoints("me")}["tinker://run/weights/old"]
+            expires = {c["tinker_path"]: c["expires_at"] for c in after.list_checkpoints("me")}[
+                "tinker://run/weights/old"
+            ]
             assert expires is None or operation == "set_ttl"
-        OPERATIONS["overwrite"](after) if "old" in found else save(after, "old", 2.0)  # the name is free to use
+        OPERATIONS["overwrite"](after) if "old" in found else save(
+            after, "old", 2.0
+        )  # the name is free to use
         assert content(after, "tinker://run/weights/old") == 2.0
         seen.append(found)
         if os.WIFEXITED(status):
@@ -113,8 +145,14 @@ def kill_everywhere(operation: str, folder: Path) -> int:
 def test_a_kill_at_any_line_loses_nothing_and_leaves_nothing_half_there(operation, tmp_path):
     """In a process of its own: the children are forks, and pytest's process has threads."""
     code = f"import test_stub_store; print(test_stub_store.kill_everywhere({operation!r}, test_stub_store.Path({str(tmp_path)!r})))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, timeout=240,
-                            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert int(result.stdout) > 10  # so many places were tried
 
@@ -143,10 +181,18 @@ for name, overwrite in (("new", False), ("old", True)):
         print(error)
 assert t.state(store) == {{"old": 1.0}} and not list(store.runs.rglob(".*")), list(store.runs.rglob("*"))
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.splitlines() == [f"the server could not write the checkpoint weights/{name}: File too large" for name in ("new", "old")]
+    assert result.stdout.splitlines() == [
+        f"the server could not write the checkpoint weights/{name}: File too large" for name in ("new", "old")
+    ]
 
 
 def test_no_space_left_is_named_whoever_reports_it(store, monkeypatch):
@@ -154,18 +200,36 @@ def test_no_space_left_is_named_whoever_reports_it(store, monkeypatch):
 
     from helpers.stub_tinker import store as module
 
-    for error in (OSError(28, "No space left on device"), SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")):
+    for error in (
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ):
+
         def refuse(*arguments, error=error):
             raise error
 
         monkeypatch.setattr(module, "save_file", refuse)
-        with pytest.raises(WriteError, match="could not write the checkpoint weights/x: No space left on device"):
+        with pytest.raises(
+            WriteError, match="could not write the checkpoint weights/x: No space left on device"
+        ):
             save(store, "x", 1.0)
     monkeypatch.undo()
     assert content(store, save(store, "x", 1.0)) == 1.0
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"owner": 3}', b'{"time": "yesterday", "files": {}}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"owner": 3}',
+        b'{"time": "yesterday", "files": {}}',
+        b"[" * 100_000,
+    ],
+)
 def test_a_damaged_file_is_skipped_and_named_once(store, tmp_path, damage, caplog):
     store.create_run("broken", RUN)
     kept, lost = save(store, "kept", 1.0), save(store, "lost", 2.0)
@@ -174,8 +238,12 @@ def test_a_damaged_file_is_skipped_and_named_once(store, tmp_path, damage, caplo
     (tmp_path / "sessions" / "s.json").write_bytes(damage)
     again = Store(tmp_path)
     for _ in range(2):
-        assert [c["tinker_path"] for c in again.list_checkpoints("me")] == [kept] and content(again, kept) == 1.0
-        assert [run["training_run_id"] for run in again.list_runs("me")] == ["run"] and again.list_sessions("me") == []
+        assert [c["tinker_path"] for c in again.list_checkpoints("me")] == [kept] and content(
+            again, kept
+        ) == 1.0
+        assert [run["training_run_id"] for run in again.list_runs("me")] == ["run"] and again.list_sessions(
+            "me"
+        ) == []
     assert [record.getMessage().count("damaged file") for record in caplog.records] == [1, 1, 1]
     with pytest.raises(StoreError, match="no checkpoint"):
         again.load(lost, "me")
@@ -191,7 +259,9 @@ def test_damaged_weights_are_an_error_that_names_the_checkpoint(store, tmp_path)
 def test_an_expired_checkpoint_is_gone_and_its_name_is_free(store, tmp_path):
     path = save(store, "short", 1.0)
     record = tmp_path / "runs/run/weights/short/checkpoint.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "expires_at": "2020-01-01T00:00:00+00:00"}))
+    record.write_text(
+        json.dumps({**json.loads(record.read_text()), "expires_at": "2020-01-01T00:00:00+00:00"})
+    )
     with pytest.raises(StoreError, match="no checkpoint"):
         store.load(path, "me")
     assert not record.exists() and content(store, save(store, "short", 2.0)) == 2.0
@@ -214,9 +284,14 @@ def test_a_signed_url_is_of_one_checkpoint_one_file_and_one_time(store):
     signature = store.sign(path, "adapter_config.json", later)
     assert store.signed_file(path, "adapter_config.json", later, signature).read_bytes() == b"{}"
     other = save(store, "out2", 1.0, kind="external_weights")
-    for forged in [(path, "adapter_model.safetensors", later, signature), (path, "adapter_config.json", later + 1, signature),
-                   (other, "adapter_config.json", later, signature), (path, "adapter_config.json", later, signature[:-1]),
-                   (path, "adapter_config.json", later, ""), (path, "adapter_config.json", later, "é")]:
+    for forged in [
+        (path, "adapter_model.safetensors", later, signature),
+        (path, "adapter_config.json", later + 1, signature),
+        (other, "adapter_config.json", later, signature),
+        (path, "adapter_config.json", later, signature[:-1]),
+        (path, "adapter_config.json", later, ""),
+        (path, "adapter_config.json", later, "é"),
+    ]:
         with pytest.raises(StoreError, match="signature") as caught:
             store.signed_file(*forged)
         assert caught.value.status == 403
@@ -235,7 +310,13 @@ def test_a_signed_url_is_of_one_checkpoint_one_file_and_one_time(store):
 
 def test_a_state_folder_is_of_one_process(tmp_path):
     code = "import sys; from pathlib import Path; from helpers.stub_tinker.store import lock; lock(Path(sys.argv[1]), bool, print); print('mine', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert holder.stdout.readline() == "mine\n"
         with pytest.raises(TimeoutError):

@@ -7,7 +7,9 @@ import torch
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.losses import Example
 from helpers.stub_tinker.model import Adapters, Model, Packed, _attend
-from helpers.stub_tinker.training import forward_backward as passes, micro_batches
+from helpers.stub_tinker.training import forward_backward as passes
+from helpers.stub_tinker.training import micro_batches
+
 
 def forward_backward(*arguments, **keywords):
     """The result of all micro-batches."""
@@ -19,7 +21,14 @@ def forward_backward(*arguments, **keywords):
             return end.value
 
 
-ADAM = {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "grad_clip_norm": 0.5}
+ADAM = {
+    "learning_rate": 1e-2,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "grad_clip_norm": 0.5,
+}
 
 
 def make_model(family: str, folder):
@@ -28,8 +37,16 @@ def make_model(family: str, folder):
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        family, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, vocab_size=97, max_position_embeddings=64, tie_word_embeddings=family == "llama",
+        family,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=97,
+        max_position_embeddings=64,
+        tie_word_embeddings=family == "llama",
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -46,7 +63,9 @@ def make_examples(vocab: int, lengths=(9, 17, 4, 17)) -> list[Example]:
     examples = []
     for length in lengths:
         tokens = rng.integers(0, vocab, length + 1)
-        weights = (np.arange(length) >= length // 3).astype(np.float32) * rng.uniform(0.5, 2, length).astype(np.float32)
+        weights = (np.arange(length) >= length // 3).astype(np.float32) * rng.uniform(0.5, 2, length).astype(
+            np.float32
+        )
         examples.append(Example(tokens[:-1].tolist(), tokens[1:, None], {"weights": weights[:, None]}))
     return examples
 
@@ -58,12 +77,18 @@ class Reference:
         from peft import LoraConfig, get_peft_model
 
         names = [m.split(".")[-1] for m in state.layout.modules]
-        self.model = get_peft_model(base, LoraConfig(r=state.layout.rank, lora_alpha=32, target_modules=names))
-        self.parameters = {n.replace(".default", ""): p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.model = get_peft_model(
+            base, LoraConfig(r=state.layout.rank, lora_alpha=32, target_modules=names)
+        )
+        self.parameters = {
+            n.replace(".default", ""): p for n, p in self.model.named_parameters() if p.requires_grad
+        }
         with torch.no_grad():
             for name, value in state.layout.named(state.flat.data).items():
                 self.parameters[name].copy_(value)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01
+        )
 
     def loss(self, examples):
         total, logprobs = 0.0, []
@@ -79,9 +104,13 @@ class Reference:
 def pair(request, tmp_path):
     base = make_model(request.param, tmp_path)
     model = Model(tmp_path, torch.device("cpu"), torch.float32)
-    state = LoraState(Layout(model.config, rank=8, train_attn=True, train_mlp=True), seed=0, device=torch.device("cpu"))
+    state = LoraState(
+        Layout(model.config, rank=8, train_attn=True, train_mlp=True), seed=0, device=torch.device("cpu")
+    )
     with torch.no_grad():
-        state.flat.add_(torch.randn(state.flat.shape, generator=torch.Generator().manual_seed(1)) * 0.05)  # B is not zero
+        state.flat.add_(
+            torch.randn(state.flat.shape, generator=torch.Generator().manual_seed(1)) * 0.05
+        )  # B is not zero
     return model, state, Reference(base, state)
 
 
@@ -144,7 +173,9 @@ def test_training_state_survives_save_and_load(pair):
     forward_backward(model, state, examples, "cross_entropy", {}, False)
     state.step(ADAM)
     other = LoraState(state.layout, seed=9, device=torch.device("cpu"))
-    other.load({k: v.clone() for k, v in state.layout.named(state.flat.data).items()}, state.optimizer_tensors())
+    other.load(
+        {k: v.clone() for k, v in state.layout.named(state.flat.data).items()}, state.optimizer_tensors()
+    )
     for client in (state, other):
         forward_backward(model, client, examples, "cross_entropy", {}, False)
         client.step(ADAM)
@@ -154,7 +185,9 @@ def test_training_state_survives_save_and_load(pair):
 def test_long_attention_path_agrees_with_the_short_one(pair, monkeypatch):
     model, state, _ = pair
     packed = Packed([example.tokens for example in make_examples(model.config.vocab)], model.device)
-    adapters = Adapters(torch.float32, segments=[(state.layout.views(state.flat.data), state.layout.scale, None)])
+    adapters = Adapters(
+        torch.float32, segments=[(state.layout.views(state.flat.data), state.layout.scale, None)]
+    )
     with torch.no_grad():
         short = model.hidden(packed, adapters)
         q = torch.randn(2, 4, 30, 16)

@@ -19,52 +19,77 @@ COMPLAINTS = ["tech_support", "billing", "not urgent", "urgent", "C", "C++"]
 # classification
 
 
-@pytest.mark.parametrize(("output", "label", "labels"), [
-    ("spam", "spam", SPAM),
-    (" **SPAM**.", "spam", SPAM),
-    ("'Spam'", "spam", SPAM),
-    ("ｓｐａｍ", "spam", SPAM),
-    ("Label: spam", "spam", SPAM),
-    ("label:\n spam", "spam", SPAM),
-    ('{"label": "spam"}', "spam", SPAM),
-    ("It speaks of ham sandwiches.\nCategory: spam", "spam", SPAM),
-    ("spam\nspam\nspam", "spam", SPAM),
-    ("ham, not spam", "ham", SPAM),
-    ("Label: spam", "Label: spam", ["Label: spam", "Label: ham"]),
-    ("It's not spam but ham.", "ham", SPAM),
-    ("It can be spam", "spam", SPAM),
-    ("It's an important mail, so ham", "ham", SPAM),
-    ("<think>spam or ham?</think>ham", "ham", SPAM),
-    ("Tech Support", "tech_support", COMPLAINTS),
-    ("tech-support!", "tech_support", COMPLAINTS),
-    ("This is not urgent.", "not urgent", COMPLAINTS),
-    ("Urgent", "urgent", COMPLAINTS),
-    ("It is C++.", "C++", COMPLAINTS),
-    ("满意。", "满意", MOODS),
-    ("“不满意”", "不满意", MOODS),
-    ("类别：不满意", "不满意", MOODS),
-    ("答案是满意！", "满意", MOODS),
-    ("我觉得应该是满意的", "满意", MOODS),
-    ("３", "3", STARS),
-    ("3 stars", "3", STARS),
-    ("-1", "-1", STARS),
-    ("1.5", "1.5", STARS),
-])
+@pytest.mark.parametrize(
+    ("output", "label", "labels"),
+    [
+        ("spam", "spam", SPAM),
+        (" **SPAM**.", "spam", SPAM),
+        ("'Spam'", "spam", SPAM),
+        ("ｓｐａｍ", "spam", SPAM),
+        ("Label: spam", "spam", SPAM),
+        ("label:\n spam", "spam", SPAM),
+        ('{"label": "spam"}', "spam", SPAM),
+        ("It speaks of ham sandwiches.\nCategory: spam", "spam", SPAM),
+        ("spam\nspam\nspam", "spam", SPAM),
+        ("ham, not spam", "ham", SPAM),
+        ("Label: spam", "Label: spam", ["Label: spam", "Label: ham"]),
+        ("It's not spam but ham.", "ham", SPAM),
+        ("It can be spam", "spam", SPAM),
+        ("It's an important mail, so ham", "ham", SPAM),
+        ("<think>spam or ham?</think>ham", "ham", SPAM),
+        ("Tech Support", "tech_support", COMPLAINTS),
+        ("tech-support!", "tech_support", COMPLAINTS),
+        ("This is not urgent.", "not urgent", COMPLAINTS),
+        ("Urgent", "urgent", COMPLAINTS),
+        ("It is C++.", "C++", COMPLAINTS),
+        ("满意。", "满意", MOODS),
+        ("“不满意”", "不满意", MOODS),
+        ("类别：不满意", "不满意", MOODS),
+        ("答案是满意！", "满意", MOODS),
+        ("我觉得应该是满意的", "满意", MOODS),
+        ("３", "3", STARS),
+        ("3 stars", "3", STARS),
+        ("-1", "-1", STARS),
+        ("1.5", "1.5", STARS),
+    ],
+)
 def test_an_answer_that_names_its_label(output, label, labels):
     verdict = check_label(output, label, labels)
     assert verdict and verdict.found == label and verdict.why
     assert not any(check_label(output, other, labels) for other in labels if other != label)
 
 
-@pytest.mark.parametrize(("output", "labels"), [
-    ("", SPAM), ("   ", SPAM), ("!", SPAM),
-    ("not spam", SPAM), ("This isn’t spam", SPAM), ("I would not say that it is spam", SPAM), ("It cannot be spam", SPAM),
-    ("I can't say that it is ham", SPAM), ("spam? No.", SPAM), ("neither spam nor ham", SPAM),
-    ("spam or ham", SPAM), ("Label: spam, ham", SPAM), ("spam\nham", SPAM),
-    ("hamster", SPAM), ("non-spam", SPAM), ("anti-spam", SPAM), ("spam_filter", SPAM), ("unwanted mail", SPAM),
-    ("不是满意", MOODS), ("不是垃圾邮件", MOODS), ("满意和不满意", MOODS), ("还行", MOODS),
-    ("3.5", STARS), ("13", STARS), ("2,5", STARS), ("-3", STARS),
-])
+@pytest.mark.parametrize(
+    ("output", "labels"),
+    [
+        ("", SPAM),
+        ("   ", SPAM),
+        ("!", SPAM),
+        ("not spam", SPAM),
+        ("This isn’t spam", SPAM),
+        ("I would not say that it is spam", SPAM),
+        ("It cannot be spam", SPAM),
+        ("I can't say that it is ham", SPAM),
+        ("spam? No.", SPAM),
+        ("neither spam nor ham", SPAM),
+        ("spam or ham", SPAM),
+        ("Label: spam, ham", SPAM),
+        ("spam\nham", SPAM),
+        ("hamster", SPAM),
+        ("non-spam", SPAM),
+        ("anti-spam", SPAM),
+        ("spam_filter", SPAM),
+        ("unwanted mail", SPAM),
+        ("不是满意", MOODS),
+        ("不是垃圾邮件", MOODS),
+        ("满意和不满意", MOODS),
+        ("还行", MOODS),
+        ("3.5", STARS),
+        ("13", STARS),
+        ("2,5", STARS),
+        ("-3", STARS),
+    ],
+)
 def test_an_answer_that_names_no_label_or_several(output, labels):
     for label in labels:
         verdict = check_label(output, label, labels)
@@ -80,50 +105,59 @@ def test_a_reference_that_names_no_label_is_never_met():
 BOB = '{"name": "Bob", "age": 3, "born": "2024-01-05"}'
 
 
-@pytest.mark.parametrize(("output", "reference"), [
-    (BOB, BOB),
-    ('{"born": "2024-01-05", "age": 3.0, "name": "bob"}', BOB),
-    (f"Here it is:\n```json\n{BOB}\n```\nDone.", BOB),
-    (f"The fields are {BOB}. I hope this helps!", BOB),
-    ("name: Bob\nage: 3\nborn: 2024-01-05", BOB),
-    ("Sure, here are the fields:\n- **Name**: Bob\n- Age: ３\n- Born: 2024-01-05.", BOB),
-    ("姓名：张三\n年龄：３", '{"姓名": "张三", "年龄": 3}'),
-    ('{"price": "1,200.50"}', "price: 1200.5"),
-    ('{"at": "10:30"}', "at: 10:30"),
-    ('{"a": null, "b": "x", "c": ""}', '{"b": "x"}'),
-    ('{"a": {"b": [1, "2"]}}', '{"a": {"b": ["1", 2]}}'),
-    ('[{"a": 1}, {"a": 2}]', '[{"a": 1}, {"a": 2}]'),
-    ('{"ok": true, "zero": -0}', '{"zero": 0.0, "ok": "True"}'),
-    ("note: two\nlines\nname: Bob", '{"note": "two lines", "name": "Bob"}'),
-    ('{"text": "a {brace} inside"}', "text: a {brace} inside"),
-])
+@pytest.mark.parametrize(
+    ("output", "reference"),
+    [
+        (BOB, BOB),
+        ('{"born": "2024-01-05", "age": 3.0, "name": "bob"}', BOB),
+        (f"Here it is:\n```json\n{BOB}\n```\nDone.", BOB),
+        (f"The fields are {BOB}. I hope this helps!", BOB),
+        ("name: Bob\nage: 3\nborn: 2024-01-05", BOB),
+        ("Sure, here are the fields:\n- **Name**: Bob\n- Age: ３\n- Born: 2024-01-05.", BOB),
+        ("姓名：张三\n年龄：３", '{"姓名": "张三", "年龄": 3}'),
+        ('{"price": "1,200.50"}', "price: 1200.5"),
+        ('{"at": "10:30"}', "at: 10:30"),
+        ('{"a": null, "b": "x", "c": ""}', '{"b": "x"}'),
+        ('{"a": {"b": [1, "2"]}}', '{"a": {"b": ["1", 2]}}'),
+        ('[{"a": 1}, {"a": 2}]', '[{"a": 1}, {"a": 2}]'),
+        ('{"ok": true, "zero": -0}', '{"zero": 0.0, "ok": "True"}'),
+        ("note: two\nlines\nname: Bob", '{"note": "two lines", "name": "Bob"}'),
+        ('{"text": "a {brace} inside"}', "text: a {brace} inside"),
+    ],
+)
 def test_the_same_fields(output, reference):
     assert check_fields(output, reference), check_fields(output, reference).why
 
 
-@pytest.mark.parametrize(("output", "reference", "why"), [
-    ("", BOB, "empty"),
-    ("I can't tell.", BOB, "no fields"),
-    ('{"name": "Bob", "age": 3', BOB, "no fields"),
-    ('{"name": "Bob", "age": 3}', BOB, "'born' is missing"),
-    (BOB[:-1] + ', "city": "Rome"}', BOB, "'city' is too much"),
-    (BOB.replace("3", "30"), BOB, "'age' is '30', not '3'"),
-    (BOB.replace("-01-05", "-1-5"), BOB, "'born'"),
-    (BOB.replace("2024-01-05", "2018"), BOB, "'born'"),
-    (f"{BOB} or {BOB.replace('Bob', 'Tom')}", BOB, "no fields"),
-    ('{"a": 1, "a": 2}', '{"a": 2}', "no fields"),
-    ("a: 1\na: 2", '{"a": 2}', "no fields"),
-    ('{"code": 7}', '{"code": "007"}', "'code'"),
-    ('{"length": 3}', '{"length": "3 m"}', "'length'"),
-    ('{"items": ["b", "a"]}', '{"items": ["a", "b"]}', "'items.0'"),
-    ('{"a": 1}', "no fields here", "reference"),
-])
+@pytest.mark.parametrize(
+    ("output", "reference", "why"),
+    [
+        ("", BOB, "empty"),
+        ("I can't tell.", BOB, "no fields"),
+        ('{"name": "Bob", "age": 3', BOB, "no fields"),
+        ('{"name": "Bob", "age": 3}', BOB, "'born' is missing"),
+        (BOB[:-1] + ', "city": "Rome"}', BOB, "'city' is too much"),
+        (BOB.replace("3", "30"), BOB, "'age' is '30', not '3'"),
+        (BOB.replace("-01-05", "-1-5"), BOB, "'born'"),
+        (BOB.replace("2024-01-05", "2018"), BOB, "'born'"),
+        (f"{BOB} or {BOB.replace('Bob', 'Tom')}", BOB, "no fields"),
+        ('{"a": 1, "a": 2}', '{"a": 2}', "no fields"),
+        ("a: 1\na: 2", '{"a": 2}', "no fields"),
+        ('{"code": 7}', '{"code": "007"}', "'code'"),
+        ('{"length": 3}', '{"length": "3 m"}', "'length'"),
+        ('{"items": ["b", "a"]}', '{"items": ["a", "b"]}', "'items.0'"),
+        ('{"a": 1}', "no fields here", "reference"),
+    ],
+)
 def test_other_fields(output, reference, why):
     verdict = check_fields(output, reference)
     assert not verdict and why in verdict.why, verdict.why
 
 
-@pytest.mark.parametrize("text", ["{" * 5000, "[" * 5000, '{"a":' * 3000, ": " * 5000, "a: " * 5000, "\0", '{"a": NaN}', '{"a": 1e999}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{" * 5000, "[" * 5000, '{"a":' * 3000, ": " * 5000, "a: " * 5000, "\0", '{"a": NaN}', '{"a": 1e999}'],
+)
 def test_hostile_texts_end_in_a_verdict(text):
     for grader in (check_fields, check_text, lambda *pair: check_label(*pair, SPAM)):
         assert grader(text, BOB).passed in (True, False)
@@ -132,18 +166,21 @@ def test_hostile_texts_end_in_a_verdict(text):
 # text
 
 
-@pytest.mark.parametrize(("output", "reference", "threshold", "right"), [
-    ("The red bike is fast.", "a red bike is fast", 1.0, True),
-    ("red bike", "the red bike is fast", 0.5, True),
-    ("red bike", "the red bike is fast", 0.7, False),
-    ("something else entirely", "the red bike is fast", 0.1, False),
-    ("", "the red bike", 0.1, False),
-    ("。", "。", 0.5, True),
-    ("红色的车很快", "红色的车很快。", 1.0, True),
-    ("我喜欢红色", "红色的车很快", 0.5, False),
-    ("１２ 个苹果", "12 个苹果", 1.0, True),
-    ("the red bike is not fast", "the red bike is fast", 0.5, True),  # a limit that README states
-])
+@pytest.mark.parametrize(
+    ("output", "reference", "threshold", "right"),
+    [
+        ("The red bike is fast.", "a red bike is fast", 1.0, True),
+        ("red bike", "the red bike is fast", 0.5, True),
+        ("red bike", "the red bike is fast", 0.7, False),
+        ("something else entirely", "the red bike is fast", 0.1, False),
+        ("", "the red bike", 0.1, False),
+        ("。", "。", 0.5, True),
+        ("红色的车很快", "红色的车很快。", 1.0, True),
+        ("我喜欢红色", "红色的车很快", 0.5, False),
+        ("１２ 个苹果", "12 个苹果", 1.0, True),
+        ("the red bike is not fast", "the red bike is fast", 0.5, True),  # a limit that README states
+    ],
+)
 def test_words_in_common(output, reference, threshold, right):
     assert check_text(output, reference, threshold).passed == right
 
@@ -152,17 +189,28 @@ def test_words_in_common(output, reference, threshold, right):
 
 
 def rows(outputs: list[str], **more) -> list[dict]:
-    return [{"instruction": f"question {number} " + chr(97 + number % 26) * 5, "input": "", "output": text} | more
-            for number, text in enumerate(outputs)]
+    return [
+        {"instruction": f"question {number} " + chr(97 + number % 26) * 5, "input": "", "output": text} | more
+        for number, text in enumerate(outputs)
+    ]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_floor_and_ceiling(name):
-    outputs = {"math": "Final answer: 4", "classification": "Spam", "extraction": BOB, "text": "the red bike"}[name]
-    task, records = choose_task(name, rows([outputs] * 10 + (["ham"] * 10 if name == "classification" else [])))
+    outputs = {
+        "math": "Final answer: 4",
+        "classification": "Spam",
+        "extraction": BOB,
+        "text": "the red bike",
+    }[name]
+    task, records = choose_task(
+        name, rows([outputs] * 10 + (["ham"] * 10 if name == "classification" else []))
+    )
     assert str(task).startswith(f"task {name}: an answer is right if ")
     for record in records:
-        assert task.grader(record["output"], reference_of(record)) and not task.grader("", reference_of(record))
+        assert task.grader(record["output"], reference_of(record)) and not task.grader(
+            "", reference_of(record)
+        )
     assert Task(**json.loads(json.dumps(task.settings))) == task, "the manifest gives the task back"
 
 
@@ -175,19 +223,25 @@ def test_a_run_keeps_its_task(tmp_path, monkeypatch):
     assert task_of(run) == Task("math")
 
 
-@pytest.mark.parametrize(("name", "outputs", "parts"), [
-    ("maths", ["1"] * 20, ["'maths'", "classification"]),
-    ("classification", ["spam"] * 20, ["nothing to classify"]),
-    ("classification", [f"text {n}" for n in range(20)], ["20 different outputs", "task=text"]),
-    ("classification", ["Spam", "spam"] * 10, ["'Spam'", "rename"]),
-])
+@pytest.mark.parametrize(
+    ("name", "outputs", "parts"),
+    [
+        ("maths", ["1"] * 20, ["'maths'", "classification"]),
+        ("classification", ["spam"] * 20, ["nothing to classify"]),
+        ("classification", [f"text {n}" for n in range(20)], ["20 different outputs", "task=text"]),
+        ("classification", ["Spam", "spam"] * 10, ["'Spam'", "rename"]),
+    ],
+)
 def test_records_that_are_not_of_the_task(name, outputs, parts):
     with pytest.raises(DataError) as caught:
         choose_task(name, rows(outputs))
     assert [part for part in parts if part not in str(caught.value)] == [] and "→" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "output", "more"), [("math", "Final answer: 12", {"answer": "13"}), ("extraction", "I don't know", {})])
+@pytest.mark.parametrize(
+    ("name", "output", "more"),
+    [("math", "Final answer: 12", {"answer": "13"}), ("extraction", "I don't know", {})],
+)
 def test_a_test_set_that_could_never_be_scored_stops_notebook_01(name, output, more):
     task, records = choose_task(name, rows([output] * 20, **more))
     with pytest.raises(DataError, match=f"can't be scored as {name}"):
@@ -243,7 +297,10 @@ def test_the_reference_of_a_text_is_its_output():
 
 
 def samples(task: Task, pairs: list[tuple[str, str]]) -> list[dict]:
-    return [{"output": output, "expected": expected, "score": bool(task.grader(output, expected))} for output, expected in pairs]
+    return [
+        {"output": output, "expected": expected, "score": bool(task.grader(output, expected))}
+        for output, expected in pairs
+    ]
 
 
 def test_measures_of_a_classification():
@@ -253,21 +310,34 @@ def test_measures_of_a_classification():
     assert found["by_label"] == {"spam": {"correct": 2, "total": 2}, "ham": {"correct": 1, "total": 3}}
     assert found["confusion"]["ham"] == {"spam": 1, "ham": 1, "(none)": 1}
     assert found["majority_baseline"] == 2 / 5
-    assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 4) / 2)  # spam: P 2/3, R 1; ham: P 1, R 1/3; eggs are not tested
+    assert found["macro_f1"] == pytest.approx(
+        (4 / 5 + 2 / 4) / 2
+    )  # spam: P 2/3, R 1; ham: P 1, R 1/3; eggs are not tested
     base = task.measures(samples(task, [("", expected) for _, expected in pairs]))
     assert TypeAdapter(Measures).validate_python(found) == found, "the report reads all of it"
     text = measures_text(task, base, found)
-    assert "majority baseline" in text and "40.0%" in text and "ham: 0 → 1 of 3" in text and "(none) 1" in text
+    assert (
+        "majority baseline" in text and "40.0%" in text and "ham: 0 → 1 of 3" in text and "(none) 1" in text
+    )
 
 
 def test_measures_of_an_extraction():
     task = Task("extraction")
-    pairs = [('{"a": 1, "b": 2}', '{"a": 1, "b": 3}'), ('{"a": 1}', '{"a": 1, "b": 3}'), ("nothing", '{"a": 1}')]
+    pairs = [
+        ('{"a": 1, "b": 2}', '{"a": 1, "b": 3}'),
+        ('{"a": 1}', '{"a": 1, "b": 3}'),
+        ("nothing", '{"a": 1}'),
+    ]
     found = task.measures(samples(task, pairs))
     assert found == pytest.approx({"field_precision": 2 / 3, "field_recall": 2 / 5, "field_f1": 4 / 8})
 
 
 def test_measures_of_texts_and_of_maths():
     task = Task("text")
-    assert task.measures(samples(task, [("red bike", "red bike"), ("blue", "red bike")]))["mean_f1"] == pytest.approx(0.5)
-    assert Task().measures([{"output": "4", "expected": "4", "score": True}]) == {} and measures_text(Task(), {}, {}) == ""
+    assert task.measures(samples(task, [("red bike", "red bike"), ("blue", "red bike")]))[
+        "mean_f1"
+    ] == pytest.approx(0.5)
+    assert (
+        Task().measures([{"output": "4", "expected": "4", "score": True}]) == {}
+        and measures_text(Task(), {}, {}) == ""
+    )

@@ -24,19 +24,55 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m helpers.stub_tinker",
         description="A stub Tinker backend: the wire protocol of the real tinker SDK, and real LoRA training on this machine.",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; any other needs a key)")
-    parser.add_argument("--port", type=int, default=PORT, help="port to listen on, 0 for any free one (default: %(default)s)")
-    parser.add_argument("--state-dir", type=Path, help="folder for checkpoints (default: stub/ in the course's cache folder)")
-    parser.add_argument("--base-model", action="append", default=[], metavar="FOLDER",
-                        help="folder of a base model, may be given more than once (default: the course's 135M model)")
-    parser.add_argument("--api-key", action="append", default=[], metavar="KEY",
-                        help="key that clients must send, starting with tml-; may be given more than once (default: $STUB_TINKER_API_KEY)")
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with one key a line, for a class; lines with # are notes")
-    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of training and sampling")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s; any other needs a key)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=PORT, help="port to listen on, 0 for any free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--state-dir", type=Path, help="folder for checkpoints (default: stub/ in the course's cache folder)"
+    )
+    parser.add_argument(
+        "--base-model",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="folder of a base model, may be given more than once (default: the course's 135M model)",
+    )
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="key that clients must send, starting with tml-; may be given more than once (default: $STUB_TINKER_API_KEY)",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with one key a line, for a class; lines with # are notes",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of training and sampling",
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads to compute with (default: all cores)")
-    parser.add_argument("--idle-exit", type=float, default=0, metavar="SECONDS", help="end when unused for this long (default: never)")
+    parser.add_argument(
+        "--idle-exit",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="end when unused for this long (default: never)",
+    )
     parser.add_argument("--status", action="store_true", help="say what the running server does, and end")
-    parser.add_argument("--url", help="with --status: the server to ask (default: the one that uses the state folder)")
+    parser.add_argument(
+        "--url", help="with --status: the server to ask (default: the one that uses the state folder)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -51,7 +87,10 @@ def api_keys(options: argparse.Namespace) -> list[str]:
         try:
             lines = options.api_key_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise CourseError(f"can't read the keys in {options.api_key_file}: {getattr(error, 'strerror', error)}", "write one key a line") from error
+            raise CourseError(
+                f"can't read the keys in {options.api_key_file}: {getattr(error, 'strerror', error)}",
+                "write one key a line",
+            ) from error
         keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not keys:
             raise CourseError(f"{options.api_key_file} holds no key", "write one key a line")
@@ -60,7 +99,10 @@ def api_keys(options: argparse.Namespace) -> list[str]:
     for number, key in enumerate(keys, start=1):
         if not key.startswith("tml-") or not key.isascii() or not key.isprintable() or " " in key:
             which = "the key" if len(keys) == 1 else f"key {number} of {len(keys)}"
-            raise CourseError(f"{which} must start with tml- and hold letters, digits and signs only, or the SDK refuses it", "choose a key such as tml-my-class")
+            raise CourseError(
+                f"{which} must start with tml- and hold letters, digits and signs only, or the SDK refuses it",
+                "choose a key such as tml-my-class",
+            )
     return keys
 
 
@@ -79,7 +121,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(2048)
         return listener
     except OSError as error:
-        raise CourseError(f"can't listen on {host}:{port}: {error.strerror}", "choose another with --port, or --port 0 for any free one") from error
+        raise CourseError(
+            f"can't listen on {host}:{port}: {error.strerror}",
+            "choose another with --port, or --port 0 for any free one",
+        ) from error
 
 
 def is_loopback(host: str) -> bool:
@@ -115,10 +160,16 @@ def say_started(url: str, options: argparse.Namespace, service: Any) -> None:
     """What an operator wants to know when the server is up."""
     state, keys = state_dir(options), api_keys(options)
     folders = list(service.engine.bases)
-    print(f"stub Tinker backend on {url} ({service.device.type}, {str(service.dtype).split('.')[-1]})", flush=True)
-    print(f"  checkpoints in {state}\n  to use it:  export TINKER_BASE_URL={url} TINKER_API_KEY={'your key' if keys else 'tml-stub'}\n"
-          f"  to see what it does:  {url} in a browser, or python -m helpers.stub_tinker --status --state-dir {state}\n"
-          "  base models: " + "\n               ".join(folders), flush=True)
+    print(
+        f"stub Tinker backend on {url} ({service.device.type}, {str(service.dtype).split('.')[-1]})",
+        flush=True,
+    )
+    print(
+        f"  checkpoints in {state}\n  to use it:  export TINKER_BASE_URL={url} TINKER_API_KEY={'your key' if keys else 'tml-stub'}\n"
+        f"  to see what it does:  {url} in a browser, or python -m helpers.stub_tinker --status --state-dir {state}\n"
+        "  base models: " + "\n               ".join(folders),
+        flush=True,
+    )
 
 
 def state_dir(options: argparse.Namespace) -> Path:
@@ -127,7 +178,9 @@ def state_dir(options: argparse.Namespace) -> Path:
     return (options.state_dir or models.cache_dir() / "stub").absolute()
 
 
-def run(options: argparse.Namespace, say: Callable[[str, argparse.Namespace, Any], None] = say_started) -> int:
+def run(
+    options: argparse.Namespace, say: Callable[[str, argparse.Namespace, Any], None] = say_started
+) -> int:
     """Serve until stopped by a signal or by idleness. Returns the exit status.
 
     Args:
@@ -140,9 +193,13 @@ def run(options: argparse.Namespace, say: Callable[[str, argparse.Namespace, Any
         return show_status(options)
     keys = api_keys(options)
     if not is_loopback(options.host) and not keys:
-        raise CourseError(f"listening on {options.host} would let anyone on the network in", "give a key: --api-key tml-…")
+        raise CourseError(
+            f"listening on {options.host} would let anyone on the network in", "give a key: --api-key tml-…"
+        )
     listener = bind(options.host, options.port)
-    folders = [str(Path(folder).absolute()) for folder in options.base_model] or [str(models.local_base_model())]
+    folders = [str(Path(folder).absolute()) for folder in options.base_model] or [
+        str(models.local_base_model())
+    ]
     for folder in folders:
         models.check_model_folder(folder)
     state = state_dir(options)
@@ -162,11 +219,18 @@ def run(options: argparse.Namespace, say: Callable[[str, argparse.Namespace, Any
             Config.read(Path(folder))
         except (ValueError, KeyError) as error:
             what = f"{folder}/config.json has no {error}" if isinstance(error, KeyError) else error
-            raise CourseError(f"the stub can't serve this base model: {what}", "give it another with --base-model") from error
+            raise CourseError(
+                f"the stub can't serve this base model: {what}", "give it another with --base-model"
+            ) from error
     try:
-        lock(state, note.exists, lambda: print(f"waiting for the server that uses {state} to end", flush=True))
+        lock(
+            state, note.exists, lambda: print(f"waiting for the server that uses {state} to end", flush=True)
+        )
     except TimeoutError:
-        raise CourseError(f"another stub Tinker backend uses {state}", "give this one another folder with --state-dir, or stop the other") from None
+        raise CourseError(
+            f"another stub Tinker backend uses {state}",
+            "give this one another folder with --state-dir, or stop the other",
+        ) from None
     if options.threads:
         torch.set_num_threads(options.threads)
     precision = None if options.precision == "auto" else getattr(torch, options.precision)
@@ -179,8 +243,17 @@ def run(options: argparse.Namespace, say: Callable[[str, argparse.Namespace, Any
     notes[1].unlink(missing_ok=True)
     with open(os.open(notes[1], os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
         file.write(token)
-    server = uvicorn.Server(uvicorn.Config(
-        app.starlette(), log_level="warning", access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=30, lifespan="off", ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app.starlette(),
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=30,
+            lifespan="off",
+            ws="none",
+        )
+    )
 
     def forget() -> None:
         for path in notes:
@@ -237,8 +310,11 @@ async def _finish(app, task: asyncio.Task) -> None:
             ready = loop.time()
         elif not unfetched or loop.time() - ready > FETCH_SECONDS:
             break
-        text = (f"stopping: finishing what was accepted ({running} left)" if running else
-                f"stopping: waiting up to {FETCH_SECONDS} s for clients to fetch their results ({unfetched} left)")
+        text = (
+            f"stopping: finishing what was accepted ({running} left)"
+            if running
+            else f"stopping: waiting up to {FETCH_SECONDS} s for clients to fetch their results ({unfetched} left)"
+        )
         if text != said:
             print(f"{text}; a second signal ends it at once", flush=True)
             said = text

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from helpers.stub_tinker.model import Model
-from helpers.stub_tinker.sampling import Sampler, SampleJob, ScoreJob
+from helpers.stub_tinker.sampling import SampleJob, Sampler, ScoreJob
 
 log = logging.getLogger("stub_tinker")
 
@@ -181,14 +181,24 @@ class Engine(threading.Thread):
         try:
             self._loop()
         except BaseException:  # a fault of ours: better no server than one that never answers
-            log.critical("the engine failed, and the server ends; start it again: saved checkpoints are kept", exc_info=True)
+            log.critical(
+                "the engine failed, and the server ends; start it again: saved checkpoints are kept",
+                exc_info=True,
+            )
             os._exit(70)
 
     def _loop(self) -> None:
         trained = 0.0  # seconds that training is ahead of sampling
         while True:
             with self._wake:
-                while not (self._queues or self._arrivals or self._calls or self._sampling() or self._ended or self._stopping):
+                while not (
+                    self._queues
+                    or self._arrivals
+                    or self._calls
+                    or self._sampling()
+                    or self._ended
+                    or self._stopping
+                ):
                     if not self._wake.wait(timeout=1) and not self._trimmed:
                         _give_back_memory()
                         self._trimmed = True
@@ -201,7 +211,9 @@ class Engine(threading.Thread):
                     return
                 client = self._whose_turn()
                 task = self._queues[client][0] if client else None
-            for dropped_task in dropped:  # not under the lock: what waits for a future may take locks of its own
+            for (
+                dropped_task
+            ) in dropped:  # not under the lock: what waits for a future may take locks of its own
                 if not dropped_task.future.done():
                     dropped_task.future.set_exception(SessionEnded())
             for work, future in calls:
@@ -224,7 +236,9 @@ class Engine(threading.Thread):
 
     def _whose_turn(self) -> str | None:
         """The waiting client of the session that had the least compute."""
-        return min(self._queues, key=lambda client: self._served[self._queues[client][0].session], default=None)
+        return min(
+            self._queues, key=lambda client: self._served[self._queues[client][0].session], default=None
+        )
 
     def _advance(self, client: str, task: Task) -> float:
         """Run a task up to its next pause, and take it from its queue when it is done. Returns the seconds it took."""

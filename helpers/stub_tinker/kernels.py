@@ -21,9 +21,19 @@ class Frozen:
     otherwise lay it out anew for each, and the numbers are the same. The layout for the backward pass is made at its first.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, splits: tuple[int, ...] = (), keep_plain: bool = False):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        splits: tuple[int, ...] = (),
+        keep_plain: bool = False,
+    ):
         self.bias, self.splits, self.dtype, self.shape = bias, splits, weight.dtype, weight.shape
-        packs = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        packs = (
+            weight.dtype == torch.bfloat16
+            and weight.device.type == "cpu"
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight) if packs else None
         self._plain = None if packs and not keep_plain else weight
         self._packed_back: torch.Tensor | None = None
@@ -42,7 +52,9 @@ class Frozen:
         if x.dtype == self.dtype and self._packed is not None:
             return _packed_product(x, self._packed, bias, delta)
         rows = len(x)
-        if rows < 4 and x.dtype == torch.float32:  # one to three rows take another path through MKL, which rounds otherwise
+        if (
+            rows < 4 and x.dtype == torch.float32
+        ):  # one to three rows take another path through MKL, which rounds otherwise
             x, delta = (None if t is None else F.pad(t, (0, 0, 0, 4 - rows)) for t in (x, delta))
         weight = self.plain(x.dtype)
         if delta is not None:
@@ -210,7 +222,11 @@ def causal_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """softmax(q kᵀ / √dim) with a causal mask: (n, kv_heads, group·length, length) for q (n, kv_heads, group·length, dim)."""
     length = k.shape[2]
     scores = q @ (k * k.shape[3] ** -0.5).transpose(-1, -2)
-    mask = torch.full((length, length), -torch.inf, device=q.device, dtype=q.dtype).triu_(1).repeat(q.shape[2] // length, 1)
+    mask = (
+        torch.full((length, length), -torch.inf, device=q.device, dtype=q.dtype)
+        .triu_(1)
+        .repeat(q.shape[2] // length, 1)
+    )
     return torch.softmax(scores.add_(mask), dim=-1)
 
 
@@ -283,7 +299,9 @@ class TargetLogprob(torch.autograd.Function):
         hidden, targets, h, *kept = ctx.saved_tensors
         output, lora, asked = ctx.output, ctx.lora, len(grad)
         grad = F.pad(grad, (0, 0, 0, len(targets) - asked)).to(hidden.dtype)
-        total = grad.sum(1, keepdim=True)  # the gradient of the logits is grad at the targets, less total · probabilities
+        total = grad.sum(
+            1, keepdim=True
+        )  # the gradient of the logits is grad at the targets, less total · probabilities
         result = torch.empty_like(hidden)
         if lora is not None:
             grad_h = torch.empty_like(h)

@@ -19,19 +19,30 @@ UNEMBED = "unembed"  # the group of the output layer, which Tinker calls unembed
 class Layout:
     """Where each LoRA factor stands in the flat tensor, for one base model, rank and choice of modules."""
 
-    def __init__(self, config: Config, rank: int, train_attn: bool, train_mlp: bool, train_unembed: bool = False):
-        self.rank, self.train_attn, self.train_mlp, self.train_unembed = rank, train_attn, train_mlp, train_unembed
+    def __init__(
+        self, config: Config, rank: int, train_attn: bool, train_mlp: bool, train_unembed: bool = False
+    ):
+        self.rank, self.train_attn, self.train_mlp, self.train_unembed = (
+            rank,
+            train_attn,
+            train_mlp,
+            train_unembed,
+        )
         self.scale = ALPHA / rank
         chosen = (ATTENTION_GROUPS if train_attn else ()) + (MLP_GROUPS if train_mlp else ())
         shapes = module_shapes(config)
-        self.groups: dict[str, tuple] = {}  # "{layer}.{group}" -> (modules, a slice, a shape, [(b slice, b shape)])
+        self.groups: dict[
+            str, tuple
+        ] = {}  # "{layer}.{group}" -> (modules, a slice, a shape, [(b slice, b shape)])
         self.size = 0
         for layer in range(config.layers):
             for group in chosen:
                 self._add(f"{layer}.{group}", GROUPS[group], [shapes[module] for module in GROUPS[group]])
         if train_unembed:
             self._add(UNEMBED, ("unembed_tokens",), [(config.vocab, config.hidden)])
-        self.modules = sorted({module.split(".")[-1] for modules, *_ in self.groups.values() for module in modules})
+        self.modules = sorted(
+            {module.split(".")[-1] for modules, *_ in self.groups.values() for module in modules}
+        )
 
     def _add(self, name: str, modules: tuple[str, ...], shapes: list[tuple[int, int]]) -> None:
         def take(rows: int, columns: int) -> tuple[slice, tuple[int, int]]:
@@ -90,7 +101,12 @@ class LoraState:
         self.steps = 0
         generator = torch.Generator().manual_seed(seed if seed is not None else torch.seed() % 2**63)
         with torch.no_grad():
-            for _, a, a_shape, _ in layout.groups.values():  # as PEFT: kaiming uniform with a=√5 for A, zero for B
+            for (
+                _,
+                a,
+                a_shape,
+                _,
+            ) in layout.groups.values():  # as PEFT: kaiming uniform with a=√5 for A, zero for B
                 bound = 1 / math.sqrt(a_shape[1])
                 values = torch.empty(a_shape).uniform_(-bound, bound, generator=generator)
                 self.flat[a] = values.flatten().to(device)
@@ -129,8 +145,10 @@ class LoraState:
             gradient = torch.zeros_like(self.flat)
         norm = float(gradient.norm())
         if not math.isfinite(norm):
-            raise ValueError("the gradient is NaN or infinite: the step was not taken and the gradient is dropped. "
-                             "Look at the loss of the last forward_backward: its inputs are too far off")
+            raise ValueError(
+                "the gradient is NaN or infinite: the step was not taken and the gradient is dropped. "
+                "Look at the loss of the last forward_backward: its inputs are too far off"
+            )
         if 0 < params["grad_clip_norm"] < norm:
             gradient.mul_(params["grad_clip_norm"] / (norm + 1e-6))
         self.optimizer.param_groups[0].update(
@@ -143,7 +161,9 @@ class LoraState:
         try:
             self.optimizer.step()
         except RuntimeError as error:  # a number of the step is beyond float32
-            raise ValueError(f"the optimizer step failed: {error}. Look at learning_rate and weight_decay") from error
+            raise ValueError(
+                f"the optimizer step failed: {error}. Look at learning_rate and weight_decay"
+            ) from error
         finally:
             self.flat.grad = None
         self.steps += 1
@@ -165,7 +185,9 @@ class LoraState:
             raise ValueError("the checkpoint trains other modules than this client")
         for key, value in own.items():
             if value.shape != tensors[key].shape:
-                raise ValueError(f"{key}: the checkpoint has shape {tuple(tensors[key].shape)}, the client {tuple(value.shape)}")
+                raise ValueError(
+                    f"{key}: the checkpoint has shape {tuple(tensors[key].shape)}, the client {tuple(value.shape)}"
+                )
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(tensors[key])

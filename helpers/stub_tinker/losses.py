@@ -49,7 +49,9 @@ class Example:
     flat: bool = True
 
 
-def datum_loss(name: str, config: dict[str, float], p: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def datum_loss(
+    name: str, config: dict[str, float], p: torch.Tensor, inputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """The loss of one datum, a scalar to be summed.
 
     Args:
@@ -70,7 +72,9 @@ def datum_loss(name: str, config: dict[str, float], p: torch.Tensor, inputs: dic
     p, advantages, ratio = p[active], advantages[active], torch.exp(log_ratio[active])
     if name == "importance_sampling":
         return -(ratio * advantages).sum()
-    low, high = (inputs[key][active] if key in inputs else torch.full_like(ratio, config[key]) for key in CLIP)
+    low, high = (
+        inputs[key][active] if key in inputs else torch.full_like(ratio, config[key]) for key in CLIP
+    )
     clipped = torch.minimum(torch.maximum(ratio, low), high)
     if name == "cispo":
         return -(clipped.detach() * p * advantages).sum()

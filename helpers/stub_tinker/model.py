@@ -14,7 +14,19 @@ import torch
 import torch.nn.functional as F
 
 from helpers.stub_tinker.kernels import (
-    Attention, Frozen, LoraGroup, LoraLinear, RmsNorm, Rotate, SwiGlu, TargetLogprob, causal_weights, rms_norm, rotate, round_up, swiglu,
+    Attention,
+    Frozen,
+    LoraGroup,
+    LoraLinear,
+    RmsNorm,
+    Rotate,
+    SwiGlu,
+    TargetLogprob,
+    causal_weights,
+    rms_norm,
+    rotate,
+    round_up,
+    swiglu,
 )
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -103,8 +115,12 @@ class Packed:
         self.longest = round_up(max(self.lengths), 16)
         self.count = round_up(len(sequences) + (filler > 0), 4)
         self.tokens = torch.tensor([t for s in sequences for t in s] + [0] * filler, device=device)
-        self.positions = torch.cat([torch.arange(n) for n in self.lengths] + [torch.zeros(filler, dtype=torch.long)]).to(device)
-        owner = torch.repeat_interleave(torch.arange(len(sequences) + 1), torch.tensor([*self.lengths, filler])).to(device)
+        self.positions = torch.cat(
+            [torch.arange(n) for n in self.lengths] + [torch.zeros(filler, dtype=torch.long)]
+        ).to(device)
+        owner = torch.repeat_interleave(
+            torch.arange(len(sequences) + 1), torch.tensor([*self.lengths, filler])
+        ).to(device)
         self.slots = owner * self.longest + self.positions  # row -> place in the grid
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
@@ -206,7 +222,9 @@ class Model:
         """Of layer `n`: rotated queries and keys, (tokens, heads + kv_heads, head_dim), and values, (tokens, kv_heads, head_dim)."""
         c, layer = self.config, self.layers[n]
         norm, turn = (RmsNorm.apply, Rotate.apply) if adapters.training else (rms_norm, rotate)
-        out = self._linear(norm(x, layer["norm1"].to(adapters.dtype), c.eps), layer["qkv"], adapters, f"{n}.qkv")
+        out = self._linear(
+            norm(x, layer["norm1"].to(adapters.dtype), c.eps), layer["qkv"], adapters, f"{n}.qkv"
+        )
         out = out.unflatten(-1, (-1, c.head_dim))
         turned, values = out.split([c.heads + c.kv_heads, c.kv_heads], dim=1)
         if layer["q_norm"] is not None:
@@ -242,15 +260,23 @@ class Model:
         norm = RmsNorm.apply if adapters.training else rms_norm
         return norm(x[: batch.size], self.norm.to(adapters.dtype), c.eps)
 
-    def target_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+    def target_logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor, adapters: Adapters
+    ) -> torch.Tensor:
         """log p of each row's targets, (rows, k) float32. `adapters` are those of the rows' pass."""
         if adapters.training:
-            return TargetLogprob.apply(hidden, self.output, targets, adapters.groups.get("unembed"), adapters.scale)
+            return TargetLogprob.apply(
+                hidden, self.output, targets, adapters.groups.get("unembed"), adapters.scale
+            )
         values = torch.empty(targets.shape, device=hidden.device)
         left = torch.ones(len(targets), dtype=torch.bool, device=hidden.device)
         for groups, scale, rows in adapters.segments:
             if lora := groups.get("unembed"):
-                rows = torch.arange(len(targets), device=hidden.device) if rows is None else rows[rows < len(targets)]
+                rows = (
+                    torch.arange(len(targets), device=hidden.device)
+                    if rows is None
+                    else rows[rows < len(targets)]
+                )
                 values[rows] = TargetLogprob.apply(hidden[rows], self.output, targets[rows], lora, scale)
                 left[rows] = False
         if left.any():
@@ -268,14 +294,18 @@ class Model:
         cache.reach(int(lengths.max()) + 1)
         rows = torch.arange(n_rows, device=self.device)
         beyond = torch.arange(cache.capacity, device=self.device)[None] > lengths[:, None]
-        mask = torch.zeros(n_rows, 1, 1, cache.capacity, dtype=self.dtype, device=self.device).masked_fill_(beyond[:, None, None], -math.inf)
+        mask = torch.zeros(n_rows, 1, 1, cache.capacity, dtype=self.dtype, device=self.device).masked_fill_(
+            beyond[:, None, None], -math.inf
+        )
         angles, x = self._angles(lengths, self.dtype), self.embedding[tokens].float()
         for n in range(c.layers):
             turned, v = self._heads(n, x, angles, adapters)
             q, k = turned.split([c.heads, c.kv_heads], dim=1)
             keys, values = cache.keys[n], cache.values[n]
             keys[rows, :, :, lengths], values[rows, :, lengths] = k * c.head_dim**-0.5, v
-            q = q.unflatten(1, (c.kv_heads, -1))  # the queries that share a key head stand as positions of one sequence
+            q = q.unflatten(
+                1, (c.kv_heads, -1)
+            )  # the queries that share a key head stand as positions of one sequence
             weights = torch.softmax((q @ keys[:n_rows]).add_(mask), dim=-1)
             attended = weights @ values[:n_rows]
             x = self._after_attention(n, x, attended.reshape(n_rows, -1), adapters)
@@ -325,8 +355,14 @@ class Cache:
 
     def __init__(self, model: Model, slots: int):
         c, self.slots, self.capacity = model.config, slots, 0
-        self.keys = [torch.zeros(slots, c.kv_heads, c.head_dim, 0, dtype=model.dtype, device=model.device) for _ in range(c.layers)]
-        self.values = [torch.zeros(slots, c.kv_heads, 0, c.head_dim, dtype=model.dtype, device=model.device) for _ in range(c.layers)]
+        self.keys = [
+            torch.zeros(slots, c.kv_heads, c.head_dim, 0, dtype=model.dtype, device=model.device)
+            for _ in range(c.layers)
+        ]
+        self.values = [
+            torch.zeros(slots, c.kv_heads, 0, c.head_dim, dtype=model.dtype, device=model.device)
+            for _ in range(c.layers)
+        ]
         self.lengths = torch.zeros(slots, dtype=torch.long, device=model.device)
 
     def reach(self, length: int) -> None:

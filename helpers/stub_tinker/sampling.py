@@ -19,10 +19,14 @@ from helpers.stub_tinker.model import SHORT, Adapters, Cache, Model, Packed
 
 SLOTS = 96
 SESSION_SLOTS = 64  # of them at most for one session, so that others need not wait for its long samples
-POSITIONS = 64 * 1024  # of all slots together: 1.5 GiB of keys and values at 135M parameters, if all were used
+POSITIONS = (
+    64 * 1024
+)  # of all slots together: 1.5 GiB of keys and values at 135M parameters, if all were used
 PREFILL_TOKENS = 1024
 COLDEST = 1e-6  # a lower temperature would overflow, and draws the most likely token all the same
-NUCLEUS = 1024  # most likely tokens among which top-p is looked for first: sorting a whole vocabulary takes 4 ms
+NUCLEUS = (
+    1024  # most likely tokens among which top-p is looked for first: sorting a whole vocabulary takes 4 ms
+)
 
 
 @dataclass(eq=False)
@@ -109,7 +113,9 @@ class PromptScores:
     draws: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype, decode: bool = False) -> Adapters:
+def adapters_for(
+    jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype, decode: bool = False
+) -> Adapters:
     """Which rows take which adapter's delta, where job i has `rows_of[i]` rows one after the other."""
     by_adapter: dict[int, list[int]] = {}
     starts = np.concatenate([[0], np.cumsum(rows_of)])
@@ -122,8 +128,12 @@ def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtyp
             continue
         rows = None
         if len(by_adapter) > 1:
-            rows = torch.from_numpy(np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])).to(model.device)
-        segments.append((adapter.decode_groups if decode else adapter.groups(dtype), adapter.layout.scale, rows))
+            rows = torch.from_numpy(
+                np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
+            ).to(model.device)
+        segments.append(
+            (adapter.decode_groups if decode else adapter.groups(dtype), adapter.layout.scale, rows)
+        )
     return Adapters(dtype, segments=segments)
 
 
@@ -136,7 +146,9 @@ class Sampler:
         self.scoring: deque[ScoreJob] = deque()
         self.running: list[SampleJob] = []
         self.cache: Cache | None = None
-        self._adapters: tuple[list[SampleJob], Adapters] | None = None  # of the running batch, until it changes
+        self._adapters: tuple[list[SampleJob], Adapters] | None = (
+            None  # of the running batch, until it changes
+        )
 
     @property
     def busy(self) -> bool:
@@ -144,7 +156,11 @@ class Sampler:
 
     def jobs(self) -> list[SampleJob | ScoreJob]:
         """All that waits or runs."""
-        return [*self.running, *self.scoring, *(job for queue in list(self.waiting.values()) for job in list(queue))]
+        return [
+            *self.running,
+            *self.scoring,
+            *(job for queue in list(self.waiting.values()) for job in list(queue)),
+        ]
 
     def add(self, job: SampleJob | ScoreJob) -> None:
         if isinstance(job, ScoreJob):
@@ -160,7 +176,10 @@ class Sampler:
                 self._remove(job)
             if not job.future.done():
                 job.future.set_exception(error)
-        left = {session: deque(job for job in queue if not unwanted(job)) for session, queue in self.waiting.items()}
+        left = {
+            session: deque(job for job in queue if not unwanted(job))
+            for session, queue in self.waiting.items()
+        }
         self.waiting = {session: queue for session, queue in left.items() if queue}
         self.scoring = deque(job for job in self.scoring if not unwanted(job))
 
@@ -224,7 +243,9 @@ class Sampler:
 
     def _together(self, jobs: list, job: SampleJob | ScoreJob) -> bool:
         """Whether a prompt can be read in one pass with others. Short and long ones take different attention kernels."""
-        distinct = {id(j.prompt): len(j.prompt) for j in [*jobs, job]}  # the samples of one request share their prompt
+        distinct = {
+            id(j.prompt): len(j.prompt) for j in [*jobs, job]
+        }  # the samples of one request share their prompt
         same_kind = not jobs or (len(jobs[0].prompt) > SHORT) == (len(job.prompt) > SHORT)
         return len(distinct) == 1 or (same_kind and sum(distinct.values()) <= PREFILL_TOKENS)
 
@@ -233,7 +254,11 @@ class Sampler:
         packed = Packed([job.prompt for job in jobs], self.model.device)
         adapters = adapters_for(jobs, packed.lengths, self.model, torch.float32)
         hidden = self.model.hidden(packed, adapters)
-        own = self.model.target_logprobs(hidden[:-1], packed.tokens[1 : packed.size, None], adapters)[:, 0].cpu().numpy()
+        own = (
+            self.model.target_logprobs(hidden[:-1], packed.tokens[1 : packed.size, None], adapters)[:, 0]
+            .cpu()
+            .numpy()
+        )
         for job, start, length in zip(jobs, packed.starts, packed.lengths):
             scores = PromptScores(np.full(length, np.nan, np.float32))
             first = length - job.last  # of the scored tokens; position 0 has no context
@@ -246,7 +271,10 @@ class Sampler:
         """Top-k, targets and draws of one prompt from its hidden states (n - 1, hidden), 64 positions at a time."""
         n = len(hidden)
         if job.topk:
-            scores.topk = np.zeros((n + 1, job.topk), np.int32), np.full((n + 1, job.topk), -99999.0, np.float32)
+            scores.topk = (
+                np.zeros((n + 1, job.topk), np.int32),
+                np.full((n + 1, job.topk), -99999.0, np.float32),
+            )
         if job.targets is not None:
             scores.targets = np.zeros(job.targets.shape, np.float32)
         if job.draws:
@@ -256,18 +284,25 @@ class Sampler:
         for start in range(0, n, 64):
             rows = slice(start, min(start + 64, n))
             part = hidden[rows]
-            logprobs = torch.log_softmax(self.model.logits(part, adapters_for([job], [len(part)], self.model, part.dtype)), dim=-1).cpu()
+            logprobs = torch.log_softmax(
+                self.model.logits(part, adapters_for([job], [len(part)], self.model, part.dtype)), dim=-1
+            ).cpu()
             if job.topk:
                 top = logprobs.topk(job.topk)
                 after = slice(rows.start + 1, rows.stop + 1)
                 scores.topk[0][after], scores.topk[1][after] = top.indices.numpy(), top.values.numpy()
             if job.targets is not None:
                 wanted = torch.from_numpy(job.targets[rows])
-                scores.targets[rows] = torch.where(wanted < 0, 0.0, logprobs.gather(1, wanted.clamp(min=0))).numpy()
+                scores.targets[rows] = torch.where(
+                    wanted < 0, 0.0, logprobs.gather(1, wanted.clamp(min=0))
+                ).numpy()
             if job.draws:
                 probabilities = torch.softmax(logprobs / max(job.temperature, COLDEST), dim=-1)
                 drawn = torch.multinomial(probabilities, job.draws, replacement=True, generator=generator)
-                scores.draws[0][rows], scores.draws[1][rows] = drawn.numpy(), logprobs.gather(1, drawn).numpy()
+                scores.draws[0][rows], scores.draws[1][rows] = (
+                    drawn.numpy(),
+                    logprobs.gather(1, drawn).numpy(),
+                )
         if job.topk:  # what `last` leaves out
             skipped = n + 1 - job.last
             scores.topk[0][:skipped], scores.topk[1][:skipped] = 0, -99999.0
@@ -285,20 +320,34 @@ class Sampler:
         def keep(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
             cache.put(layer, slice(first, first + len(jobs)), keys[source], values[source])
 
-        hidden = self.model.hidden(packed, adapters_for(leaders, packed.lengths, self.model, self.model.dtype), keep)
-        cache.lengths[first : first + len(jobs)] = torch.tensor(packed.lengths, device=self.model.device)[source]
+        hidden = self.model.hidden(
+            packed, adapters_for(leaders, packed.lengths, self.model, self.model.dtype), keep
+        )
+        cache.lengths[first : first + len(jobs)] = torch.tensor(packed.lengths, device=self.model.device)[
+            source
+        ]
         self.running.extend(jobs)
         last = torch.tensor([packed.starts[i + 1] - 1 for i in which], device=self.model.device)
-        self._append(jobs, self.model.logits(hidden[last], adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)))
+        self._append(
+            jobs,
+            self.model.logits(
+                hidden[last], adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
+            ),
+        )
 
     def _decode(self, jobs: list[SampleJob]) -> None:
         """One token more for each job. Rows are rounded up, since fewer than four are summed up in another order, which shows in
         the last digit; filler rows use free slots and their results are dropped."""
         rows = round_up(len(jobs), 4)
         self.cache.lengths[len(jobs) : rows] = 0
-        tokens = torch.tensor([job.tokens[-1] for job in jobs] + [0] * (rows - len(jobs)), device=self.model.device)
+        tokens = torch.tensor(
+            [job.tokens[-1] for job in jobs] + [0] * (rows - len(jobs)), device=self.model.device
+        )
         if self._adapters is None or self._adapters[0] != jobs:
-            self._adapters = jobs, adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype, decode=True)
+            self._adapters = (
+                jobs,
+                adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype, decode=True),
+            )
         self._append(jobs, self.model.decode(tokens, self.cache, self._adapters[1])[: len(jobs)])
 
     def _append(self, jobs: list[SampleJob], logits: torch.Tensor) -> None:
@@ -307,7 +356,9 @@ class Sampler:
         drawing = [i for i, job in enumerate(jobs) if job.temperature > 0]
         if drawing:
             rows = torch.tensor(drawing, device=logits.device)
-            chosen[rows] = draw(logits if len(drawing) == len(jobs) else logits[rows], [jobs[i] for i in drawing])
+            chosen[rows] = draw(
+                logits if len(drawing) == len(jobs) else logits[rows], [jobs[i] for i in drawing]
+            )
         parts = logits.split(TargetLogprob.IN_CACHE)
         if len(parts[-1]) == 1:  # PyTorch sums up a single row in another order than several
             parts = [*parts[:-1], parts[-1].expand(2, -1)]
@@ -352,7 +403,9 @@ class Sampler:
 
 def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
     """A token for each row of (jobs, vocab) logits by its job's temperature, top-k, top-p and random numbers: (jobs,)."""
-    temperatures = torch.tensor([max(job.temperature, COLDEST) for job in jobs], device=logits.device)[:, None]
+    temperatures = torch.tensor([max(job.temperature, COLDEST) for job in jobs], device=logits.device)[
+        :, None
+    ]
     scaled = logits.sub(logits.max(dim=-1, keepdim=True).values).div_(temperatures)
     for i, job in enumerate(jobs):
         if 0 < job.top_k < scaled.shape[1]:
@@ -363,8 +416,12 @@ def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
             _keep_nucleus(probabilities[i], job.top_p)
     cumulative = probabilities.cumsum(dim=-1)
     # A number in (0, total]: the first token whose running total reaches it has a probability above zero.
-    wanted = (1 - torch.tensor([job.random() for job in jobs], device=logits.device)) * cumulative[:, -1].double()
-    return torch.searchsorted(cumulative, wanted.float()[:, None].contiguous())[:, 0].clamp_(max=logits.shape[1] - 1)
+    wanted = (1 - torch.tensor([job.random() for job in jobs], device=logits.device)) * cumulative[
+        :, -1
+    ].double()
+    return torch.searchsorted(cumulative, wanted.float()[:, None].contiguous())[:, 0].clamp_(
+        max=logits.shape[1] - 1
+    )
 
 
 def _keep_nucleus(probabilities: torch.Tensor, top_p: float) -> None:

@@ -63,25 +63,75 @@ class App:
         self.routes = [
             self.route("POST", f"{api}/client/config", self.client_config),  # every client, once
             self.route("POST", f"{api}/client/dynamic_config", self.dynamic_config),
-            self.route("POST", f"{api}/create_session", self.op(types.CreateSessionRequest, "create_session"), new_work=True),  # ServiceClient()
+            self.route(
+                "POST",
+                f"{api}/create_session",
+                self.op(types.CreateSessionRequest, "create_session"),
+                new_work=True,
+            ),  # ServiceClient()
             self.route("POST", f"{api}/session_heartbeat", self.heartbeat),
-            self.route("POST", api + "/sessions/{session}/finish", self.finish_session),  # ServiceClient.close
+            self.route(
+                "POST", api + "/sessions/{session}/finish", self.finish_session
+            ),  # ServiceClient.close
             self.route("POST", f"{api}/telemetry", self.telemetry),
             self.route("GET", f"{api}/healthz", self.health),
             self.route("GET", f"{api}/get_server_capabilities", self.capabilities),
             self.route("POST", f"{api}/retrieve_future", self.retrieve_future),  # APIFuture.result
-            self.route("POST", f"{api}/cancel_future", self.cancel_future),  # a sample whose client waits no more
-            self.route("POST", f"{api}/create_model", self.op(types.CreateModelRequest, "create_model"), new_work=True),  # create_lora_training_client
+            self.route(
+                "POST", f"{api}/cancel_future", self.cancel_future
+            ),  # a sample whose client waits no more
+            self.route(
+                "POST",
+                f"{api}/create_model",
+                self.op(types.CreateModelRequest, "create_model"),
+                new_work=True,
+            ),  # create_lora_training_client
             self.route("POST", f"{api}/get_info", self.get_info),
-            self.route("POST", f"{api}/forward_backward", self.forward_backward, new_work=True),  # forward, forward_backward
-            self.route("POST", f"{api}/optim_step", self.op(types.OptimStepRequest, "optim_step"), new_work=True),
-            self.route("POST", f"{api}/save_weights", self.op(types.SaveWeightsRequest, "save_weights"), new_work=True),  # save_state
-            self.route("POST", f"{api}/load_weights", self.op(types.LoadWeightsRequest, "load_weights"), new_work=True),  # load_state
-            self.route("POST", f"{api}/save_weights_for_sampler", self.op(types.SaveWeightsForSamplerRequest, "save_weights_for_sampler"), new_work=True),
-            self.route("POST", f"{api}/save_weights_external", self.op(types.SaveWeightsExternalRequest, "save_weights_external"), new_work=True),
-            self.route("POST", f"{api}/create_sampling_session", self.op(types.CreateSamplingSessionRequest, "create_sampling_session"), new_work=True),
-            self.route("POST", f"{api}/join_sampling_session", self.op(types.JoinSamplingSessionRequest, "join_sampling_session"), new_work=True),
-            self.route("POST", f"{api}/asample", self.op(types.SampleRequest, "sample"), new_work=True),  # sample, compute_logprobs
+            self.route(
+                "POST", f"{api}/forward_backward", self.forward_backward, new_work=True
+            ),  # forward, forward_backward
+            self.route(
+                "POST", f"{api}/optim_step", self.op(types.OptimStepRequest, "optim_step"), new_work=True
+            ),
+            self.route(
+                "POST",
+                f"{api}/save_weights",
+                self.op(types.SaveWeightsRequest, "save_weights"),
+                new_work=True,
+            ),  # save_state
+            self.route(
+                "POST",
+                f"{api}/load_weights",
+                self.op(types.LoadWeightsRequest, "load_weights"),
+                new_work=True,
+            ),  # load_state
+            self.route(
+                "POST",
+                f"{api}/save_weights_for_sampler",
+                self.op(types.SaveWeightsForSamplerRequest, "save_weights_for_sampler"),
+                new_work=True,
+            ),
+            self.route(
+                "POST",
+                f"{api}/save_weights_external",
+                self.op(types.SaveWeightsExternalRequest, "save_weights_external"),
+                new_work=True,
+            ),
+            self.route(
+                "POST",
+                f"{api}/create_sampling_session",
+                self.op(types.CreateSamplingSessionRequest, "create_sampling_session"),
+                new_work=True,
+            ),
+            self.route(
+                "POST",
+                f"{api}/join_sampling_session",
+                self.op(types.JoinSamplingSessionRequest, "join_sampling_session"),
+                new_work=True,
+            ),
+            self.route(
+                "POST", f"{api}/asample", self.op(types.SampleRequest, "sample"), new_work=True
+            ),  # sample, compute_logprobs
             self.route("GET", api + "/samplers/{sampler}", self.get_sampler),
             self.route("GET", f"{api}/training_runs", self.list_runs),
             self.route("GET", run, self.get_run),
@@ -97,13 +147,24 @@ class App:
             self.route("GET", f"{api}/sessions", self.list_sessions),
             self.route("POST", f"{api}/sessions/search", self.search_sessions),
             self.route("GET", api + "/sessions/{session}", self.get_session),
-            self.route("GET", f"{api}/billing/usage/checkpoints/current", self.storage_usage),  # get_current_checkpoint_storage_usage
+            self.route(
+                "GET", f"{api}/billing/usage/checkpoints/current", self.storage_usage
+            ),  # get_current_checkpoint_storage_usage
             self.route("GET", "/files/{run}/{name}/{file}", self.signed_file),
             self.route("GET", "/", self.status),
         ]
-        return Starlette(routes=[*self.routes, self.route("*", "/{rest:path}", self.not_offered)], exception_handlers={HTTPException: _http_error})
+        return Starlette(
+            routes=[*self.routes, self.route("*", "/{rest:path}", self.not_offered)],
+            exception_handlers={HTTPException: _http_error},
+        )
 
-    def route(self, method: str, path: str, handler: Callable[[Request], Awaitable[Response]], new_work: bool = False) -> Route:
+    def route(
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Request], Awaitable[Response]],
+        new_work: bool = False,
+    ) -> Route:
         """A route that checks the key and turns every expected fault into a 4xx with a message.
 
         Args:
@@ -115,9 +176,16 @@ class App:
             if at not in UNUSED_PATHS:
                 self.last_request = asyncio.get_running_loop().time()
             if not at.startswith(OPEN_PATHS) and not self._allowed(request):
-                return _error("the API key is missing or wrong", 401, {"WWW-Authenticate": 'Basic realm="stub Tinker backend"'} if at == "/" else None)
+                return _error(
+                    "the API key is missing or wrong",
+                    401,
+                    {"WWW-Authenticate": 'Basic realm="stub Tinker backend"'} if at == "/" else None,
+                )
             if new_work and self.stopping:
-                return _error("the server is stopping: it takes no new requests. What it accepted is finished, and saved checkpoints are kept", 403)
+                return _error(
+                    "the server is stopping: it takes no new requests. What it accepted is finished, and saved checkpoints are kept",
+                    403,
+                )
             try:
                 return await handler(request)
             except (BadRequest, StoreError) as error:
@@ -144,11 +212,15 @@ class App:
         return request.headers.get("x-api-key", "")
 
     def _operator(self, request: Request) -> bool:
-        return bool(self.token) and request.scope["path"] == "/" and _same(self._presented(request), self.token)
+        return (
+            bool(self.token) and request.scope["path"] == "/" and _same(self._presented(request), self.token)
+        )
 
     def _allowed(self, request: Request) -> bool:
         presented = self._presented(request)
-        matches = [_same(presented, key) for key in self.keys]  # all of them: the time says nothing about which
+        matches = [
+            _same(presented, key) for key in self.keys
+        ]  # all of them: the time says nothing about which
         return not self.keys or any(matches) or self._operator(request)
 
     def owner(self, request: Request) -> str:
@@ -168,16 +240,20 @@ class App:
         return handler
 
     async def client_config(self, request: Request) -> Response:
-        return JSONResponse({
-            "parallel_fwdbwd_chunks": False,  # requests of one client then arrive in order
-            "sample_join_sampling_session": True,
-        })
+        return JSONResponse(
+            {
+                "parallel_fwdbwd_chunks": False,  # requests of one client then arrive in order
+                "sample_join_sampling_session": True,
+            }
+        )
 
     async def dynamic_config(self, request: Request) -> Response:
         return JSONResponse({"sample_cancel_enabled": True})
 
     async def cancel_future(self, request: Request) -> Response:
-        await asyncio.to_thread(self.service.cancel, _field(await _body(request), "request_id"), self.owner(request))
+        await asyncio.to_thread(
+            self.service.cancel, _field(await _body(request), "request_id"), self.owner(request)
+        )
         return Response(status_code=204)
 
     async def heartbeat(self, request: Request) -> Response:
@@ -191,7 +267,13 @@ class App:
             raise BadRequest("reason.type must be success, errored or interrupted")
         if detail is not None and (not isinstance(detail, str) or len(detail) > MAX_METADATA):
             raise BadRequest(f"detail must be a text of at most {MAX_METADATA} characters")
-        await asyncio.to_thread(self.service.finish_session, request.path_params["session"], self.owner(request), reason["type"], detail)
+        await asyncio.to_thread(
+            self.service.finish_session,
+            request.path_params["session"],
+            self.owner(request),
+            reason["type"],
+            detail,
+        )
         return Response(status_code=204)
 
     async def telemetry(self, request: Request) -> Response:
@@ -208,7 +290,13 @@ class App:
             snapshot["status"] = "stopping"
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse(snapshot)
-        return HTMLResponse(status.page(snapshot), headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Cache-Control": "no-store"})
+        return HTMLResponse(
+            status.page(snapshot),
+            headers={
+                "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+                "Cache-Control": "no-store",
+            },
+        )
 
     async def capabilities(self, request: Request) -> Response:
         return await self.call("capabilities")
@@ -218,7 +306,9 @@ class App:
         future = self.service.future(_field(await _body(request), "request_id"), self.owner(request))
         if not future.done():
             waiting = asyncio.wrap_future(future)
-            waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs it as never retrieved
+            waiting.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # or asyncio logs it as never retrieved
             await asyncio.wait([waiting], timeout=LONG_POLL_SECONDS)
         if not future.done():
             return JSONResponse({"type": "try_again", "queue_state": "active"}, 408)
@@ -229,8 +319,13 @@ class App:
             return Response(result.body, media_type=result.media_type, background=fetched)
         users = isinstance(error, (BadRequest, StoreError, ValueError)) and not isinstance(error, WriteError)
         if not users:
-            log.error("a request failed: %s", error, exc_info=None if isinstance(error, WriteError) else error)
-        return JSONResponse({"error": _clean(str(error) or type(error).__name__), "category": "user" if users else "server"}, background=fetched)
+            log.error(
+                "a request failed: %s", error, exc_info=None if isinstance(error, WriteError) else error
+            )
+        return JSONResponse(
+            {"error": _clean(str(error) or type(error).__name__), "category": "user" if users else "server"},
+            background=fetched,
+        )
 
     async def get_info(self, request: Request) -> Response:
         return await self.call("get_info", _field(await _body(request), "model_id"), self.owner(request))
@@ -241,29 +336,43 @@ class App:
     async def get_sampler(self, request: Request) -> Response:
         sampler_id = request.path_params["sampler"]
         sampler = self.service.sampler(sampler_id, self.owner(request))
-        return JSONResponse({"sampler_id": sampler_id, "base_model": sampler.base, "model_path": sampler.model_path})
+        return JSONResponse(
+            {"sampler_id": sampler_id, "base_model": sampler.base, "model_path": sampler.model_path}
+        )
 
     async def list_runs(self, request: Request) -> Response:
         owner, accessible = self.owner(request), _accessible(request)
-        runs = await asyncio.to_thread(self.service.runs, owner, accessible, request.query_params.get("project_id"))
+        runs = await asyncio.to_thread(
+            self.service.runs, owner, accessible, request.query_params.get("project_id")
+        )
         page, cursor = _page(request, runs)
-        infos = await asyncio.to_thread(lambda: [self.service.training_run(run, owner, accessible) for run in page])
+        infos = await asyncio.to_thread(
+            lambda: [self.service.training_run(run, owner, accessible) for run in page]
+        )
         return JSONResponse({"training_runs": infos, "cursor": cursor})
 
     async def get_run(self, request: Request) -> Response:
-        return await self.call("training_run", request.path_params["run"], self.owner(request), _accessible(request))
+        return await self.call(
+            "training_run", request.path_params["run"], self.owner(request), _accessible(request)
+        )
 
     async def list_checkpoints(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self.service.store.list_checkpoints, self.owner(request), request.path_params["run"])
+        found = await asyncio.to_thread(
+            self.service.store.list_checkpoints, self.owner(request), request.path_params["run"]
+        )
         return JSONResponse({"checkpoints": found})
 
     async def list_user_checkpoints(self, request: Request) -> Response:
-        page, cursor = _page(request, await asyncio.to_thread(self.service.store.list_checkpoints, self.owner(request)))
+        page, cursor = _page(
+            request, await asyncio.to_thread(self.service.store.list_checkpoints, self.owner(request))
+        )
         return JSONResponse({"checkpoints": page, "cursor": cursor})
 
     async def _change(self, method: str, request: Request, *values: Any) -> Response:
         """Change a checkpoint with a method of the store."""
-        await asyncio.to_thread(getattr(self.service.store, method), _checkpoint_path(request), self.owner(request), *values)
+        await asyncio.to_thread(
+            getattr(self.service.store, method), _checkpoint_path(request), self.owner(request), *values
+        )
         return Response(status_code=204)
 
     async def delete_checkpoint(self, request: Request) -> Response:
@@ -285,16 +394,25 @@ class App:
         host = request.headers.get("host", "")
         if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host):
             raise BadRequest("the Host header is no address")
-        return await self.call("external_weights_urls", _checkpoint_path(request), self.owner(request), f"{request.scope['scheme']}://{host}")
+        return await self.call(
+            "external_weights_urls",
+            _checkpoint_path(request),
+            self.owner(request),
+            f"{request.scope['scheme']}://{host}",
+        )
 
     async def weights_info(self, request: Request) -> Response:
-        return await self.call("weights_info", _field(await _body(request), "tinker_path"), self.owner(request))
+        return await self.call(
+            "weights_info", _field(await _body(request), "tinker_path"), self.owner(request)
+        )
 
     async def copy_weights(self, request: Request) -> Response:
         parsed = await _parsed(request, types.CopyWeightsRequest)
         if "x-tinker-weights-access-token" in request.headers:
             raise BadRequest(NO_TOKEN)
-        return await self.call("copy_weights", parsed, self.owner(request), request.headers.get("x-idempotency-key"))
+        return await self.call(
+            "copy_weights", parsed, self.owner(request), request.headers.get("x-idempotency-key")
+        )
 
     async def list_sessions(self, request: Request) -> Response:
         _accessible(request)
@@ -306,7 +424,9 @@ class App:
         return await self.call("get_session", request.path_params["session"], self.owner(request))
 
     async def search_sessions(self, request: Request) -> Response:
-        return await self.call("search_sessions", await _parsed(request, types.SessionSearchRequest), self.owner(request))
+        return await self.call(
+            "search_sessions", await _parsed(request, types.SessionSearchRequest), self.owner(request)
+        )
 
     async def storage_usage(self, request: Request) -> Response:
         return await self.call("storage_usage", self.owner(request), request.query_params.get("project_id"))
@@ -315,13 +435,22 @@ class App:
         values, query = request.path_params, request.query_params
         expires = _number(query.get("expires", ""), "expires")
         path = f"tinker://{values['run']}/external_weights/{values['name']}"
-        return FileResponse(await asyncio.to_thread(self.service.store.signed_file, path, values["file"], expires, query.get("signature", "")))
+        return FileResponse(
+            await asyncio.to_thread(
+                self.service.store.signed_file, path, values["file"], expires, query.get("signature", "")
+            )
+        )
 
     async def not_offered(self, request: Request) -> Response:
         path, method = request.scope["path"], request.method
-        others = sorted({m for route in self.routes if route.path_regex.match(path) for m in route.methods or ()} - {"HEAD"})
+        others = sorted(
+            {m for route in self.routes if route.path_regex.match(path) for m in route.methods or ()}
+            - {"HEAD"}
+        )
         if others:
-            return _error(f"{path} takes {' or '.join(others)}, not {method}", 405, {"Allow": ", ".join(others)})
+            return _error(
+                f"{path} takes {' or '.join(others)}, not {method}", 405, {"Allow": ", ".join(others)}
+            )
         sdk_method = request.headers.get("x-sdk-method", "")
         if why := support.reason(sdk_method):
             return _error(f"the stub Tinker backend does not offer {sdk_method}: {why}", 404)
@@ -354,7 +483,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _read(request: Request) -> bytes:
-    length, encoding = request.headers.get("content-length", ""), request.headers.get("content-encoding", "identity")
+    length, encoding = (
+        request.headers.get("content-length", ""),
+        request.headers.get("content-encoding", "identity"),
+    )
     too_large = BadRequest(f"the body is over {MAX_BODY >> 20} MiB: send smaller batches", 413)
     if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > MAX_BODY):
         raise too_large
@@ -409,11 +541,15 @@ def _object(raw: bytes) -> dict:
         BadRequest: the body is something else.
     """
     try:
-        body = json.loads(raw.decode() or "{}", parse_int=_whole_number, parse_float=_finite, parse_constant=_not_a_number)
+        body = json.loads(
+            raw.decode() or "{}", parse_int=_whole_number, parse_float=_finite, parse_constant=_not_a_number
+        )
         if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half a surrogate pair is no character
             json.dumps(body, ensure_ascii=False).encode()
     except UnicodeError as error:
-        raise BadRequest(f"the body is not valid UTF-8 text: {error.reason if isinstance(error, UnicodeDecodeError) else 'half a surrogate pair'}") from error
+        raise BadRequest(
+            f"the body is not valid UTF-8 text: {error.reason if isinstance(error, UnicodeDecodeError) else 'half a surrogate pair'}"
+        ) from error
     except json.JSONDecodeError as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
@@ -428,7 +564,9 @@ async def _body(request: Request) -> dict:
 
 async def _parsed(request: Request, model: type[pydantic.BaseModel]) -> Any:
     raw = await _read(request)
-    return await asyncio.to_thread(_validated, raw, model) if len(raw) > LARGE_BODY else _validated(raw, model)
+    return (
+        await asyncio.to_thread(_validated, raw, model) if len(raw) > LARGE_BODY else _validated(raw, model)
+    )
 
 
 def _validated(raw: bytes, model: type[pydantic.BaseModel]) -> Any:
@@ -445,7 +583,10 @@ def _validated(raw: bytes, model: type[pydantic.BaseModel]) -> Any:
         if len(json.dumps(body.get(name))) > MAX_METADATA:
             raise BadRequest(f"{name} is over {MAX_METADATA >> 10} KiB")
     if isinstance(body.get("user_metadata"), dict):  # the SDK reads texts back
-        body["user_metadata"] = {key: value if isinstance(value, str) else json.dumps(value) for key, value in body["user_metadata"].items()}
+        body["user_metadata"] = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in body["user_metadata"].items()
+        }
     for name in ("display_name", "project_id", "destination_project_id", "sdk_version"):
         if isinstance(body.get(name), str) and len(body[name]) > MAX_NAME:
             raise BadRequest(f"{name} is over {MAX_NAME} characters")
@@ -465,7 +606,10 @@ def _number(text: str, name: str) -> int:
 
 
 def _page(request: Request, rows: list) -> tuple[list, dict]:
-    offset, limit = (_number(request.query_params.get(name, default), name) for name, default in (("offset", "0"), ("limit", "100")))
+    offset, limit = (
+        _number(request.query_params.get(name, default), name)
+        for name, default in (("offset", "0"), ("limit", "100"))
+    )
     return rows[offset : offset + limit], {"offset": offset, "limit": limit, "total_count": len(rows)}
 
 

@@ -14,8 +14,15 @@ from helpers.errors import BackendError
 
 TOKEN_FILE = "status_token"  # lets who may read the state folder see every client
 COLUMNS = {
-    "name": "client", "training_clients": "training", "samplers": "samplers", "queued": "queue", "tokens_trained": "tokens trained",
-    "trained_per_second": "trained/s", "tokens_sampled": "tokens sampled", "sampled_per_second": "sampled/s", "memory_mib": "MiB",
+    "name": "client",
+    "training_clients": "training",
+    "samplers": "samplers",
+    "queued": "queue",
+    "tokens_trained": "tokens trained",
+    "trained_per_second": "trained/s",
+    "tokens_sampled": "tokens sampled",
+    "sampled_per_second": "sampled/s",
+    "memory_mib": "MiB",
 }
 
 
@@ -46,14 +53,24 @@ def _rows(service: Any) -> list[dict]:
         samplers = [s for s in list(service.samplers.values()) if s.session == session_id]
         used = usage.get(session_id)
         trained, sampled = used.rates() if used else (0.0, 0.0)
-        rows.append({
-            "owner": session.owner, "session": session_id, "name": session.display_name or session_id[:8],
-            "training_clients": len(clients), "samplers": len(samplers), "queued": queued[session_id],
-            "requests": used.requests if used else 0,
-            "tokens_trained": used.tokens_trained if used else 0, "trained_per_second": round(trained, 1),
-            "tokens_sampled": used.tokens_sampled if used else 0, "sampled_per_second": round(sampled, 1),
-            "memory_mib": round(tensor_bytes([*(c.state for c in clients), *(s.adapter for s in samplers)]) / 2**20, 1),
-        })
+        rows.append(
+            {
+                "owner": session.owner,
+                "session": session_id,
+                "name": session.display_name or session_id[:8],
+                "training_clients": len(clients),
+                "samplers": len(samplers),
+                "queued": queued[session_id],
+                "requests": used.requests if used else 0,
+                "tokens_trained": used.tokens_trained if used else 0,
+                "trained_per_second": round(trained, 1),
+                "tokens_sampled": used.tokens_sampled if used else 0,
+                "sampled_per_second": round(sampled, 1),
+                "memory_mib": round(
+                    tensor_bytes([*(c.state for c in clients), *(s.adapter for s in samplers)]) / 2**20, 1
+                ),
+            }
+        )
     return rows
 
 
@@ -64,7 +81,11 @@ def tensor_bytes(objects: list[Any]) -> int:
     left = list(objects)
     while left:
         value = left.pop()
-        if id(value) in seen or value is None or isinstance(value, str | bytes | int | float | torch.nn.Module):
+        if (
+            id(value) in seen
+            or value is None
+            or isinstance(value, str | bytes | int | float | torch.nn.Module)
+        ):
             continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor) and value.is_mkldnn:  # oneDNN's own layout, which tells no storage
@@ -84,7 +105,13 @@ def tensor_bytes(objects: list[Any]) -> int:
 
 def _cell(row: dict, key: str) -> str:
     value = row[key]
-    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.1f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _duration(seconds: int) -> str:
@@ -94,13 +121,25 @@ def _duration(seconds: int) -> str:
 
 def _facts(status: dict) -> list[tuple[str, str]]:
     return [
-        ("up", _duration(status["uptime_seconds"]) + (" (stopping)" if status["status"] == "stopping" else "")),
+        (
+            "up",
+            _duration(status["uptime_seconds"]) + (" (stopping)" if status["status"] == "stopping" else ""),
+        ),
         ("computes on", f"{status['device']}, {status['precision']}"),
         ("memory", f"{status['memory_mib']:,} MiB"),
-        ("clients", f"{status['sessions']} ({status['training_clients']} training clients, {status['samplers']} samplers)"),
+        (
+            "clients",
+            f"{status['sessions']} ({status['training_clients']} training clients, {status['samplers']} samplers)",
+        ),
         ("queue", f"{status['queued']:,}"),
-        ("trained", f"{status['tokens_trained']:,} tokens ({status['trained_per_second']:,.1f}/s in the last minute)"),
-        ("sampled", f"{status['tokens_sampled']:,} tokens ({status['sampled_per_second']:,.1f}/s in the last minute)"),
+        (
+            "trained",
+            f"{status['tokens_trained']:,} tokens ({status['trained_per_second']:,.1f}/s in the last minute)",
+        ),
+        (
+            "sampled",
+            f"{status['tokens_sampled']:,} tokens ({status['sampled_per_second']:,.1f}/s in the last minute)",
+        ),
         ("base models", ", ".join(status["base_models"])),
     ]
 
@@ -109,9 +148,17 @@ def text(status: dict, url: str) -> str:
     """For a terminal."""
     lines = [f"stub Tinker backend on {url}"] + [f"  {name:12} {value}" for name, value in _facts(status)]
     if status["clients"]:
-        table = [list(COLUMNS.values())] + [[_printable(_cell(row, key)) for key in COLUMNS] for row in status["clients"]]
+        table = [list(COLUMNS.values())] + [
+            [_printable(_cell(row, key)) for key in COLUMNS] for row in status["clients"]
+        ]
         widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-        lines += [""] + ["  " + "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in table]
+        lines += [""] + [
+            "  "
+            + "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))
+            )
+            for row in table
+        ]
     return "\n".join(lines)
 
 
@@ -148,8 +195,15 @@ def page(status: dict) -> str:
     """For a browser, phones included. Loads nothing from elsewhere."""
     facts = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in _facts(status))
     head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(_cell(row, key))}</td>" for key in COLUMNS) + "</tr>" for row in status["clients"])
-    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>' if rows else "<p>No client now.</p>"
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(_cell(row, key))}</td>" for key in COLUMNS) + "</tr>"
+        for row in status["clients"]
+    )
+    table = (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        if rows
+        else "<p>No client now.</p>"
+    )
     return PAGE.format(facts=facts, table=table)
 
 
@@ -159,7 +213,9 @@ def fetch(url: str, key: str | None = None) -> dict:
     Raises:
         BackendError: nobody answers there, or the key is refused.
     """
-    request = urllib.request.Request(url, headers={"Accept": "application/json", **({"X-API-Key": key} if key else {})})
+    request = urllib.request.Request(
+        url, headers={"Accept": "application/json", **({"X-API-Key": key} if key else {})}
+    )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             status = json.load(answer)
@@ -167,10 +223,16 @@ def fetch(url: str, key: str | None = None) -> dict:
             raise ValueError("another service")
         return status
     except urllib.error.HTTPError as error:
-        fix = "give the key that the server was started with: --api-key or --api-key-file" if error.code == 401 else ""
+        fix = (
+            "give the key that the server was started with: --api-key or --api-key-file"
+            if error.code == 401
+            else ""
+        )
         raise BackendError(f"{url} answered {error.code} {error.reason}", fix) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"no stub Tinker backend answers at {url}: {error}", "start one: python -m helpers.stub_tinker") from error
+        raise BackendError(
+            f"no stub Tinker backend answers at {url}: {error}", "start one: python -m helpers.stub_tinker"
+        ) from error
 
 
 def of_state_dir(folder: Path, key: str | None = None) -> str:
@@ -182,7 +244,10 @@ def of_state_dir(folder: Path, key: str | None = None) -> str:
     try:
         url = json.loads((folder / "server.json").read_text(encoding="utf-8"))["url"]
     except (OSError, ValueError, KeyError) as error:
-        raise BackendError(f"no stub Tinker backend runs with its state in {folder}", "name its folder with --state-dir, or its address with --url") from error
+        raise BackendError(
+            f"no stub Tinker backend runs with its state in {folder}",
+            "name its folder with --state-dir, or its address with --url",
+        ) from error
     token = folder / TOKEN_FILE
     try:
         key = key or token.read_text(encoding="utf-8")

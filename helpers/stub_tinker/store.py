@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,15 @@ KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 URL_SECONDS = 3600
 MAX_TTL = 10 * 365 * 86400
-RUN_FIELDS = {"owner": str, "created": str, "base_model": str, "lora_rank": int, "train_attn": bool, "train_mlp": bool, "train_unembed": bool}
+RUN_FIELDS = {
+    "owner": str,
+    "created": str,
+    "base_model": str,
+    "lora_rank": int,
+    "train_attn": bool,
+    "train_mlp": bool,
+    "train_unembed": bool,
+}
 CHECKPOINT_FIELDS = {"time": str, "files": dict}
 SESSION_FIELDS = {"owner": str, "created": str}
 
@@ -58,7 +66,7 @@ class WriteError(StoreError):
 
 
 def now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 def parse_path(path: str) -> tuple[str, str, str]:
@@ -69,13 +77,17 @@ def parse_path(path: str) -> tuple[str, str, str]:
     """
     parts = path.removeprefix("tinker://").split("/") if path.startswith("tinker://") else []
     if len(parts) != 3 or parts[1] not in KINDS:
-        raise StoreError(f"{path!r} is no checkpoint path: expected tinker://RUN/weights/NAME, with sampler_weights or external_weights as other kinds")
+        raise StoreError(
+            f"{path!r} is no checkpoint path: expected tinker://RUN/weights/NAME, with sampler_weights or external_weights as other kinds"
+        )
     return parts[0], parts[1], parts[2]
 
 
 def _check(name: str, what: str) -> str:
     if not NAME.fullmatch(name.replace(":", "_")):
-        raise StoreError(f"{name!r} can't name a {what}: use letters, digits, '.', '_' and '-', at most 128, starting with a letter or digit")
+        raise StoreError(
+            f"{name!r} can't name a {what}: use letters, digits, '.', '_' and '-', at most 128, starting with a letter or digit"
+        )
     return name
 
 
@@ -88,7 +100,9 @@ def _expiry(ttl: int | None) -> str | None:
     if ttl is None:
         return None
     if isinstance(ttl, bool) or not isinstance(ttl, int) or not 1 <= ttl <= MAX_TTL:
-        raise StoreError(f"ttl_seconds must be a whole number of seconds from 1 to {MAX_TTL} (ten years), got {ttl!r}")
+        raise StoreError(
+            f"ttl_seconds must be a whole number of seconds from 1 to {MAX_TTL} (ten years), got {ttl!r}"
+        )
     return (now() + timedelta(seconds=ttl)).isoformat()
 
 
@@ -112,7 +126,11 @@ class Store:
             _remove(old) if target.exists() else os.replace(old, target)
         for left in [*self.runs.glob("*/*/.tmp-*"), *self.runs.glob(".tmp-*"), self.samplers]:
             shutil.rmtree(left, ignore_errors=True)
-        for left in [*self.runs.glob("*/.*.tmp"), *self.runs.glob("*/*/*/.*.tmp"), *self.sessions.glob(".*.tmp")]:
+        for left in [
+            *self.runs.glob("*/.*.tmp"),
+            *self.runs.glob("*/*/*/.*.tmp"),
+            *self.sessions.glob(".*.tmp"),
+        ]:
             left.unlink(missing_ok=True)
 
     def _url_secret(self) -> bytes:
@@ -172,7 +190,9 @@ class Store:
             StoreError: there is none of that name for this owner.
         """
         info = self._run(run)
-        if info is None or not (info["owner"] == owner or (accessible and any(self._checkpoints(info, owner)))):
+        if info is None or not (
+            info["owner"] == owner or (accessible and any(self._checkpoints(info, owner)))
+        ):
             raise StoreError(f"there is no training run {run!r}", 404)
         return info
 
@@ -184,7 +204,16 @@ class Store:
 
     # Checkpoints
 
-    def save(self, run: str, kind: str, name: str, files: dict[str, Any], details: dict, ttl: int | None, overwrite: bool) -> str:
+    def save(
+        self,
+        run: str,
+        kind: str,
+        name: str,
+        files: dict[str, Any],
+        details: dict,
+        ttl: int | None,
+        overwrite: bool,
+    ) -> str:
         """Write one checkpoint; when this returns it survives a crash.
 
         Args:
@@ -202,7 +231,10 @@ class Store:
         expires = _expiry(ttl)
         self._details(target)  # one that has expired makes room
         if target.exists() and not overwrite:
-            raise StoreError(f"a checkpoint {kind}/{name} exists in this run: choose another name" + (", or overwrite=True" if kind == "weights" else ""))
+            raise StoreError(
+                f"a checkpoint {kind}/{name} exists in this run: choose another name"
+                + (", or overwrite=True" if kind == "weights" else "")
+            )
         temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
         try:
             with _writing(f"checkpoint {kind}/{name}"):
@@ -210,7 +242,14 @@ class Store:
                 for file, content in files.items():
                     _write_file(temporary / file, content)
                 sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-                record = {"public": False, **details, "id": uuid.uuid4().hex, "time": now().isoformat(), "expires_at": expires, "files": sizes}
+                record = {
+                    "public": False,
+                    **details,
+                    "id": uuid.uuid4().hex,
+                    "time": now().isoformat(),
+                    "expires_at": expires,
+                    "files": sizes,
+                }
                 _write_json(temporary / "checkpoint.json", record)
                 _sync(target.parent.parent)
                 self._put(temporary, target)
@@ -270,17 +309,26 @@ class Store:
         """checkpoint.json, or None when it is not there, damaged, or has expired (then it is deleted)."""
         details = self._read(folder / "checkpoint.json", CHECKPOINT_FIELDS)
         if details and details.get("expires_at") and datetime.fromisoformat(details["expires_at"]) < now():
-            with self._lock, suppress(OSError):  # gone by another thread, or a disk that takes no changes: it has ended all the same
+            with (
+                self._lock,
+                suppress(OSError),
+            ):  # gone by another thread, or a disk that takes no changes: it has ended all the same
                 _remove(folder)
             return None
         return details
 
-    def load(self, path: str, owner: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict, dict]:
+    def load(
+        self, path: str, owner: str
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict, dict]:
         """Weights, optimizer state (empty if none was saved), details and run info of a checkpoint."""
         folder, details, info = self.find(path, owner)
         try:
             weights = load_file(folder / "adapter_model.safetensors")
-            optimizer = load_file(folder / "optimizer.safetensors") if "optimizer.safetensors" in details["files"] else {}
+            optimizer = (
+                load_file(folder / "optimizer.safetensors")
+                if "optimizer.safetensors" in details["files"]
+                else {}
+            )
         except FileNotFoundError as error:
             raise StoreError(f"{path} was deleted, or its files are missing", 404) from error
         except (OSError, SafetensorError) as error:
@@ -290,7 +338,11 @@ class Store:
     def list_checkpoints(self, owner: str, run: str | None = None) -> list[dict]:
         """Checkpoints in the form of `tinker.types.Checkpoint`, newest first. Of another's run, those that are published."""
         runs = [self.run_info(run, owner, accessible=True)] if run else self.list_runs(owner)
-        return sorted((c for info in runs for c in self._checkpoints(info, owner)), key=lambda c: c["time"], reverse=True)
+        return sorted(
+            (c for info in runs for c in self._checkpoints(info, owner)),
+            key=lambda c: c["time"],
+            reverse=True,
+        )
 
     def _checkpoints(self, info: dict, owner: str) -> Iterator[dict]:
         run = info["training_run_id"]
@@ -326,7 +378,9 @@ class Store:
             folder, details = self.find_own(path, owner)
             _write_json(folder / "checkpoint.json", {**details, **values})
 
-    def copy(self, source: str, owner: str, run: str, session: str | None, project: str | None, ttl: int | None) -> str:
+    def copy(
+        self, source: str, owner: str, run: str, session: str | None, project: str | None, ttl: int | None
+    ) -> str:
         """Copy a readable checkpoint into a run of `owner`, made for it. Asked again, it returns the first copy's path.
 
         Raises:
@@ -343,10 +397,25 @@ class Store:
                 raise StoreError(f"training run {run} exists: a copy needs a run of its own")
         _expiry(ttl)
         kept = ("base_model", "lora_rank", "train_attn", "train_mlp", "train_unembed")
-        self.create_run(run, {
-            **{key: info[key] for key in kept}, "owner": owner, "session": session, "project_id": project, "user_metadata": {}, "copied_from": source})
-        own = {key: value for key, value in details.items() if key not in ("public", "id", "time", "expires_at", "files")}
-        return self.save(run, kind, name, {file: folder / file for file in details["files"]}, own, ttl, overwrite=False)
+        self.create_run(
+            run,
+            {
+                **{key: info[key] for key in kept},
+                "owner": owner,
+                "session": session,
+                "project_id": project,
+                "user_metadata": {},
+                "copied_from": source,
+            },
+        )
+        own = {
+            key: value
+            for key, value in details.items()
+            if key not in ("public", "id", "time", "expires_at", "files")
+        }
+        return self.save(
+            run, kind, name, {file: folder / file for file in details["files"]}, own, ttl, overwrite=False
+        )
 
     # Weights of samplers that are not in memory now; they end with their session
 
@@ -361,7 +430,9 @@ class Store:
         try:
             return load_file(path)["flat"]
         except (OSError, SafetensorError) as error:
-            raise StoreError(f"the weights of this sampler are gone: {_reason(error)}. Make a new sampling client") from error
+            raise StoreError(
+                f"the weights of this sampler are gone: {_reason(error)}. Make a new sampling client"
+            ) from error
 
     def forget_set_aside(self, session: str) -> None:
         shutil.rmtree(self.samplers / session, ignore_errors=True)
@@ -378,15 +449,25 @@ class Store:
         Raises:
             StoreError: there is none of that id for this owner.
         """
-        record = self._read(self.sessions / f"{session}.json", SESSION_FIELDS) if NAME.fullmatch(session) else None
+        record = (
+            self._read(self.sessions / f"{session}.json", SESSION_FIELDS) if NAME.fullmatch(session) else None
+        )
         if record is None or record["owner"] != owner:
             raise StoreError(f"there is no session {session!r}", 404)
         return record
 
     def list_sessions(self, owner: str) -> list[tuple[str, dict]]:
         """This owner's sessions, newest first."""
-        records = [(path.stem, record) for path in self.sessions.glob("[!.]*.json") if (record := self._read(path, SESSION_FIELDS))]
-        return sorted(((key, r) for key, r in records if r["owner"] == owner), key=lambda row: (row[1]["created"], row[0]), reverse=True)
+        records = [
+            (path.stem, record)
+            for path in self.sessions.glob("[!.]*.json")
+            if (record := self._read(path, SESSION_FIELDS))
+        ]
+        return sorted(
+            ((key, r) for key, r in records if r["owner"] == owner),
+            key=lambda row: (row[1]["created"], row[0]),
+            reverse=True,
+        )
 
     # Signed URLs for files of external weights
 
@@ -400,7 +481,9 @@ class Store:
         if details is None or folder is None:
             raise StoreError(f"there is no checkpoint {path}", 404)
         identity = details.get("id") or details["time"]
-        return hmac.new(self._secret, f"{path}\n{identity}\n{file}\n{expires}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(
+            self._secret, f"{path}\n{identity}\n{file}\n{expires}".encode(), hashlib.sha256
+        ).hexdigest()
 
     def signed_file(self, path: str, file: str, expires: int, signature: str) -> Path:
         """The file that a signed URL names.
@@ -409,7 +492,9 @@ class Store:
             StoreError: the signature is wrong, the time is over, or the file is gone.
         """
         folder, details, _ = self._find(path)
-        if details is None or not hmac.compare_digest(self.sign(path, file, expires).encode(), signature.encode()):
+        if details is None or not hmac.compare_digest(
+            self.sign(path, file, expires).encode(), signature.encode()
+        ):
             raise StoreError("the signature of this URL is wrong, or its checkpoint is gone", 403)
         if expires < time.time():
             raise StoreError("this URL has expired: ask for new ones", 403)
@@ -451,16 +536,19 @@ def lock(folder: Path, in_use: Callable[[], bool], on_wait: Callable[[], None], 
 
 def adapter_config(layout, base_model: str) -> bytes:
     """adapter_config.json of an adapter, as Tinker exports it."""
-    return json.dumps({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": layout.rank,
-        "lora_alpha": ALPHA,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(module.split(".")[-1] for module in layout.modules),
-    }, indent=2).encode()
+    return json.dumps(
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_model,
+            "r": layout.rank,
+            "lora_alpha": ALPHA,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": sorted(module.split(".")[-1] for module in layout.modules),
+        },
+        indent=2,
+    ).encode()
 
 
 @contextmanager

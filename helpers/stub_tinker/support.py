@@ -82,7 +82,11 @@ NOT_OFFERED_OPTIONS = {
 
 def expand(table: dict[str, str]) -> dict[str, str]:
     """The table with `[_async]` written out."""
-    return {name: note for key, note in table.items() for name in ({key.replace("[_async]", ""), key.replace("[_async]", "_async")})}
+    return {
+        name: note
+        for key, note in table.items()
+        for name in ({key.replace("[_async]", ""), key.replace("[_async]", "_async")})
+    }
 
 
 def reason(sdk_method: str) -> str:
@@ -95,7 +99,13 @@ def markdown() -> str:
     rows += [(name, "no", note) for name, note in NOT_OFFERED.items()]
     rows += [(f"`{name}=` of any method", "no", note) for name, note in NOT_OFFERED_OPTIONS.items()]
     lines = ["| SDK method | offered | |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {name if name.startswith('`') else f'`{name}`'} | {offered} | {note} |" for name, offered, note in rows])
+    return "\n".join(
+        lines
+        + [
+            f"| {name if name.startswith('`') else f'`{name}`'} | {offered} | {note} |"
+            for name, offered, note in rows
+        ]
+    )
 
 
 def main() -> int:
@@ -103,7 +113,15 @@ def main() -> int:
     if sys.argv[1:] == ["--write"]:
         readme = Path(__file__).with_name("README.md")
         text = readme.read_text(encoding="utf-8")
-        readme.write_text(re.sub(r"(<!-- support -->\n).*?(<!-- /support -->)", lambda m: f"{m[1]}{markdown()}\n{m[2]}", text, flags=re.S), encoding="utf-8")
+        readme.write_text(
+            re.sub(
+                r"(<!-- support -->\n).*?(<!-- /support -->)",
+                lambda m: f"{m[1]}{markdown()}\n{m[2]}",
+                text,
+                flags=re.S,
+            ),
+            encoding="utf-8",
+        )
     else:
         print(markdown())
     return 0

@@ -9,7 +9,9 @@ from helpers.stub_tinker.lora import LoraState
 from helpers.stub_tinker.losses import Example, datum_loss, needs_gradient
 from helpers.stub_tinker.model import Adapters, Model, Packed
 
-MAX_TOKENS = 1024  # of a micro-batch: activations take about 1 MB a token at 135M parameters; more is not faster
+MAX_TOKENS = (
+    1024  # of a micro-batch: activations take about 1 MB a token at 135M parameters; more is not faster
+)
 
 
 def micro_batches(lengths: list[int], max_tokens: int = MAX_TOKENS) -> list[list[int]]:
@@ -26,7 +28,12 @@ def micro_batches(lengths: list[int], max_tokens: int = MAX_TOKENS) -> list[list
 
 
 def forward_backward(
-    model: Model, state: LoraState, examples: list[Example], loss: str, config: dict[str, float], forward_only: bool
+    model: Model,
+    state: LoraState,
+    examples: list[Example],
+    loss: str,
+    config: dict[str, float],
+    forward_only: bool,
 ) -> Generator[None, None, tuple[list[np.ndarray], dict[str, float]]]:
     """Logprobs of every target, and the loss summed; unless `forward_only`, gradients are added to `state.grad`.
 
@@ -46,7 +53,12 @@ def forward_backward(
             hidden = model.hidden(packed, adapters)
             values = _all_logprobs(model, hidden, chosen, loss, adapters)
             losses = [
-                datum_loss(loss, config, p, {key: torch.from_numpy(value).to(model.device) for key, value in example.inputs.items()})
+                datum_loss(
+                    loss,
+                    config,
+                    p,
+                    {key: torch.from_numpy(value).to(model.device) for key, value in example.inputs.items()},
+                )
                 for p, example in zip(values, chosen)
             ]
             summed = torch.stack(losses).sum()
@@ -59,7 +71,9 @@ def forward_backward(
     return logprobs, {"loss:sum": total}
 
 
-def _all_logprobs(model: Model, hidden: torch.Tensor, examples: list[Example], loss: str, adapters: Adapters) -> list[torch.Tensor]:
+def _all_logprobs(
+    model: Model, hidden: torch.Tensor, examples: list[Example], loss: str, adapters: Adapters
+) -> list[torch.Tensor]:
     """Logprobs of the targets of each example, (n, k), with a gradient only where the loss can have one: there the cost is."""
     lengths, width = [len(e.targets) for e in examples], max(e.targets.shape[1] for e in examples)
     targets = np.concatenate([np.pad(e.targets, ((0, 0), (0, width - e.targets.shape[1]))) for e in examples])

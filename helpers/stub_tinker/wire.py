@@ -94,7 +94,9 @@ def loss_config(request: pb.ForwardBackwardRequest) -> dict[str, float]:
     name = request.loss_fn
     if name not in LOSSES:
         reason = f": {NOT_OFFERED[name]}" if name in NOT_OFFERED else ""
-        raise BadRequest(f"loss_fn {name[:80]!r} is not offered by the stub backend{reason}. It offers {', '.join(LOSSES)}")
+        raise BadRequest(
+            f"loss_fn {name[:80]!r} is not offered by the stub backend{reason}. It offers {', '.join(LOSSES)}"
+        )
     config = dict(LOSSES[name].config)
     given: dict[str, float | str] = dict(request.loss_fn_config)
     for key, value in request.loss_fn_config_v2.items():
@@ -116,7 +118,10 @@ def examples(request: pb.ForwardBackwardRequest, vocab: int, max_length: int) ->
     """
     if not request.data:
         raise BadRequest("data holds no datum")
-    return [_example(datum, request.loss_fn, f"data[{i}]", vocab, max_length) for i, datum in enumerate(request.data)]
+    return [
+        _example(datum, request.loss_fn, f"data[{i}]", vocab, max_length)
+        for i, datum in enumerate(request.data)
+    ]
 
 
 def _example(datum, loss: str, where: str, vocab: int, max_length: int) -> Example:
@@ -124,7 +129,9 @@ def _example(datum, loss: str, where: str, vocab: int, max_length: int) -> Examp
     spec, fields = LOSSES[loss], {}
     for name, message in datum.loss_fn_inputs.items():
         if name not in FIELDS:  # as hosted Tinker does; what another loss takes is let through and not used
-            raise BadRequest(f"{where}: loss_fn_inputs[{name[:80]!r}] is unknown: {loss} takes {', '.join((*spec.required, *spec.optional))}")
+            raise BadRequest(
+                f"{where}: loss_fn_inputs[{name[:80]!r}] is unknown: {loss} takes {', '.join((*spec.required, *spec.optional))}"
+            )
         if name in spec.required or name in spec.optional:
             fields[name] = _tensor(message, f"{where}: {name}", len(tokens))
     for name in spec.required:
@@ -176,7 +183,9 @@ def check_tokens(tokens: list[int], where: str, vocab: int, max_length: int) -> 
     return tokens
 
 
-def forward_backward_output(logprobs: list[np.ndarray], examples: list[Example], metrics: dict[str, float]) -> bytes:
+def forward_backward_output(
+    logprobs: list[np.ndarray], examples: list[Example], metrics: dict[str, float]
+) -> bytes:
     """The answer to forward_backward: one record for each run of datums with as many targets a position."""
     message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", metrics=metrics)
     pairs = zip(logprobs, ([] if e.flat else [e.targets.shape[1]] for e in examples))
@@ -185,7 +194,9 @@ def forward_backward_output(logprobs: list[np.ndarray], examples: list[Example],
         record = message.loss_fn_outputs.add(num_datums=len(arrays))
         field = record.fields["logprobs"]
         field.data = b"".join(values.tobytes() for values in arrays)
-        field.offsets = np.cumsum([0, *(values.nbytes for values in arrays)]).astype(np.int64).tobytes()  # in bytes
+        field.offsets = (
+            np.cumsum([0, *(values.nbytes for values in arrays)]).astype(np.int64).tobytes()
+        )  # in bytes
         field.dtype = pb.DTYPE_FLOAT32
         field.trailing_shape.extend(trailing)
     return message.SerializeToString()
@@ -204,21 +215,39 @@ def chunk_tokens(prompt: types.ModelInput) -> list[int]:
 
 def check_sampling(params: types.SamplingParams, request: types.SampleRequest) -> None:
     """Raises:
-        BadRequest: a number is out of range; names it.
+    BadRequest: a number is out of range; names it.
     """
     checks = [
-        ("temperature", params.temperature, 0 <= params.temperature < math.inf, "a finite number of at least 0"),
+        (
+            "temperature",
+            params.temperature,
+            0 <= params.temperature < math.inf,
+            "a finite number of at least 0",
+        ),
         ("top_p", params.top_p, 0 < params.top_p <= 1, "above 0 and at most 1"),
         ("top_k", params.top_k, -1 <= params.top_k < 2**31, "-1 (no limit) or more"),
         ("max_tokens", params.max_tokens, params.max_tokens is None or params.max_tokens >= 1, "at least 1"),
-        ("seed", params.seed, params.seed is None or -(2**62) <= params.seed < 2**62, "a whole number within 62 bits"),
+        (
+            "seed",
+            params.seed,
+            params.seed is None or -(2**62) <= params.seed < 2**62,
+            "a whole number within 62 bits",
+        ),
     ]
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
-        checks.append((name, getattr(request, name), 0 <= getattr(request, name) <= MAX_TARGETS, f"0 to {MAX_TARGETS}"))
+        checks.append(
+            (name, getattr(request, name), 0 <= getattr(request, name) <= MAX_TARGETS, f"0 to {MAX_TARGETS}")
+        )
     if (last := request.prompt_logprobs_last_n) is not None:
         most = sum(chunk.length for chunk in request.prompt.chunks) - 1
-        checks.append(("prompt_logprobs_last_n", last, bool(request.prompt_logprobs) and 1 <= last <= most,
-                       f"1 to {most} for this prompt, with prompt_logprobs"))
+        checks.append(
+            (
+                "prompt_logprobs_last_n",
+                last,
+                bool(request.prompt_logprobs) and 1 <= last <= most,
+                f"1 to {most} for this prompt, with prompt_logprobs",
+            )
+        )
     for name, value, good, expected in checks:
         if not good:
             raise BadRequest(f"{name} must be {expected}, got {value}")
@@ -235,11 +264,15 @@ def stops(stop, eos: int | None) -> tuple[frozenset[int], list[str]]:
     given = [stop] if isinstance(stop, str) else list(stop)
     strings = [s for s in given if isinstance(s, str) and s]
     if len(given) > MAX_STOPS or any(len(s) > MAX_STOP_LENGTH for s in strings):
-        raise BadRequest(f"stop takes up to {MAX_STOPS} strings or tokens, each of up to {MAX_STOP_LENGTH} characters")
+        raise BadRequest(
+            f"stop takes up to {MAX_STOPS} strings or tokens, each of up to {MAX_STOP_LENGTH} characters"
+        )
     return frozenset(s for s in given if isinstance(s, int)), strings
 
 
-def prompt_targets(tensor, length: int, vocab: int) -> tuple[np.ndarray, tuple[list[int], list[int]] | None] | None:
+def prompt_targets(
+    tensor, length: int, vocab: int
+) -> tuple[np.ndarray, tuple[list[int], list[int]] | None] | None:
     """target_prompt_logprobs as (length - 1, k) ids with -1 where nothing is asked, and the CSR indices if it came so.
 
     Raises:
@@ -248,8 +281,16 @@ def prompt_targets(tensor, length: int, vocab: int) -> tuple[np.ndarray, tuple[l
     if tensor is None:
         return None
     name, rows, shape = "target_prompt_logprobs", length - 1, tensor.shape
-    if tensor.dtype != "int64" or shape is None or len(shape) != 2 or shape[0] != rows or not 0 <= shape[1] <= MAX_TARGETS:
-        raise BadRequest(f"{name} must be int64 of shape ({rows}, k) with k up to {MAX_TARGETS}, got {tensor.dtype} {shape}")
+    if (
+        tensor.dtype != "int64"
+        or shape is None
+        or len(shape) != 2
+        or shape[0] != rows
+        or not 0 <= shape[1] <= MAX_TARGETS
+    ):
+        raise BadRequest(
+            f"{name} must be int64 of shape ({rows}, k) with k up to {MAX_TARGETS}, got {tensor.dtype} {shape}"
+        )
     crow, column, layout = tensor.sparse_crow_indices, tensor.sparse_col_indices, None
     ids = np.array(tensor.data, np.float64)
     if not (np.isfinite(ids).all() and (ids >= -1).all() and (ids < vocab).all()):
@@ -261,15 +302,23 @@ def prompt_targets(tensor, length: int, vocab: int) -> tuple[np.ndarray, tuple[l
     else:
         column = column or []
         steps = np.diff(crow)
-        if len(crow) != rows + 1 or crow[0] != 0 or crow[-1] != len(ids) or (steps < 0).any() or len(column) != len(ids) \
-                or (column and not 0 <= min(column) <= max(column) < shape[1]):
+        if (
+            len(crow) != rows + 1
+            or crow[0] != 0
+            or crow[-1] != len(ids)
+            or (steps < 0).any()
+            or len(column) != len(ids)
+            or (column and not 0 <= min(column) <= max(column) < shape[1])
+        ):
             raise BadRequest(f"{name}: its CSR indices do not fit its shape {shape} and {len(ids)} values")
         full, layout = np.full(shape, -1.0), (crow, column)
         full[np.repeat(np.arange(rows), steps), column] = ids
     return full.astype(np.int64), layout
 
 
-def sample_response(sequences: list[Sequence], scores: PromptScores | None, prompt_logprobs: bool, targets: tuple | None) -> bytes:
+def sample_response(
+    sequences: list[Sequence], scores: PromptScores | None, prompt_logprobs: bool, targets: tuple | None
+) -> bytes:
     """The answer to asample; `targets` is what `prompt_targets` made of the request."""
     message = pb.SampleResponse()
     for sequence in sequences:
@@ -279,7 +328,11 @@ def sample_response(sequences: list[Sequence], scores: PromptScores | None, prom
             logprobs=np.array(sequence.logprobs, np.float32).tobytes(),
         )
         if sequence.topk:
-            _topk(item.topk_sampled_logprobs, np.array([ids for ids, _ in sequence.topk]), np.array([v for _, v in sequence.topk]))
+            _topk(
+                item.topk_sampled_logprobs,
+                np.array([ids for ids, _ in sequence.topk]),
+                np.array([v for _, v in sequence.topk]),
+            )
     if scores is None:
         return message.SerializeToString()
     if prompt_logprobs:
@@ -294,12 +347,17 @@ def sample_response(sequences: list[Sequence], scores: PromptScores | None, prom
             tensor.dense = scores.targets.tobytes()
         else:
             crow, column = targets[1]
-            tensor.sparse_csr.values = scores.targets[np.repeat(np.arange(len(crow) - 1), np.diff(crow)), column].tobytes()
+            tensor.sparse_csr.values = scores.targets[
+                np.repeat(np.arange(len(crow) - 1), np.diff(crow)), column
+            ].tobytes()
             tensor.sparse_csr.crow_indices = np.array(crow, np.int64).tobytes()
             tensor.sparse_csr.col_indices = np.array(column, np.int64).tobytes()
     if scores.draws:
-        for tensor, values, dtype in zip((message.prompt_alt_tokens.tokens, message.prompt_alt_tokens.logprobs), scores.draws,
-                                         (pb.DTYPE_INT64, pb.DTYPE_FLOAT32)):
+        for tensor, values, dtype in zip(
+            (message.prompt_alt_tokens.tokens, message.prompt_alt_tokens.logprobs),
+            scores.draws,
+            (pb.DTYPE_INT64, pb.DTYPE_FLOAT32),
+        ):
             tensor.dtype, tensor.dense = dtype, values.tobytes()
             tensor.shape.extend(values.shape)
     return message.SerializeToString()

@@ -40,7 +40,10 @@ def numbers(run: Run) -> list[tuple[str, str]]:
     stages = {name: run.stage(name) for name in STAGES}
     train, merge, vllm = (stages[name]["results"] for name in ("train", "merge", "vllm"))
     evaluation = read_json(run.file("evaluate/model_evaluation.json"))
-    best, first = (read_json(run.file("train/best_checkpoint.json")), read_jsonl(run.file("train/checkpoints.jsonl"))[0])
+    best, first = (
+        read_json(run.file("train/best_checkpoint.json")),
+        read_jsonl(run.file("train/checkpoints.jsonl"))[0],
+    )
     metrics = read_jsonl(run.file("train/metrics.jsonl"))
     low, high = evaluation["test_accuracy_ci95"]
     base_low, base_high = evaluation["base_accuracy_ci95"]
@@ -53,22 +56,50 @@ def numbers(run: Run) -> list[tuple[str, str]]:
     rate = median(row["tokens_per_second"] for row in metrics)
     templates = evaluation["by_template"]
     return [
-        ("problems", f"{sizes['train']} to train on, {sizes['validation']} to choose by, {sizes['test']} to test on"),
-        ("base model, test set", f"{evaluation['base_correct']} of {evaluation['test_size']} = {evaluation['base_accuracy']:.1%} "
-                                 f"(95% interval {base_low:.1%} to {base_high:.1%})"),
-        ("tuned model, test set", f"{evaluation['test_correct']} of {evaluation['test_size']} = {evaluation['test_accuracy']:.1%} "
-                                  f"(95% interval {low:.1%} to {high:.1%})"),
-        *((f"… {kind} templates", _score(templates[kind])) for kind in ("seen", "unseen") if kind in templates),
+        (
+            "problems",
+            f"{sizes['train']} to train on, {sizes['validation']} to choose by, {sizes['test']} to test on",
+        ),
+        (
+            "base model, test set",
+            f"{evaluation['base_correct']} of {evaluation['test_size']} = {evaluation['base_accuracy']:.1%} "
+            f"(95% interval {base_low:.1%} to {base_high:.1%})",
+        ),
+        (
+            "tuned model, test set",
+            f"{evaluation['test_correct']} of {evaluation['test_size']} = {evaluation['test_accuracy']:.1%} "
+            f"(95% interval {low:.1%} to {high:.1%})",
+        ),
+        *(
+            (f"… {kind} templates", _score(templates[kind]))
+            for kind in ("seen", "unseen")
+            if kind in templates
+        ),
         ("merged model in `transformers`", _score(merge)),
         ("merged model in vLLM", _score(vllm)),
-        ("largest logprob difference, merged to trained model", f"{merge['max_abs_logprob_diff']:.0e} nats, {stages['merge']['parameters']['dtype']}"),
-        ("… vLLM to merged model in `transformers`", f"{vllm['max_abs_logprob_diff']:.0e} nats, {stages['vllm']['parameters']['dtype']}"),
-        ("training loss", f"{train['first_nll']:.3f} in the first batch, {train['last_nll']:.3f} in the last of {train['steps']}, "
-                          "nats an answer token"),
+        (
+            "largest logprob difference, merged to trained model",
+            f"{merge['max_abs_logprob_diff']:.0e} nats, {stages['merge']['parameters']['dtype']}",
+        ),
+        (
+            "… vLLM to merged model in `transformers`",
+            f"{vllm['max_abs_logprob_diff']:.0e} nats, {stages['vllm']['parameters']['dtype']}",
+        ),
+        (
+            "training loss",
+            f"{train['first_nll']:.3f} in the first batch, {train['last_nll']:.3f} in the last of {train['steps']}, "
+            "nats an answer token",
+        ),
         ("validation", f"{_score(first)} before, {_score(best)} at step {best['step']}, which was chosen"),
-        ("speed", f"training {rate:.0f} tokens/s; vLLM {vllm['tokens_per_second']:.0f} tokens/s in its fastest test"),
-        ("time a notebook", ", ".join(f"{STAGES[name][0][:2]} {_clock(spent)}" for name, spent in seconds.items())
-                            + f"; {_clock(sum(seconds.values()))} in all, the start of each not counted"),
+        (
+            "speed",
+            f"training {rate:.0f} tokens/s; vLLM {vllm['tokens_per_second']:.0f} tokens/s in its fastest test",
+        ),
+        (
+            "time a notebook",
+            ", ".join(f"{STAGES[name][0][:2]} {_clock(spent)}" for name, spent in seconds.items())
+            + f"; {_clock(sum(seconds.values()))} in all, the start of each not counted",
+        ),
         ("of it", ", ".join(f"{kind} {_clock(spent)}" for kind, spent in work.items())),
     ]
 
@@ -82,12 +113,23 @@ def table(run: Run) -> str:
     from helpers.cli import notebook_parameters
 
     defaults = notebook_parameters()
-    changed = sorted({f"-p {name}={value}" for stage in STAGES for name, value in run.stage(stage)["parameters"].items()
-                      if name in defaults[stage] and value != defaults[stage][name]})
+    changed = sorted(
+        {
+            f"-p {name}={value}"
+            for stage in STAGES
+            for name, value in run.stage(stage)["parameters"].items()
+            if name in defaults[stage] and value != defaults[stage][name]
+        }
+    )
     packages = run.manifest["packages"]
-    lines = [f"From the run `{run.name}` of {run.manifest['created'][:10]}, with the settings of `course run {' '.join(changed)}".rstrip() + "`, "
-             f"with tinker {packages['tinker']}, torch {packages['torch']} and transformers {packages['transformers']}:",
-             "", "| | |", "|---|---|"]
+    lines = [
+        f"From the run `{run.name}` of {run.manifest['created'][:10]}, with the settings of `course run {' '.join(changed)}".rstrip()
+        + "`, "
+        f"with tinker {packages['tinker']}, torch {packages['torch']} and transformers {packages['transformers']}:",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in numbers(run))])
 
 
@@ -101,7 +143,9 @@ def main(arguments: list[str]) -> int:
     rows = table(run)
     save_picture(read_json(run.file("evaluate/model_evaluation.json")), PICTURE)
     write_text(readme, f"{before}{START}\n{rows}\n{END}{rest.split(END, 1)[1]}")
-    print(f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1e3:.0f} kB; README.md: table of run {run.name}")
+    print(
+        f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1e3:.0f} kB; README.md: table of run {run.name}"
+    )
     return 0
 
 
