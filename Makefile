@@ -15,13 +15,13 @@ check: install   ## say what works on this machine and what to do about the rest
 	.venv/bin/course check
 
 install:         ## make .venv from requirements.lock; does nothing when that is done
-	@$(PYTHON) helpers/install.py
+	@$(PYTHON) install.py
 
 notebooks: install  ## developers: run the notebooks and keep their outputs, to be committed
 	.venv/bin/python tests/refresh_notebooks.py
 
 lock:            ## developers: resolve pyproject.toml into requirements.lock
-	@$(PYTHON) helpers/install.py --lock
+	@$(PYTHON) install.py --lock
 
 bench: install   ## developers: measure the stub backend beside PEFT, transformers and vLLM on this machine (about 20 minutes)
 	.venv/bin/python tests/bench.py $(ARGS)

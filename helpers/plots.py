@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from helpers.parity import Scores
+    from helpers.weights.parity import Scores
 
 
 # For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS and Windows.
@@ -109,7 +109,7 @@ def weight_change_heatmap(description: dict) -> "Figure":
     """Where an adapter changed the weights: one cell a matrix, layers across, modules down.
 
     Args:
-        description: what `helpers.export.describe_adapter` returns; the colour is each module's `norm`.
+        description: what `helpers.weights.export.describe_adapter` returns; the colour is each module's `norm`.
     """
     import numpy as np
 
@@ -134,7 +134,7 @@ def parity_scatter(reference: "Scores", others: list) -> "Figure":
     """Log-probability of each token: the trained model across, the others up. Equal models lie on the diagonal.
 
     Args:
-        reference: `helpers.parity.Scores` of the trained model.
+        reference: `helpers.weights.parity.Scores` of the trained model.
         others: `Scores` of the same tokens by other models.
     """
     across = [value for row in reference.logprobs for value in row]
@@ -170,7 +170,7 @@ def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> 
     """Tokens per second against prompts at once.
 
     Args:
-        rows: from `helpers.inference.measure_throughput`.
+        rows: from `helpers.serve.engine.measure_throughput`.
         lines: other measurements to draw as level lines, `{label: tokens per second}`.
     """
     figure = new_figure(6, 3.4)
@@ -193,7 +193,7 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
     """Accuracy of two models in each category and overall, with 95% intervals and counts.
 
     Args:
-        base: result of `helpers.evaluation.evaluate_model` for the base model.
+        base: result of `helpers.evaluate.evaluation.evaluate_model` for the base model.
         tuned: the same problems, answered by the tuned model.
     """
     names = ["all", *sorted(tuned["by_category"])]
@@ -236,7 +236,7 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
         checkpoints: lines of checkpoints.jsonl (`step`, `loss`, `correct`, `total`).
         best: the chosen line of checkpoints.jsonl.
     """
-    from helpers.evaluation import wilson_interval
+    from helpers.evaluate.evaluation import wilson_interval
 
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
@@ -399,7 +399,7 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
     Values stand side by side in order, not to scale. In a panel, points of one shape agree in all other settings.
 
     Args:
-        rows: finished runs, from `helpers.sweep_results.collect`.
+        rows: finished runs, from `helpers.runs.sweep.results.collect`.
         swept: the settings, a panel each.
         best: name of the run to mark.
         left_out: runs that are not among the rows; the title says so.

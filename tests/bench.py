@@ -39,12 +39,13 @@ from stub import Server
 from tinker import types
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
-from helpers import models
-from helpers.evaluation import evaluate_model
+from helpers import local_model
+from helpers.evaluate.evaluation import evaluate_model
 from helpers.files import read_json, write_json, write_text
-from helpers.prompts import build_datum, prompt_format
-from helpers.runs import ROOT, package_versions
-from helpers.training import mean_nll, target_tokens
+from helpers.paths import ROOT, package_versions
+from helpers.train import models
+from helpers.train.loop import mean_nll, target_tokens
+from helpers.train.prompts import build_datum, prompt_format
 
 GIB = 1 << 30
 IDLE_GIB, TRAINING_GIB, LOSS_DIFFERENCE = 1.2, 4.0, 0.03  # bounds; of the loss in relative terms
@@ -57,7 +58,7 @@ class Bench:
 
     def __init__(self, quick: bool):
         self.quick = quick
-        self.folder = models.local_base_model()
+        self.folder = local_model.local_base_model()
         self.fmt = prompt_format("guide", models.load_tokenizer(self.folder))
         self.records = json.loads((ROOT / "data" / "word_problems.json").read_text(encoding="utf-8"))
         np.random.default_rng(0).shuffle(self.records)
@@ -319,7 +320,7 @@ def serve_vllm(folder: str) -> None:
     """The other end of `Vllm`. vLLM's own output goes to stderr. No prefix is cached: every contestant reads every prompt."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from helpers.inference import load_vllm
+    from helpers.serve.engine import load_vllm
 
     llm = load_vllm(folder, dtype="bfloat16", enable_prefix_caching=False)
     from vllm import SamplingParams

@@ -14,7 +14,7 @@ import torch
 from stub import Server
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
-from helpers.models import LOCAL_MODEL
+from helpers.local_model import LOCAL_MODEL
 
 # The SDK's clients of servers that a test has ended warn for minutes, into the output of whatever test is on.
 logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
@@ -23,7 +23,7 @@ logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 @pytest.fixture(scope="session")
 def base_model() -> Path:
     """The folder of the local base model, in its usual place; made once (about 15 s) if it is not there yet."""
-    from helpers.models import local_base_model
+    from helpers.local_model import local_base_model
 
     return local_base_model()
 
@@ -37,7 +37,10 @@ def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
     env |= {"TINKER_COURSE_HOME": str(home), "COURSE_RUNS_DIR": str(tmp_path_factory.mktemp("runs"))}
     yield env
     subprocess.run(
-        [sys.executable, "-m", "helpers.cli", "stub", "stop"], env=env, check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "helpers.course.cli", "stub", "stop"],
+        env=env,
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tinker
 
-from helpers.runs import ROOT
+from helpers.paths import ROOT
 
 
 class Server:

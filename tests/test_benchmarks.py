@@ -20,11 +20,11 @@ from types import SimpleNamespace
 import pytest
 from inspect_ai.log import read_eval_log
 
-from helpers.benchmarks import own_data, run_inspect_eval
 from helpers.errors import BackendError, DataError, ModelError
-from helpers.models import load_tokenizer
-from helpers.prompts import prompt_format, question_text, renderer_for
-from helpers.runs import ROOT
+from helpers.evaluate.benchmarks import own_data, run_inspect_eval
+from helpers.paths import ROOT
+from helpers.train.models import load_tokenizer
+from helpers.train.prompts import prompt_format, question_text, renderer_for
 
 GSM8K = [
     {
@@ -416,7 +416,7 @@ def test_the_task_runs_from_the_shell_and_inspect_view_shows_its_log(served, tmp
         [
             inspect,
             "eval",
-            "helpers/benchmarks.py@own_data",
+            "helpers/evaluate/benchmarks.py@own_data",
             "-T",
             f"data={data}",
             "--model",

@@ -18,11 +18,15 @@ from pathlib import Path
 import pytest
 from tinker_cookbook.utils import cost_estimation
 
-from helpers import cli, estimate, runs, settings
-from helpers.completion import words
+from helpers.course import cli
+from helpers.course.completion import words
 from helpers.files import read_json, write_json
-from helpers.run_info import find_runs, size_text
-from helpers.runs import ROOT, STAGES, Run, new_run
+from helpers.paths import ROOT
+from helpers.runs import estimate, settings
+from helpers.runs import run as runs
+from helpers.runs.info import find_runs
+from helpers.runs.run import STAGES, Run, new_run
+from helpers.text import size_text
 
 DAY = 86400
 RESULTS = {
@@ -87,7 +91,7 @@ def course(capsys, *arguments: str) -> tuple[int, str, str]:
 def real_course(*arguments: str, **options) -> subprocess.CompletedProcess:
     """The command in a process of its own, without a terminal."""
     return subprocess.run(
-        [sys.executable, "-m", "helpers.cli", *arguments],
+        [sys.executable, "-m", "helpers.course.cli", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -584,7 +588,7 @@ def test_dry_run_in_a_folder_that_cant_be_written(capsys, monkeypatch, tmp_path)
 
 
 def test_dry_run_of_a_run_to_go_on_with(capsys, small_data):
-    from helpers.data import PARTS
+    from helpers.data.split import PARTS
 
     run = make_run("mine", done=("split",), parameters={"epochs": 3.0})
     for size, file in zip((12, 3, 4), PARTS.values()):
@@ -756,7 +760,7 @@ def test_hosted_cost_with_prices(capsys, small_data, monkeypatch):
         capsys, "run", "--dry-run", "--backend", "hosted", "-p", "base_model=a/b", "--data", str(small_data)
     )
     assert re.search(
-        r"about \$\d+\.\d\d, at most \$\d+\.\d\d: an estimate, by the prices of 2026-11-25 in helpers/prices.toml",
+        r"about \$\d+\.\d\d, at most \$\d+\.\d\d: an estimate, by the prices of 2026-11-25 in helpers/runs/prices.toml",
         out,
     )
 
@@ -978,7 +982,7 @@ def test_words_without_any_run():
 def test_the_script_in_bash(folder):
     make_run("mine", done=())
     script = f"""
-course() {{ {sys.executable} -m helpers.cli "$@"; }}
+course() {{ {sys.executable} -m helpers.course.cli "$@"; }}
 eval "$(course completion bash)"
 try() {{ COMP_WORDS=(course "$@"); COMP_CWORD=$#; _course course; echo "${{COMPREPLY[*]}}"; }}
 try run --lik

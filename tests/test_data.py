@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from helpers.data import (
+from helpers.data.split import (
     PARTS,
     count_leaks,
     data_paths,

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers import cli
+from helpers.course import cli
 from helpers.errors import CourseError
-from helpers.runs import ROOT, STAGES
-from helpers.sweep_settings import grid, grid_values
+from helpers.paths import ROOT
+from helpers.runs.run import STAGES
+from helpers.runs.sweep.settings import grid, grid_values
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.stem != "solutions"]
@@ -276,7 +277,7 @@ def test_commands_are_found():
         'make run ARGS="-p epoch=2"',
         "python -m helpers.nothing",
         "python -m helpers.stub_tinker --prot 1",
-        "python helpers/install.py --there",
+        "python install.py --there",
         "papermill 01_split.ipynb x.ipynb -p epochs 2",
     ],
 )
@@ -398,7 +399,7 @@ def test_parameters_are_used(notebook):
 
 
 def test_profiles_name_real_parameters():
-    profiles = tomllib.loads((ROOT / "helpers" / "profiles.toml").read_text(encoding="utf-8"))
+    profiles = tomllib.loads((ROOT / "helpers" / "runs" / "profiles.toml").read_text(encoding="utf-8"))
     for name, parameters in profiles.items():
         cli.check_parameters(parameters, cli.notebook_parameters())
         assert name.islower()

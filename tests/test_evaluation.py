@@ -12,7 +12,7 @@ from tinker import types
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from helpers.errors import BackendError, DataError
-from helpers.evaluation import (
+from helpers.evaluate.evaluation import (
     evaluate_completions,
     evaluate_math_reasoning,
     evaluate_model,
@@ -314,7 +314,7 @@ def test_several_samples_give_pass_at_k_and_a_vote():
 def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
     from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
-    from helpers.prompts import prompt_format
+    from helpers.train.prompts import prompt_format
 
     renderer = prompt_format("guide", Characters())
     evaluator = evaluate_completions(

@@ -18,9 +18,9 @@ import pytest
 import tinker
 from tinker import types
 
-from helpers import export
 from helpers.errors import BackendError, ModelError, RunError
-from helpers.export import (
+from helpers.weights import export
+from helpers.weights.export import (
     describe_adapter,
     download_checkpoint_archive,
     extract_archive,

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import models
-from helpers.cli import main
-from helpers.runs import ROOT, Run, new_run
+from helpers import local_model
+from helpers.course.cli import main
+from helpers.paths import ROOT
+from helpers.runs.run import Run, new_run
 
 COURSE = Path(sys.executable).with_name("course")
 DATA = ROOT / "data" / "word_problems.json"
@@ -45,7 +46,7 @@ PATIENCE = 60  # seconds in which a user must learn that the stub is gone
 def home(tmp_path_factory, toy_model):
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(toy_model.parent, home / "models")
-    models._seal(home / "models" / models.LOCAL_MODEL)  # now it passes for the local base model
+    local_model._seal(home / "models" / local_model.LOCAL_MODEL)  # now it passes for the local base model
     yield home
     kill_stub(home)
 
@@ -80,7 +81,7 @@ def course(*arguments: object) -> subprocess.CompletedProcess:
 
 def split_run(name: str) -> Run:
     """A run whose split stage is done, as notebook 01 leaves it."""
-    from helpers.data import load_json_files, save_split, split_data
+    from helpers.data.split import load_json_files, save_split, split_data
 
     run = new_run(name)
     stage = run.begin("split", {})
@@ -408,8 +409,8 @@ from pathlib import Path
 import nbformat
 from jupyter_client.manager import KernelManager
 from nbformat.v4 import new_code_cell, new_notebook
-from helpers import cli
-from helpers.runs import Run
+from helpers.course import cli
+from helpers.runs.run import Run
 
 tidy = KernelManager._async_cleanup_resources
 
@@ -447,7 +448,7 @@ def test_control_c_says_nothing_of_the_kernel_that_it_ended(tmp_path):
 
 
 def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
-    from helpers.training import Step, TrainingLog
+    from helpers.train.loop import Step, TrainingLog
 
     first = TrainingLog(tmp_path, {"seed": 1})
     first.checkpoint(0, 0.0, "tinker://a/weights/0", "tinker://a/sampler_weights/0", 0.1, 1.0, 1, 10)
@@ -469,7 +470,7 @@ def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
 def test_the_stub_is_killed_while_it_samples(home):
     from tinker import types
 
-    from helpers.backend import connect
+    from helpers.train.backend import connect
 
     backend = connect("stub")
     sampler = backend.service_client.create_sampling_client(base_model=backend.base_model()).result()

@@ -8,7 +8,7 @@ from grading_cases import COMPLETE, EXACT_ANSWERS, FINAL_ANSWERS, STEPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.grading import (
+from helpers.evaluate.grading import (
     check_answer,
     check_completeness,
     check_final_answer,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.errors import CourseError, ModelError
-from helpers.inference import (
+from helpers.serve.engine import (
     Answer,
     _StopRule,
     check_prompts,
@@ -18,8 +18,8 @@ from helpers.inference import (
     load_vllm,
     measure_throughput,
 )
-from helpers.merge import load_base
-from helpers.prompts import PromptFormat
+from helpers.train.prompts import PromptFormat
+from helpers.weights.merge import load_base
 from tests.test_merge import make_base
 
 
@@ -128,7 +128,7 @@ def test_vllm_that_can_not_be_imported_says_what_to_do(tmp_path, monkeypatch, fa
 
 
 def test_a_cpu_that_is_too_old_is_named(monkeypatch):
-    import helpers.inference as inference
+    import helpers.serve.engine as inference
 
     monkeypatch.setattr(inference.Path, "read_text", lambda self, **_: "flags : sse4_2 avx")
     assert "AVX2" in inference.vllm_advice(True)
@@ -154,7 +154,7 @@ def test_throughput_counts_tokens_and_calls():
 
 def test_importing_the_modules_loads_nothing_heavy():
     code = (
-        "import sys, helpers.export, helpers.merge, helpers.parity, helpers.inference, helpers.plots; "
+        "import sys, helpers.weights.export, helpers.weights.merge, helpers.weights.parity, helpers.serve.engine, helpers.plots; "
         "print([m for m in ('torch', 'transformers', 'vllm', 'tinker', 'matplotlib', 'peft') if m in sys.modules])"
     )
     out = subprocess.run(
@@ -165,9 +165,9 @@ def test_importing_the_modules_loads_nothing_heavy():
 
 VLLM_RUN = """
 import json, sys
-from helpers.inference import generate_with_vllm, load_vllm
-from helpers.parity import score_with_vllm
-from helpers.prompts import prompt_format
+from helpers.serve.engine import generate_with_vllm, load_vllm
+from helpers.weights.parity import score_with_vllm
+from helpers.train.prompts import prompt_format
 from transformers import AutoTokenizer
 folder = sys.argv[1]
 job = json.loads(sys.stdin.read())
@@ -183,7 +183,7 @@ def test_vllm_answers_and_scores_as_transformers_does(tmp_path):
     """The one test that starts vLLM, in a process of its own (20 to 40 s)."""
     import json
 
-    from helpers.parity import Scores, compare_logprobs, logit_noise, score_with_transformers
+    from helpers.weights.parity import Scores, compare_logprobs, logit_noise, score_with_transformers
 
     folder = make_base(
         tmp_path / "base", tied=False, dtype=torch.float32, head_dim=32

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 from test_evaluation import Characters, Client
 
-from helpers.answers import Verdict
 from helpers.errors import BackendError, DataError
-from helpers.evaluation import evaluate_math_reasoning
-from helpers.judge import ProofJudge, judge_agreement
-from helpers.prompts import prompt_format
-from helpers.runs import ROOT
+from helpers.evaluate.evaluation import evaluate_math_reasoning
+from helpers.evaluate.grading.math.answers import Verdict
+from helpers.evaluate.judge import ProofJudge, judge_agreement
+from helpers.paths import ROOT
+from helpers.train.prompts import prompt_format
 
 CASES = json.loads((ROOT / "data/proof_cases.json").read_text(encoding="utf-8"))
 

@@ -19,9 +19,16 @@ import pytest
 import torch
 
 from helpers.errors import ModelError, RunError
-from helpers.export import fresh_folder
-from helpers.merge import adapter_to_peft, base_folder, load_base, load_peft, memory_needed, merge_adapter
-from helpers.parity import (
+from helpers.weights.export import fresh_folder
+from helpers.weights.merge import (
+    adapter_to_peft,
+    base_folder,
+    load_base,
+    load_peft,
+    memory_needed,
+    merge_adapter,
+)
+from helpers.weights.parity import (
     Scores,
     check_same_tokenizer,
     compare_logprobs,
@@ -97,7 +104,7 @@ def make_adapter(
     """A random adapter in Tinker's naming."""
     from safetensors.torch import save_file
 
-    from helpers.merge import weight_shapes
+    from helpers.weights.merge import weight_shapes
 
     generator = torch.Generator().manual_seed(seed)
     shapes, tensors = weight_shapes(base), {}
@@ -464,10 +471,10 @@ def test_tokenizer_chat_template_and_generation_config_come_along(made, tmp_path
 
 def test_size_decides_how_to_merge_and_the_report_says_so(made, tmp_path, monkeypatch, capsys):
     need = memory_needed(made["base"])
-    monkeypatch.setattr("helpers.merge.free_memory", lambda: need)
+    monkeypatch.setattr("helpers.weights.merge.free_memory", lambda: need)
     report = merge_adapter(made["base"], made["adapter"], tmp_path / "small")
     assert report["method"] == "memory" and "GiB" in report["why"] and capsys.readouterr().out == ""
-    monkeypatch.setattr("helpers.merge.free_memory", lambda: need - 1)
+    monkeypatch.setattr("helpers.weights.merge.free_memory", lambda: need - 1)
     report = merge_adapter(made["base"], made["adapter"], tmp_path / "large")
     assert report["method"] == "shards" and report["why"] in capsys.readouterr().out
     with pytest.raises(ModelError, match="auto, memory, shards"):
@@ -542,7 +549,7 @@ def make_sharded(folder: Path, files: int, hidden: int, inner: int) -> Path:
 
 CHILD = """
 import sys
-from helpers import merge
+from helpers.weights import merge
 import peft, torch, transformers, tinker_cookbook.weights
 
 def status(key):

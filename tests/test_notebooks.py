@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.runs import ROOT, STAGES
+from helpers.paths import ROOT
+from helpers.runs.run import STAGES
 
 NOTEBOOKS = ["00_start_here", *(notebook for notebook, _ in STAGES.values()), "solutions"]
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from test_cli import assert_one_message, course, folder, make_run, plan, tree  # noqa: F401  (folder keeps runs in a temporary place)
 
-from helpers import settings
-from helpers.data import find_duplicates, load_data
+from helpers.data.hub import HubData, hub_parts, load_hub
+from helpers.data.split import find_duplicates, load_data
 from helpers.errors import CourseError, DataError
-from helpers.hub_data import HubData, hub_parts, load_hub
-from helpers.runs import ROOT, data_fingerprints
+from helpers.paths import ROOT
+from helpers.runs import settings
+from helpers.runs.run import data_fingerprints
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -266,15 +267,16 @@ def test_a_hub_that_cant_be_reached_is_said_soon(monkeypatch, capsys, tmp_path):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.invalid")
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HF_HUB_OFFLINE", False
-    )  # put back afterwards: the loader turns them on
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
     load_hub.cache_clear()
     started = time.monotonic()
     status, _, err = course(capsys, "run", "--dry-run", "--data", "hub:no-owner/no-such-data")
     assert status == 1 and time.monotonic() - started < 15
     assert_one_message(err, "hub:no-owner/no-such-data", "can't be reached", "go online")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE, (
+        "one failed try must not switch the hub off for what comes later"
+    )
 
 
 def test_the_manifest_knows_what_was_in_a_data_set(data_set, capsys, monkeypatch):
@@ -285,7 +287,7 @@ def test_the_manifest_knows_what_was_in_a_data_set(data_set, capsys, monkeypatch
     run.begin("split", {"data_files": name, "task": "classification"}).finish("done")
     assert run.manifest["stages"]["split"]["data"] == [row]
     assert plan(capsys, "--like", "mine")["notes"] == []
-    monkeypatch.setattr("helpers.hub_data.load_hub", lambda _: HubData([], "train", "0123abc", 5, "f" * 64))
+    monkeypatch.setattr("helpers.data.hub.load_hub", lambda _: HubData([], "train", "0123abc", 5, "f" * 64))
     assert any(
         f"data set {name} has changed" in note and "0123abc" in note
         for note in plan(capsys, "--like", "mine")["notes"]

@@ -11,12 +11,12 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from tinker_cookbook import weights
 
-from helpers import models
+from helpers import local_model
 from helpers.errors import BackendError, ModelError, RunError
-from helpers.evaluation import wilson_interval
+from helpers.evaluate.evaluation import wilson_interval
 from helpers.files import write_json
-from helpers.publish import publish_to_hub, write_model_card
-from helpers.runs import new_run
+from helpers.runs.publish import publish_to_hub, write_model_card
+from helpers.runs.run import new_run
 
 TRAINING = {
     "base_model": "",
@@ -267,7 +267,7 @@ def test_a_difference_that_may_be_chance_is_called_so():
 def test_licences_are_read_and_not_guessed(tmp_path):
     for number, (readme, licence, base) in enumerate(
         [
-            (models.README, "apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+            (local_model.README, "apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct"),
             ("---\nlicense: mit\ntags: [a]\n---\nlicense: gpl-3.0\n", "mit", None),
             ("---\ntags: [a]\n---\nlicense: gpl-3.0\n", "unknown", None),
             ("---\n: [\n", "unknown", None),
@@ -425,7 +425,7 @@ def test_words_that_only_look_like_keys_pass(model):
 
 
 def test_the_local_base_model_holds_nothing_that_looks_like_a_key(base_model):
-    from helpers.publish import KEY
+    from helpers.runs.publish import KEY
 
     assert not [
         path.name

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from helpers import cli, comparison
-from helpers.comparison import compare_settings, holm, write_comparison
+from helpers.course import cli
 from helpers.errors import DataError, RunError
-from helpers.evaluation import wilson_interval
+from helpers.evaluate.evaluation import wilson_interval
 from helpers.files import write_json, write_jsonl
-from helpers.report import write_report
-from helpers.run_files import FORMS
-from helpers.run_info import look_at
-from helpers.runs import STAGES, Run, new_run
+from helpers.runs.info import look_at
+from helpers.runs.report import comparison
+from helpers.runs.report.comparison import compare_settings, holm, write_comparison
+from helpers.runs.report.page import write_report
+from helpers.runs.run import STAGES, Run, new_run
+from helpers.runs.run_files import FORMS
 
 FILES = sorted(name for name in FORMS if "/" in name)
 VOID = {"meta", "br", "hr", "img", "link"}
@@ -492,7 +493,7 @@ def test_one_run_makes_no_comparison(folder):
 
 
 def test_where_the_page_goes(capsys, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.report.report_page", lambda run: (f"page of {run.name}", []))
+    monkeypatch.setattr("helpers.runs.report.page.report_page", lambda run: (f"page of {run.name}", []))
     monkeypatch.setattr(comparison, "comparison_page", lambda runs: (" ".join(run.name for run in runs), []))
     make_run("old", done=())
     make_run("newest", done=())
@@ -523,7 +524,7 @@ def test_where_the_page_goes(capsys, folder, tmp_path, monkeypatch):
     ],
 )
 def test_what_is_refused(arguments, status, words, capsys, monkeypatch):
-    monkeypatch.setattr("helpers.report.report_page", lambda run: ("", []))
+    monkeypatch.setattr("helpers.runs.report.page.report_page", lambda run: ("", []))
     make_run("one", done=())
     got, _, err = course(capsys, *arguments)
     assert got == status and words in err and len(re.findall(r"^→ \S", err, re.M)) == 1

@@ -10,14 +10,14 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
-from helpers.benchmarks import own_data, run_inspect_eval
 from helpers.errors import BackendError, ModelError
-from helpers.grading import check_final_answer
-from helpers.inference import generate_with_transformers
-from helpers.models import load_tokenizer
-from helpers.prompts import prompt_format, question_text
-from helpers.runs import ROOT
-from helpers.serve import GUIDE_TEMPLATE, _wait, ask_server, serve_vllm
+from helpers.evaluate.benchmarks import own_data, run_inspect_eval
+from helpers.evaluate.grading import check_final_answer
+from helpers.paths import ROOT
+from helpers.serve.engine import generate_with_transformers
+from helpers.serve.server import GUIDE_TEMPLATE, _wait, ask_server, serve_vllm
+from helpers.train.models import load_tokenizer
+from helpers.train.prompts import prompt_format, question_text
 
 ROWS = [
     {
@@ -126,8 +126,8 @@ def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):
 
 def test_a_dead_notebook_takes_its_server_along(tmp_path):
     """`python` is killed while the server starts: the kernel of the machine ends the server."""
-    script = "import sys; from helpers.serve import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: pass"
-    from helpers.models import local_base_model
+    script = "import sys; from helpers.serve.server import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: pass"
+    from helpers.local_model import local_base_model
 
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(local_base_model())],

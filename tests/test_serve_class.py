@@ -15,10 +15,11 @@ import pytest
 import tinker
 from test_stub_server import train
 
-from helpers import cli, lab, serve_class
-from helpers.backend import connect
+from helpers.course import cli, lab
+from helpers.course import serve as serve_class
 from helpers.errors import BackendError, CourseError
-from helpers.runs import ROOT
+from helpers.paths import ROOT
+from helpers.train.backend import connect
 
 
 def course(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -60,7 +61,7 @@ class Lesson:
             self.model,
         ]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.cli", *command],
+            [sys.executable, "-m", "helpers.course.cli", *command],
             cwd=ROOT,
             stdout=open(self.log, "w"),
             stderr=subprocess.STDOUT,
@@ -201,7 +202,7 @@ def test_a_port_that_is_taken(served, capsys, tmp_path):
 
 
 def test_the_estimate_says_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr("helpers.check.machine_memory", lambda: (8 * 2**30, 4 * 2**30))
+    monkeypatch.setattr("helpers.course.check.machine_memory", lambda: (8 * 2**30, 4 * 2**30))
     assert "enough for about 4 learners" in serve_class.capacity(4) and "note:" not in serve_class.capacity(4)
     assert "note:   5 learners may need more memory" in serve_class.capacity(5)
 

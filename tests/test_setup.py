@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 
-from helpers import check, install, models
-from helpers.check import Check
+import install
+from helpers import net
+from helpers.course import check
+from helpers.course.check import Check
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,7 +78,7 @@ def test_here_refuses_the_systems_python(monkeypatch, capsys, tmp_path):
 
 def test_install_needs_nothing_but_the_standard_library():
     """-I -S: no site-packages, no project folder on the path. A finished installation ends at once."""
-    script = str(ROOT / "helpers" / "install.py")
+    script = str(ROOT / "install.py")
     code = (
         f"import runpy, sys; sys.argv = ['x', '--nothing']; runpy.run_path({script!r}, run_name='__main__')"
     )
@@ -301,7 +303,7 @@ def test_makefile_target(target):
         ["make", "-n", target, "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "some-python helpers/install.py" in result.stdout
+    assert "some-python install.py" in result.stdout
 
 
 def test_environment_yml_leads_to_the_lock():
@@ -335,7 +337,7 @@ def test_ignored_files():
 
 def test_check_of_this_environment_is_right_and_quick():
     code = (
-        "import sys, time; start = time.time(); from helpers.check import *; checks = check_environment('stub');"
+        "import sys, time; start = time.time(); from helpers.course.check import *; checks = check_environment('stub');"
         "good = print_report(checks); took = time.time() - start;"
         "assert good == all(check.status != 'FAIL' for check in checks);"
         "assert not [check for check in checks if check.group == 'packages' and check.status == 'FAIL'];"
@@ -409,7 +411,7 @@ def test_base_model_answers(tmp_path, monkeypatch, base_model):
     )
     (tmp_path / "models" / "SmolLM2-135M-Instruct").mkdir(parents=True)
     assert "complete.json is missing" in check.check_base_model().found
-    monkeypatch.setattr("helpers.models.GGUF_PACKAGE", "no_such_package")
+    monkeypatch.setattr("helpers.local_model.GGUF_PACKAGE", "no_such_package")
     assert check.check_base_model().status == "FAIL"
 
 
@@ -439,7 +441,7 @@ def test_backend_answers(monkeypatch, backend, variables, status, words):
 
 def test_hub_switched_off(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("helpers.models._ask", lambda url, seconds: pytest.fail("asked all the same"))
+    monkeypatch.setattr("helpers.net.no_answer", lambda url, seconds: pytest.fail("asked all the same"))
     assert check.check_hub().status == "NOTE" and "HF_HUB_OFFLINE" in check.check_hub().found
 
 
@@ -447,9 +449,9 @@ def test_hub_that_does_not_answer(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "refused" in check.check_hub().found
-    monkeypatch.setattr("helpers.models._ask", lambda url, seconds: time.sleep(30))
+    monkeypatch.setattr("helpers.net.no_answer", lambda url, seconds: time.sleep(30))
     start = time.perf_counter()
-    assert "no answer in 0 s" in models.hub_problem(0.1)
+    assert "no answer in 0 s" in net.hub_problem(0.1)
     assert time.perf_counter() - start < 2
 
 

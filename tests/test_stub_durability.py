@@ -31,7 +31,7 @@ from tinker.proto.response_conv import deserialize_forward_backward_output
 from tinker.types.forward_backward_input import ForwardBackwardInput
 from tinker.types.forward_backward_request import ForwardBackwardRequest
 
-from helpers.runs import ROOT
+from helpers.paths import ROOT
 from helpers.stub_tinker import store as store_module
 from helpers.stub_tinker.store import Store
 

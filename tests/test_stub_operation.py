@@ -21,7 +21,7 @@ from stub import Server
 from test_stub_server import datums, train
 from tinker import types
 
-from helpers.runs import ROOT
+from helpers.paths import ROOT
 from helpers.stub_tinker.__main__ import bind
 
 KEYS = ("tml-alpha", "tml-beta")

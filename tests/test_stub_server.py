@@ -17,7 +17,7 @@ from safetensors.torch import load
 from stub import Server
 from tinker import types
 
-from helpers.runs import ROOT
+from helpers.paths import ROOT
 
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.runs import ROOT
+from helpers.paths import ROOT
 from helpers.stub_tinker.store import Store, StoreError, WriteError, lock
 
 RUN = {

@@ -15,18 +15,20 @@ import pytest
 from stub import Server
 from test_cli import assert_one_message, course, folder, make_run, small_data, tree  # noqa: F401  (fixtures)
 
-from helpers import cli, plots
-from helpers import sweep as sweeps
-from helpers.base_answers import asked_of_base, taken_over
+from helpers import plots
+from helpers.course import cli
 from helpers.errors import CourseError, RunError
+from helpers.evaluate.grading import check_final_answer
 from helpers.files import read_json, read_jsonl, write_json, write_jsonl
-from helpers.grading import check_final_answer
-from helpers.run_info import find_runs
-from helpers.runs import ROOT, Run, new_run
-from helpers.settings import notebook_parameters, stage_values
-from helpers.sweep import failure_of, open_sweep, plan_sweep, run_sweep
-from helpers.sweep_results import best_row, collect, csv_text, results_text
-from helpers.sweep_settings import grid, grid_values, read_settings
+from helpers.paths import ROOT
+from helpers.runs.base_answers import asked_of_base, taken_over
+from helpers.runs.info import find_runs
+from helpers.runs.run import Run, new_run
+from helpers.runs.settings import notebook_parameters, stage_values
+from helpers.runs.sweep import sweep as sweeps
+from helpers.runs.sweep.results import best_row, collect, csv_text, results_text
+from helpers.runs.sweep.settings import grid, grid_values, read_settings
+from helpers.runs.sweep.sweep import failure_of, open_sweep, plan_sweep, run_sweep
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def finish(run: Run, work, stage: str, own: dict) -> None:
 def notebooks(monkeypatch) -> Notebooks:
     made = Notebooks()
     monkeypatch.setattr(sweeps, "_course_run", made)
-    monkeypatch.setattr("helpers.sweep_progress.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("helpers.runs.sweep.progress.POLL_SECONDS", 0.01)
     return made
 
 
@@ -243,7 +245,7 @@ def test_dry_run(capsys, folder, data):  # noqa: F811
 
 def test_cost_of_a_sweep_on_hosted_tinker(capsys, folder, data, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
-        "helpers.estimate.read_toml",
+        "helpers.runs.estimate.read_toml",
         lambda path: {"source": "s", "a/b": {"train": 1000, "prefill": 100, "sample": 10}},
     )
     arguments = [
@@ -517,7 +519,7 @@ def test_data_that_changed_before_a_split_is_taken_over(capsys, data, notebooks,
 
 SLOW = """
 import sys, time
-from helpers.runs import open_run
+from helpers.runs.run import open_run
 run = open_run(sys.argv[sys.argv.index("--name") + 1])
 print("[1/1] 01_split …", flush=True)
 if "fails" in run.manifest["parameters"]["data_files"]:
@@ -708,7 +710,7 @@ def test_list_clean_and_completion(capsys, data, notebooks, folder):  # noqa: F8
     )
     assert "split     done, as in s-01" in course(capsys, "show", "s-02")[1]
     parser = cli._parser()
-    from helpers.completion import words
+    from helpers.course.completion import words
 
     assert words(parser, ["sweep", "--name", ""]) == ["s"] and words(parser, ["sweep", "--grid", "ran"]) == [
         "rank="
@@ -869,7 +871,7 @@ def test_course_run_refuses_a_base_run_before_it_starts(capsys, folder):  # noqa
 
 
 def test_a_run_like_one_of_a_sweep_asks_the_base_model_itself():
-    from helpers.settings import run_parameters
+    from helpers.runs.settings import run_parameters
 
     manifest = {
         "parameters": {"rank": 8, "base_run": "s-01"},
@@ -898,9 +900,9 @@ def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder, tmp_path):  # noq
     from distributed import LocalCluster
     from distributed.diagnostics.plugin import SchedulerPlugin
 
-    from helpers.data import PARTS, load_json_files, split_data
-    from helpers.evaluation import evaluate_model
-    from helpers.models import load_tokenizer
+    from helpers.data.split import PARTS, load_json_files, split_data
+    from helpers.evaluate.evaluation import evaluate_model
+    from helpers.train.models import load_tokenizer
 
     took: set[str] = set()
 
@@ -931,7 +933,7 @@ def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder, tmp_path):  # noq
             [
                 sys.executable,
                 "-m",
-                "helpers.cli",
+                "helpers.course.cli",
                 "sweep",
                 "--name",
                 "s",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from helpers.errors import CourseError, DataError
-from helpers.training import TrainingLog, evaluation_steps, loss_change, plan_steps
+from helpers.train.loop import TrainingLog, evaluation_steps, loss_change, plan_steps
 
 
 def test_each_epoch_sees_every_example_once_and_the_rate_falls_to_zero():

@@ -173,9 +173,9 @@ def say_started(url: str, options: argparse.Namespace, service: Any) -> None:
 
 
 def state_dir(options: argparse.Namespace) -> Path:
-    from helpers import models
+    from helpers import paths
 
-    return (options.state_dir or models.cache_dir() / "stub").absolute()
+    return (options.state_dir or paths.cache_dir() / "stub").absolute()
 
 
 def run(
@@ -187,7 +187,7 @@ def run(
         options: from `parse_arguments`.
         say: called once when the server is up, with its address, the options and the service.
     """
-    from helpers import models
+    from helpers import local_model, model_folder
 
     if options.status:
         return show_status(options)
@@ -198,10 +198,10 @@ def run(
         )
     listener = bind(options.host, options.port)
     folders = [str(Path(folder).absolute()) for folder in options.base_model] or [
-        str(models.local_base_model())
+        str(local_model.local_base_model())
     ]
     for folder in folders:
-        models.check_model_folder(folder)
+        model_folder.check_model_folder(folder)
     state = state_dir(options)
     note = state / "server.json"
 

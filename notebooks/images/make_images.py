@@ -14,9 +14,10 @@ from typing import Any
 
 from helpers.errors import CourseError, RunError
 from helpers.files import read_json, read_jsonl, write_text
+from helpers.paths import ROOT
 from helpers.plots import accuracy_by_category
-from helpers.run_files import base_and_tuned
-from helpers.runs import ROOT, STAGES, Run, open_run
+from helpers.runs.run import STAGES, Run, open_run
+from helpers.runs.run_files import base_and_tuned
 
 PICTURE = Path(__file__).with_name("base_and_tuned.png")
 START, END = "<!-- numbers -->", "<!-- end of numbers -->"
@@ -110,7 +111,7 @@ def _clock(seconds: float) -> str:
 
 def table(run: Run) -> str:
     """The rows as a Markdown table, with the settings that differ from the notebooks' defaults, if any."""
-    from helpers.cli import notebook_parameters
+    from helpers.course.cli import notebook_parameters
 
     defaults = notebook_parameters()
     changed = sorted(

@@ -1,0 +1,85 @@
+"""`course lab`: JupyterLab at a notebook of the course, with this environment's kernel."""
+
+import difflib
+import importlib.util
+import os
+import socket
+import sys
+from pathlib import Path
+
+from helpers.errors import CourseError
+from helpers.paths import NOTEBOOKS, ROOT
+
+
+def start_lab(
+    notebook: str = "00_start_here", port: int | None = None, no_browser: bool = False, more: list[str] = ()
+) -> int:
+    """Become JupyterLab: this process is replaced by it, so that Ctrl-C and its exit status are JupyterLab's own.
+
+    Args:
+        notebook: a name in notebooks/, its number, or a path.
+        port: None for JupyterLab's own choice.
+        more: options of JupyterLab.
+
+    Raises:
+        CourseError: there is no such notebook, JupyterLab is not installed, or it would refuse to start.
+    """
+    path = find_notebook(notebook)
+    for package in ("jupyterlab", "ipykernel"):
+        if importlib.util.find_spec(package) is None:
+            raise CourseError(
+                f"JupyterLab can't start: {package} is not installed in {sys.prefix}",
+                "`make install` installs what the course needs",
+            )
+    if os.geteuid() == 0 and "--allow-root" not in more:
+        raise CourseError(
+            "JupyterLab refuses to work for root, since whoever reaches it could do anything on this machine",
+            "log in as another user; in a container of your own: course lab -- --allow-root",
+        )
+    if port is not None:
+        _check_port(port)
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        os.path.relpath(path, ROOT),
+        "--Application.log_level=WARN",
+        "--KernelManager.transport_encryption=auto",  # other users of this machine can't listen
+        "-y",  # Ctrl-C ends it at once, without a question
+        *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port is not None else []),
+        *(["--no-browser"] if no_browser else []),
+        *more,
+    ]
+    print(f"JupyterLab opens {os.path.relpath(path, ROOT)}; Ctrl-C here ends it", flush=True)
+    os.chdir(ROOT)
+    os.execve(
+        sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}
+    )  # the kernel of this environment, not one in HOME
+
+
+def find_notebook(name: str) -> Path:
+    """The notebook of this name, number or path.
+
+    Raises:
+        CourseError: there is none, or more than one; names the near ones.
+    """
+    if Path(name).suffix == ".ipynb" and Path(name).is_file():
+        return Path(name).absolute()
+    names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    found = [stem for stem in names if stem == Path(name).stem or stem.startswith(f"{name}_")]
+    if len(found) == 1:
+        return NOTEBOOKS / f"{found[0]}.ipynb"
+    near = difflib.get_close_matches(Path(name).stem, names) or names
+    raise CourseError(f"there is no notebook {name!r}", f"notebooks are {', '.join(near)}")
+
+
+def _check_port(port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise CourseError(
+            f"JupyterLab can't listen on port {port}: {getattr(error, 'strerror', None) or error}",
+            "choose another, or leave out --port: it takes one that is free",
+        ) from error

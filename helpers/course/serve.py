@@ -1,0 +1,237 @@
+"""`course serve`: one stub Tinker backend for a class, with a key for each learner.
+
+A key is what keeps learners apart: what belongs to one does not exist for another. So the keys are the instructor's list of the
+class, and are kept from lesson to lesson.
+"""
+
+import argparse
+import csv
+import io
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+from helpers import paths
+from helpers.errors import CourseError, UsageError
+from helpers.files import write_text
+
+COLUMNS = ("learner", "key", "first line to type", "second line to type")
+MOST = 500
+
+# From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-24, 2 cores): memory while it trains 16 × 256 tokens, and what a
+# client with a LoRA of rank 32 and its optimizer adds. From the run in README.md, "What a run gives": tokens of one pass of notebook 02.
+SERVER_BYTES = 3.1 * 2**30
+LEARNER_BYTES = 221 * 2**20
+TOKENS_OF_A_RUN = 67701
+
+
+def serve_class(options: argparse.Namespace) -> int:
+    """Make or extend the file of keys, start the stub in the foreground, say what learners have to type.
+
+    Args:
+        options: `learners` (a number, or a file with a name a line), `keys` (the file), `new_keys`, `show_keys`, `host`, `port`,
+            `address` (what learners type), `state_dir`.
+
+    Returns:
+        The exit status: 0 when it was stopped.
+
+    Raises:
+        UsageError: no learners, or no port that can be written down.
+        CourseError: a file can't be used, or the port is taken.
+    """
+    from helpers.stub_tinker.__main__ import bind, parse_arguments, run
+
+    if not 1 <= options.port <= 65535:
+        raise UsageError(
+            f"learners can't be told the port {options.port}", "choose one from 1 to 65535: --port 8765"
+        )
+    home = paths.cache_dir() / "class"
+    path, state = (
+        (options.keys or home / "learners.csv").absolute(),
+        (options.state_dir or home / "stub").absolute(),
+    )
+    names = learner_names(options.learners) if options.learners else []
+    known = {} if options.new_keys or not path.exists() else read_keys(path)
+    keys = known | {name: f"tml-{secrets.token_urlsafe(18)}" for name in names if name not in known}
+    if not keys:
+        raise UsageError(
+            f"there are no learners: {path} does not exist yet",
+            "say how many, course serve --learners 12, or name a file with a name a line",
+        )
+    bind(options.host, options.port).close()  # a port that is taken is found before anything is written
+    url = f"http://{address(options)}:{options.port}"
+    write_keys(path, keys, url)
+    print(f"{len(keys)} learners, {len(keys.keys() - known.keys())} of them new; their keys are in {path}")
+    print(f"{capacity(len(keys))}\nstarting …", flush=True)
+
+    def say(_: str, stub: argparse.Namespace, service: Any) -> None:
+        print(_welcome(url, path, options.host, state, list(service.engine.bases)), flush=True)
+        if options.show_keys:
+            print("\n".join(["", *(f"{name}  {key}" for name, key in keys.items())]), flush=True)
+
+    stub = parse_arguments(
+        [
+            "--host",
+            options.host,
+            "--port",
+            str(options.port),
+            "--state-dir",
+            str(state),
+            *(word for folder in options.base_model for word in ("--base-model", folder)),
+        ]
+    )
+    stub.api_key = list(keys.values())  # not as words of a command, which everybody on the machine can list
+    return run(stub, say)
+
+
+def learner_names(learners: str) -> list[str]:
+    """Names from a number, `learner-01` and so on, or from a file with a name a line; lines with # are notes.
+
+    Raises:
+        CourseError: the number or the file can't be used; names the line.
+    """
+    if re.fullmatch(r"\d+", learners):
+        if not 1 <= int(learners) <= MOST:
+            raise UsageError(
+                f"--learners {learners}: a class has 1 to {MOST}",
+                "correct the number, or name a file with a name a line",
+            )
+        return [f"learner-{number:02}" for number in range(1, int(learners) + 1)]
+    try:
+        lines = Path(learners).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CourseError(
+            f"can't read the names in {learners}: {getattr(error, 'strerror', None) or error}",
+            "give a number, --learners 12, or a text file with a name a line",
+        ) from error
+    names: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        if not re.fullmatch(r"\w[\w .'’-]{0,59}", name):
+            raise CourseError(
+                f"{learners}, line {number}: {name[:60]!r} can't name a learner",
+                "use letters, digits, spaces and . ' - only, at most 60",
+            )
+        if name in names:
+            raise CourseError(
+                f"{learners}, line {number}: {name!r} is in line {names[name]} already",
+                "give each learner another name",
+            )
+        names[name] = number
+    if not 1 <= len(names) <= MOST:
+        raise CourseError(f"{learners} holds {len(names)} names", f"write 1 to {MOST}, one a line")
+    return list(names)
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Learners and their keys, from a file that `write_keys` wrote, perhaps with rows added by hand.
+
+    Raises:
+        CourseError: it is no such file; names the line.
+    """
+    fix = "mend that line, name another file with --keys, or replace all keys with --new-keys"
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CourseError(
+            f"can't read the keys in {path}: {getattr(error, 'strerror', None) or error}",
+            "name another file with --keys",
+        ) from error
+    if not rows or tuple(rows[0][:2]) != COLUMNS[:2]:
+        raise CourseError(
+            f"{path} is no file of keys: its first line does not begin with {','.join(COLUMNS[:2])}",
+            "name another file with --keys",
+        )
+    keys: dict[str, str] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        name, key = (cell.strip() for cell in (*row, "", "")[:2])
+        if not name or not re.fullmatch(r"tml-[\w-]{8,}", key, re.ASCII):
+            raise CourseError(
+                f"{path}, line {number}: a row needs a name and a key, tml- and at least 8 letters or digits",
+                fix,
+            )
+        if name in keys or key in keys.values():
+            raise CourseError(
+                f"{path}, line {number}: this learner or this key is there already, and a shared key shares everything",
+                fix,
+            )
+        keys[name] = key
+    return keys
+
+
+def write_keys(path: Path, keys: dict[str, str], url: str) -> None:
+    """A CSV table with a row a learner, to hand out; this user alone may read it."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows(
+        [name, key, f"export TINKER_BASE_URL={url}", f"export TINKER_API_KEY={key}"]
+        for name, key in keys.items()
+    )
+    write_text(path, text.getvalue(), private=True)
+
+
+def address(options: argparse.Namespace) -> str:
+    """What learners type for this machine."""
+    host = options.address or options.host
+    if host in ("0.0.0.0", "::", ""):  # listens on all addresses, and none of these words is one to type
+        host = _own_address()
+    return f"[{host}]" if ":" in host else host
+
+
+def _own_address() -> str:
+    """The address of the network card that leads outside; this sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:  # no network beyond this machine
+            return socket.gethostname()
+
+
+def capacity(learners: int) -> str:
+    """How many learners this machine carries, and what that is estimated from."""
+    from helpers.course.check import machine_memory
+    from helpers.runs.estimate import TOKENS_PER_SECOND
+
+    free = machine_memory()[1]
+    fit = max(0, int((free - SERVER_BYTES) / LEARNER_BYTES))
+    alone = TOKENS_OF_A_RUN / TOKENS_PER_SECOND["training"] / 60
+    lines = [
+        f"memory: {free / 2**30:.1f} GiB are free, enough for about {fit} learners who train at once",
+        f"        ({SERVER_BYTES / 2**30:.1f} GiB for the server, {LEARNER_BYTES / 2**20:.0f} MiB for each: the course's model, rank 32)",
+        f"cores:  {os.cpu_count()} here. On 2 cores, the training of notebook 02 takes about {alone:.0f} minutes for one learner alone,",
+        f"        and {learners * alone:.0f} minutes for {learners} at once. More cores have not been measured",
+    ]
+    if learners > fit:
+        lines.append(
+            f"note:   {learners} learners may need more memory than is free: let them work in groups, or set a smaller rank"
+        )
+    return "\n".join(lines)
+
+
+def _welcome(url: str, path: Path, host: str, state: Path, bases: list[str]) -> str:
+    from helpers.stub_tinker.__main__ import is_loopback
+    from helpers.stub_tinker.status import TOKEN_FILE
+
+    reach = (
+        "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP"
+        if is_loopback(host)
+        else ""
+    )
+    return f"""
+the class can begin: {url}{reach}
+  hand out:     one row of {path} to each learner, and no other row
+  they type:    export TINKER_BASE_URL={url}
+                export TINKER_API_KEY=(the key of their row)
+                and then `make lab` or `course run`, in the same terminal
+  they need:    the base model at the same path as here: {", ".join(bases)}
+  who does what: {url} in a browser; any name, and as password the text in {state / TOKEN_FILE}
+Ctrl-C ends it, after the work that was accepted. Keys and checkpoints stay: `course serve` goes on with them."""

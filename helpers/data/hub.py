@@ -1,0 +1,159 @@
+"""Data sets of the Hugging Face hub, through the library `datasets`: `hub:OWNER/NAME`, perhaps with more behind it.
+
+    hub:fancyzhx/ag_news                        the split `train`
+    hub:nyu-mll/glue:sst2#train+validation      a configuration, and other splits
+    hub:fancyzhx/ag_news@main                   a revision: a commit, tag or branch
+    hub:/some/folder                            a folder with Parquet files or the like, as the hub has them
+
+What was fetched once is read from the library's own cache, also without network.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import DataError
+from helpers.net import hub_problem
+
+HUB = "hub:"
+FORM = re.compile(
+    r"hub:(?P<name>[^:@#\s]+)(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>\S+))?"
+)
+WAIT_SECONDS = 5  # for the hub to answer; the library alone tries for half a minute
+
+
+@dataclass(frozen=True)
+class HubData:
+    """Rows of a data set, with class numbers as names.
+
+    Attributes:
+        revision: the commit it is from; None for a folder.
+        bytes, sha256: of the rows, as JSON.
+    """
+
+    rows: list[dict[str, Any]] = field(repr=False)
+    split: str
+    revision: str | None
+    bytes: int
+    sha256: str
+
+
+def hub_parts(text: str) -> dict[str, str | None]:
+    """`name`, `config`, `revision` and `split` of `hub:OWNER/NAME:CONFIG@REVISION#SPLIT`.
+
+    Raises:
+        DataError: it is not of this form.
+    """
+    match = FORM.fullmatch(text)
+    if not match:
+        raise DataError(
+            f"{text!r} names no data set",
+            "write hub:OWNER/NAME, or with all parts hub:OWNER/NAME:CONFIG@REVISION#SPLIT",
+        )
+    return match.groupdict()
+
+
+@functools.cache
+def load_hub(text: str) -> HubData:
+    """Fetch a data set, or read it from the cache or a folder.
+
+    Args:
+        text: see the top of this module.
+
+    Raises:
+        DataError: the form is wrong, the hub can't be reached and the cache has no copy, or there is no such data set,
+            configuration, revision or split.
+    """
+    parts = hub_parts(text)
+    import datasets
+
+    offline = None if Path(parts["name"]).is_dir() else hub_problem(WAIT_SECONDS)
+    datasets.disable_progress_bars()
+    try:
+        with _only_the_cache() if offline else contextlib.nullcontext():
+            builder = datasets.load_dataset_builder(
+                parts["name"], parts["config"], revision=parts["revision"]
+            )
+            builder.download_and_prepare()
+            split = parts["split"] or _only_split(builder, text)
+            data = builder.as_dataset(split=split)
+    except DataError:
+        raise
+    except Exception as error:  # the library and its network layers have dozens of kinds
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise DataError(f"{text}: {type(error).__name__}: {reason}", _advice(offline)) from error
+    rows = _named(data)
+    raw = "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows).encode()
+    revision = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
+    return HubData(
+        rows, split, revision[1] if revision else parts["revision"], len(raw), hashlib.sha256(raw).hexdigest()
+    )
+
+
+@contextlib.contextmanager
+def _only_the_cache() -> Iterator[None]:
+    """Keep the libraries from asking a hub that does not answer, which takes them half a minute, and only for now."""
+    import datasets
+    import huggingface_hub
+
+    modules = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def _advice(offline: str | None) -> str:
+    if offline is None:
+        return "check the name, and what follows ':' (configuration), '@' (revision) and '#' (split)"
+    return (
+        f"the hub can't be reached: {offline}; go online, or download the data set elsewhere and name its files, "
+        "or its folder as hub:/the/folder"
+    )
+
+
+def hub_fingerprint(text: str) -> dict[str, Any]:
+    """`path`, `bytes`, `sha256` and `revision` of a data set; None for what can't be had now."""
+    try:
+        data = load_hub(text)
+    except DataError:
+        return {"path": text, "bytes": None, "sha256": None, "revision": None}
+    return {"path": text, "bytes": data.bytes, "sha256": data.sha256, "revision": data.revision}
+
+
+def _only_split(builder: Any, text: str) -> str:
+    splits = list(builder.info.splits or {})
+    if "train" not in splits and len(splits) != 1:
+        raise DataError(
+            f"{text} has the splits {', '.join(splits)}, and none is called train",
+            f"name one: {text}#{splits[0] if splits else 'SPLIT'}",
+        )
+    return "train" if "train" in splits else splits[0]
+
+
+def _named(data: Any) -> list[dict[str, Any]]:
+    """Rows, with the name of a class where the data set has its number; -1 stands for "no label"."""
+    import datasets
+
+    classes = {name: kind for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    return [
+        {
+            name: value
+            if name not in classes or value is None
+            else classes[name].int2str(value)
+            if value >= 0
+            else None
+            for name, value in row.items()
+        }
+        for row in data
+    ]

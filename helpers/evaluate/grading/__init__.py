@@ -1,0 +1,35 @@
+"""Judging an answer: does it say the same, is its final answer right, are its steps right, is it complete; its label, its fields.
+
+    check_answer("12 ", "12")                                     # the same text, up to case, spaces, end punctuation
+    check_final_answer("... so the answer is $1,200.", "1200")    # the same value, found in free text
+    check_reasoning_steps("5 + 7 = 12\\n12 * 3 = 36", reference)   # every equation right, every reference step there
+    check_completeness("... Therefore, the sum is (3 +")          # cut off
+    check_label("Label: Billing.", "billing", ["billing", "other"])      # names that label and no other
+    check_fields('{"city": "Rome", "nights": 3}', "nights: 3\\ncity: Rome")  # all fields, the same values
+    check_text("a red bike", "the red bike", 0.5)                        # shares enough words
+
+Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away: texts and
+numbers are bounded, and what is not plain arithmetic goes to math-verify in a process with a time limit.
+"""
+
+from helpers.evaluate.grading.fields import check_fields, read_fields
+from helpers.evaluate.grading.free_text import check_text
+from helpers.evaluate.grading.labels import check_label, label_in
+from helpers.evaluate.grading.math.answers import Verdict, check_answer, check_final_answer, final_answer
+from helpers.evaluate.grading.math.equality import normalise
+from helpers.evaluate.grading.math.reasoning import check_completeness, check_reasoning_steps
+
+__all__ = [
+    "Verdict",
+    "check_answer",
+    "check_completeness",
+    "check_fields",
+    "check_final_answer",
+    "check_label",
+    "check_reasoning_steps",
+    "check_text",
+    "final_answer",
+    "label_in",
+    "normalise",
+    "read_fields",
+]

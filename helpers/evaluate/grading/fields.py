@@ -1,0 +1,134 @@
+"""Extraction: the fields of an answer, and whether they are those of the reference.
+
+An answer is a JSON object, in a code fence or in a sentence or alone, or lines of the form `field: value`. Right is one with all
+fields of the reference, no other, and the same values. What makes no difference:
+
+- the order of fields; case, spaces and full-width forms; punctuation at the end of a value;
+- how a plain number is written: `3`, `3.0` and `"3"` are one, `1,200` and `1200` too. Dates, codes with zeros in front and numbers
+  with a unit are text: `2024-01-05` is not `2024-1-5`;
+- null and empty fields, which count as not stated.
+
+Objects and lists inside count by their parts (`address.city`, `items.0`), lists in order. An answer with two different objects,
+or with one field twice, can't be read.
+"""
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+from helpers.evaluate.grading.math.answers import Verdict, without_extras
+from helpers.evaluate.grading.math.arithmetic import tidy_unicode
+from helpers.evaluate.grading.math.equality import normalise
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_LINE = re.compile(r"[\s*_#>•-]*(?P<field>[^:\n{}]{1,60}?)[\s*_]*:(?!//)[\s*_]*(?P<value>.*)")
+_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,30})(?:\.\d{1,30})?")
+
+
+class _Twice(ValueError):
+    """One field is there twice."""
+
+
+def check_fields(model_output: str, expected_output: str) -> Verdict:
+    """Whether an answer has the fields of the reference, all of them and no other, with the same values."""
+    expected, found = read_fields(expected_output), read_fields(model_output)
+    if not expected:
+        return Verdict(
+            False, "the reference has no fields: it must be a JSON object or lines of `field: value`"
+        )
+    if found is None:
+        why = "the answer holds no fields that can be read" if model_output.strip() else "the answer is empty"
+        return Verdict(False, why, None, _shown(expected))
+    wrong = [
+        f"field {name!r} is {found[name]!r}, not {expected[name]!r}"
+        for name in expected
+        if found.get(name, expected[name]) != expected[name]
+    ]
+    wrong += [f"field {name!r} is missing" for name in expected if name not in found]
+    wrong += [f"field {name!r} is too much" for name in found if name not in expected]
+    why = "; ".join(wrong) or f"all {len(expected)} fields are the same"
+    return Verdict(not wrong, why, _shown(found), _shown(expected), {"wrong": wrong})
+
+
+def read_fields(text: str) -> dict[str, str] | None:
+    """Fields of an answer, names and values evened out; without empty ones. None if there is nothing to read.
+
+    Args:
+        text: holds a JSON object or list, or lines of `field: value`.
+    """
+    text = without_extras(text.rpartition("</think>")[2]).strip()
+    fence = _FENCE.search(text)
+    try:
+        objects = _objects(fence[1] if fence else text)
+        if not objects and not fence:
+            return _from_lines(text)
+        flat = [_flat(value) for value in objects]
+    except (_Twice, RecursionError):
+        return None
+    return flat[0] if flat and all(one == flat[0] for one in flat) else None
+
+
+def _objects(text: str) -> list[Any]:
+    """The JSON objects in a text, or the one list that is all of it. Numbers stay as they are written."""
+    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_float=str, parse_int=str)
+    found, place = [], 0
+    opening = re.compile(r"[\[{]" if text.lstrip().startswith("[") else r"\{")
+    while match := opening.search(text, place):
+        try:
+            value, place = decoder.raw_decode(text, match.start())
+            found.append(value)
+        except json.JSONDecodeError:
+            place = match.end()
+        if len(found) > 20:
+            break
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({normalise(name) for name, _ in pairs}) < len(pairs):
+        raise _Twice
+    return dict(pairs)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {
+            key: text
+            for part, inner in parts
+            for key, text in _flat(inner, f"{name}.{normalise(str(part))}".lstrip(".")).items()
+        }
+    text = _value(value)
+    return {name: text} if text else {}
+
+
+def _from_lines(text: str) -> dict[str, str] | None:
+    """`field: value` lines; a line without a colon goes on with the value before it."""
+    found: dict[str, str] = {}
+    last, any_line = "", False
+    for line in tidy_unicode(text).splitlines():
+        match = _LINE.fullmatch(line)
+        if match:
+            last, any_line = normalise(match["field"]), True
+            if last in found:
+                return None
+            found[last] = match["value"]
+        elif last and line.strip():
+            found[last] += f" {line.strip()}"
+    return {name: value for name, text in found.items() if (value := _value(text))} if any_line else None
+
+
+def _value(value: Any) -> str:
+    """A value as it is compared: plain numbers without thousands signs and needless zeros, else text without case."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).casefold()
+    text = normalise(str(value)).strip("\"'`")
+    if _NUMBER.fullmatch(text):
+        number = Decimal(text.replace(",", ""))
+        return format(number.normalize() if number else Decimal(0), "f")
+    return text
+
+
+def _shown(fields: dict[str, str]) -> str:
+    return json.dumps(fields, ensure_ascii=False)[:500]

@@ -1,0 +1,47 @@
+"""Free text: how many of its words an answer shares with the reference.
+
+There is no rule that tells a good text from a bad one. The F1 over words is simple and can be repeated, and it misses much: a
+good text in other words scores low, and a wrong one that changes a number or adds a "not" scores high. So read answers, too.
+"""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+
+from helpers.evaluate.grading.math.answers import Verdict, without_extras
+
+
+def check_text(model_output: str, expected_output: str, threshold: float = 0.5) -> Verdict:
+    """Whether an answer shares enough words with the reference; an empty one never does.
+
+    Args:
+        threshold: the F1 from which it is right.
+    """
+    answer = without_extras(model_output).strip()
+    if not answer:
+        return Verdict(False, "the answer is empty", None, expected_output[:500], {"f1": 0.0})
+    f1 = token_f1(*(unicodedata.normalize("NFKC", text) for text in (answer, expected_output)))
+    why = f"F1 {f1:.2f} with the reference; right from {threshold:g}"
+    return Verdict(f1 >= threshold, why, answer[:500], expected_output[:500], {"f1": f1})
+
+
+def token_f1(model_output: str, expected_output: str) -> float:
+    """SQuAD's F1 over words: lower case, without punctuation and the articles a, an, the. In [0, 1].
+
+    Rajpurkar et al. 2016. Each Chinese character counts as a word, as in CMRC 2018, since no space parts Chinese words.
+    """
+
+    def words(text: str) -> list[str]:
+        text = "".join(
+            char
+            for char in text.lower()
+            if not unicodedata.category(char).startswith("P") and char not in string.punctuation
+        )
+        return re.findall(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+", re.sub(r"\b(a|an|the)\b", " ", text))
+
+    found, expected = words(model_output), words(expected_output)
+    if not found or not expected:
+        return float(found == expected)
+    common = (Counter(found) & Counter(expected)).total()
+    return 2 * common / (len(found) + len(expected))

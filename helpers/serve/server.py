@@ -1,0 +1,266 @@
+"""vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing left of it after.
+
+with serve_vllm("merged_model", fmt=fmt) as server:
+    client = openai.OpenAI(base_url=server.url, api_key=server.api_key)
+    client.chat.completions.create(model=server.model, messages=[{"role": "user", "content": "..."}])
+"""
+
+import collections
+import contextlib
+import ctypes
+import importlib.util
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import ModelError
+from helpers.net import free_port
+from helpers.serve.engine import NOT_INSTALLED, vllm_advice, vllm_is_for_cpu, vllm_settings
+from helpers.train.prompts import PromptFormat
+
+GUIDE_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}{{ ' ' + message['content'].strip() + '\\n\\n' }}"
+    "{%- elif message['role'] == 'system' -%}{{ message['content'].strip() + '\\n\\n' }}"
+    "{%- else -%}{{ 'Instruction: ' + message['content'].strip() + '\\nResponse:' }}"
+    "{%- endif -%}{%- endfor -%}"
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs.
+
+    Attributes:
+        url: its address, with `/v1`.
+        api_key: made for it alone.
+        model: the name to ask for.
+        pid: of its first process.
+        seconds: that it took to start.
+    """
+
+    url: str
+    api_key: str
+    model: str
+    pid: int
+    seconds: float
+
+    def __repr__(self) -> str:
+        return f"Server(url={self.url!r}, model={self.model!r})"  # without its key
+
+
+@contextlib.contextmanager
+def serve_vllm(
+    model_folder: str | Path,
+    *,
+    fmt: PromptFormat | None = None,
+    name: str = "merged",
+    adapters: dict[str, str | Path] | None = None,
+    dtype: str = "bfloat16",
+    max_model_len: int = 1024,
+    tensor_parallel_size: int = 1,
+    gpu_memory_utilization: float = 0.9,
+    kv_cache_gib: int = 1,
+    patience: float = 600,
+    options: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Start vLLM's server on loopback (what `vllm serve` starts, which the build for CPUs lacks), wait until it answers, and end it with the block.
+
+    Args:
+        model_folder: the model: a Hugging Face folder, or its name on the hub.
+        fmt: the prompt format of training. `guide` gets a chat template that makes the same prompts; with another format, or
+            None, the server uses the template in the model's folder.
+        name: what clients ask for.
+        adapters: PEFT adapters to serve beside the model without merging, by the name to ask for.
+        dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization, kv_cache_gib: as in `load_vllm`.
+        patience: seconds to wait for it; a large model loads for minutes.
+        options: anything else for the command line of `vllm serve`.
+
+    Raises:
+        ModelError: the model is not there, vLLM is not installed, or the server ended or did not answer in time; the end
+            of its log is in the message.
+    """
+    folder = Path(model_folder)
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model_folder)) and not folder.exists()
+    if not on_hub and not (folder / "config.json").is_file():
+        raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
+    if importlib.util.find_spec("vllm") is None:
+        raise ModelError("vLLM is not installed", NOT_INSTALLED)
+    environment, on_cpu = vllm_settings(kv_cache_gib) | os.environ, vllm_is_for_cpu()
+    key, port = secrets.token_urlsafe(16), free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            folder,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            port,
+            "--served-model-name",
+            name,
+            "--dtype",
+            dtype,
+            "--max-model-len",
+            max_model_len,
+            "--tensor-parallel-size",
+            tensor_parallel_size,
+        ]
+        command += ["--enforce-eager"] if on_cpu else ["--gpu-memory-utilization", gpu_memory_utilization]
+        if fmt is not None and fmt.name == "guide":
+            template = Path(scratch) / "guide.jinja"
+            template.write_text(GUIDE_TEMPLATE, encoding="utf-8")
+            command += ["--chat-template", template]
+        if adapters:
+            ranks = [_rank(Path(path)) for path in adapters.values()]
+            command += [
+                "--enable-lora",
+                "--max-lora-rank",
+                max(8, *ranks),
+                "--lora-modules",
+                *(f"{n}={Path(path).resolve()}" for n, path in adapters.items()),
+            ]
+        log = Path(scratch) / "vllm.log"
+        started = time.monotonic()
+        with open(log, "wb") as file:
+            process = (
+                subprocess.Popen(  # the key goes by environment: a command line is for everybody to read
+                    [*map(str, command), *options],
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=environment | {"VLLM_API_KEY": key},
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
+            )
+        try:
+            _wait(process, port, patience, log, on_cpu)
+            yield Server(f"http://127.0.0.1:{port}/v1", key, name, process.pid, time.monotonic() - started)
+        finally:
+            _end(process)
+
+
+def _rank(adapter: Path) -> int:
+    import json
+
+    try:
+        return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{adapter} is no PEFT adapter: {error}", "notebook 05_merge makes one: merge/peft_adapter"
+        ) from error
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end the server if this Python process dies without a chance to do it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _wait(process: subprocess.Popen, port: int, patience: float, log: Path, on_cpu: bool) -> None:
+    from tqdm import tqdm
+
+    started = time.monotonic()
+    with tqdm(
+        desc="Starting vllm serve", bar_format="{desc}: {elapsed}", file=sys.stdout, mininterval=1, position=0
+    ) as bar:
+        while time.monotonic() - started < patience:
+            if process.poll() is not None:
+                raise ModelError(f"vllm serve ended at its start:\n{_tail(log)}", vllm_advice(on_cpu))
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    return
+            time.sleep(0.25)
+            bar.update()
+    raise ModelError(
+        f"vllm serve did not answer in {patience:.0f} s:\n{_tail(log)}",
+        "raise patience=, or use a smaller model",
+    )
+
+
+def _tail(log: Path) -> str:
+    with open(log, encoding="utf-8", errors="replace") as file:
+        lines = collections.deque((line.rstrip() for line in file), maxlen=200)
+    errors = [line for line in lines if "Error" in line]
+    return "\n".join((errors or list(lines))[-5:])
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the server and all that it started: they are one process group."""
+    for sign, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 20)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            break
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def ask_server(
+    server: Server,
+    questions: Sequence[str],
+    fmt: PromptFormat,
+    max_tokens: int,
+    model: str | None = None,
+    at_once: int = 64,
+) -> list[dict[str, Any]]:
+    """Greedy answers from a server, through the OpenAI client, `at_once` at a time.
+
+    Args:
+        questions: what the user's turn says, one a question.
+        fmt: its stop rule is used, where it is text.
+        max_tokens: longest answer.
+        model: the model or adapter to ask; the server's own by default.
+
+    Returns:
+        `text` (stripped), `stop_reason` (`stop` or `length`) and `tokens` (a count), in the order of the questions.
+
+    Raises:
+        BackendError: the server refused a request, or is gone.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import openai
+
+    from helpers.errors import BackendError
+
+    client = openai.OpenAI(base_url=server.url, api_key=server.api_key, max_retries=1, timeout=600)
+    stop = [text for text in fmt.stop if isinstance(text, str)] or None
+
+    def ask(question: str) -> dict[str, Any]:
+        answer = client.chat.completions.create(
+            model=model or server.model,
+            messages=[{"role": "user", "content": question}],
+            temperature=0,
+            max_tokens=max_tokens,
+            stop=stop,
+        )
+        choice = answer.choices[0]
+        return {
+            "text": (choice.message.content or "").strip(),
+            "stop_reason": choice.finish_reason,
+            "tokens": answer.usage.completion_tokens,
+        }
+
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(ask, questions))
+    except openai.OpenAIError as error:
+        raise BackendError(
+            f"{server.url} did not answer: {error}",
+            "is the server still running? Its `with` block must be open",
+        ) from error

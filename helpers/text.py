@@ -1,0 +1,61 @@
+"""Numbers and rows as people read them: times, sizes, plurals, columns."""
+
+
+def clock(seconds: float | None) -> str:
+    """Minutes and seconds, to the nearest second: `0:09`, `12:40`; `–` for None."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
+
+
+def minutes(seconds: float) -> str:
+    """A rough time, for estimates: `under 1 min`, `6 min`."""
+    return "under 1 min" if seconds < 45 else f"{round(seconds / 60)} min"
+
+
+def plural(number: int, word: str) -> str:
+    """`1 run`, `2 runs`, `12,000 runs`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def two_digits(number: int) -> int:
+    """An estimate rounded to its first two digits: more would be false precision."""
+    digits = len(str(number)) - 2
+    return round(number, -digits) if digits > 0 else number
+
+
+def percent(share: float) -> str:
+    """`57.5%`."""
+    return f"{share:.1%}"
+
+
+def size_text(size: int | None) -> str:
+    """Bytes as `812 B`, `36 MB`, `1.2 GB`; `–` for None."""
+    if size is None:
+        return "–"
+    amount, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 999.5 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"
+
+
+def table(rows: list[list[str]], right: set[int] | frozenset[int] = frozenset()) -> str:
+    """Rows under a head, in columns.
+
+    Args:
+        rows: the head first; all of the same length.
+        right: the columns that are aligned to the right.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(_cell(cell, widths[i], i in right) for i, cell in enumerate(row)).rstrip() for row in rows
+    ]
+    lines.insert(1, "  ".join("─" * width for width in [*widths[:-1], min(widths[-1], 40)]))
+    return "\n".join(lines)
+
+
+def _cell(text: str, width: int, to_the_right: bool) -> str:
+    return text.rjust(width) if to_the_right else text.ljust(width)

@@ -1,0 +1,61 @@
+"""The guide's prompt format as a `tinker_cookbook` renderer, so that Inspect and the cookbook's own loops can use it.
+
+    register()                                        # once; then "guide" names it everywhere in the cookbook
+    renderer = renderers.get_renderer("guide", tokenizer)
+
+A question becomes `Instruction: …\\nResponse:`, an answer ends at an empty line: token for token what
+`helpers.train.prompts.prompt_format("guide", tokenizer)` makes. Turns before the last question stand before it in the same form.
+"""
+
+import tinker
+from tinker_cookbook import renderers
+from tinker_cookbook.renderers.base import (
+    Message,
+    ParseTermination,
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    ensure_text,
+)
+
+from helpers.train.prompts import END_OF_ANSWER, GUIDE_STOP
+
+
+class GuideRenderer(Renderer):
+    """Renders `system`, `user` and `assistant` messages; it has no tools and no thinking."""
+
+    has_extension_property = True
+
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        text = ensure_text(message["content"]).strip()
+        if message["role"] == "assistant":
+            return RenderedMessage(output=self._chunks(f" {text}{END_OF_ANSWER}" if text else ""))
+        if message["role"] == "system":
+            return RenderedMessage(output=self._chunks(f"{text}{END_OF_ANSWER}" if text else ""))
+        return RenderedMessage(output=self._chunks(f"Instruction: {text}\nResponse:"))
+
+    def _chunks(self, text: str) -> list[tinker.ModelInputChunk]:
+        tokens = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return [tinker.types.EncodedTextChunk(tokens=tokens)] if tokens else []
+
+    def get_stop_sequences(self) -> list[str]:
+        return list(GUIDE_STOP)
+
+    def parse_response(self, response: list[int]) -> tuple[Message, ParseTermination]:
+        """The answer up to the first stop text, stripped, and how it ended."""
+        text = self.tokenizer.decode(response, skip_special_tokens=True)
+        ends = [text.index(stop) for stop in GUIDE_STOP if stop in text]
+        message = Message(role="assistant", content=text[: min(ends, default=len(text))].strip())
+        if ends:
+            return message, ParseTermination.STOP_SEQUENCE
+        ended = bool(response) and response[-1] == self.tokenizer.eos_token_id
+        return message, ParseTermination.EOS if ended else ParseTermination.MALFORMED
+
+    @property
+    def _bos_tokens(self) -> list[int]:
+        return self.tokenizer.encode("", add_special_tokens=True)
+
+
+def register() -> None:
+    """Make `guide` a name that `tinker_cookbook.renderers.get_renderer` knows."""
+    renderers.register_renderer("guide", lambda tokenizer, image_processor: GuideRenderer(tokenizer))

@@ -1,0 +1,505 @@
+#!/usr/bin/env python3
+"""Set the course up: make .venv and install exactly what requirements.lock lists. Does nothing when that is done.
+
+    python3 install.py           into .venv, which it makes (`make run` and `make test` call this)
+    python  install.py --here    into the active conda or virtual environment
+    python3 install.py --lock    developers: resolve pyproject.toml into requirements.lock anew
+
+It runs on the system's Python with the standard library alone, and its syntax is kept plain enough for an old Python 3 to
+read it and say that it is too old.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(ROOT, ".venv")
+LOCK = os.path.join(ROOT, "requirements.lock")
+PROJECT = os.path.join(ROOT, "pyproject.toml")
+STAMP, LOG = "tinker-course.json", "tinker-course-install.log"
+
+OLDEST, NEWEST = (3, 11), (3, 13)
+DISK_NEEDED = 5.0  # GB: 3.6 for the environment, the rest for pip's downloads on their way
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+PROBE_SECONDS = 4
+UV = "uv==0.13.9"  # resolves the lock; pinned so that the lock's form stays the same
+
+# Runs in the environment's own Python: prints, as JSON, what the lock asks for and the environment lacks. pip writes
+# RECORD last, so a package without one was cut off half-way.
+COMPARE = r"""
+import importlib.metadata as m, json, re, sys
+from pip._vendor.packaging.requirements import Requirement
+name = lambda text: re.sub(r"[-_.]+", "-", text).lower()
+have = {}
+for d in m.distributions():
+    if d.metadata["Name"]:
+        have[name(d.metadata["Name"])] = d.version if d.read_text("RECORD") else "half of it"
+lines = [line.strip() for line in open(sys.argv[1], encoding="utf-8")]
+wanted = [Requirement(line) for line in lines if line and line[0] not in "#-"]
+wanted = [r for r in wanted if not r.marker or r.marker.evaluate()]
+wrong = {}
+for r in wanted:
+    found = have.get(name(r.name))
+    if found is None or not r.specifier.contains(found.replace("half of it", "0"), prereleases=True):
+        wrong[r.name] = [str(r.specifier), found]
+cuda = []
+for d in m.distributions(name="torch"):  # the CUDA build asks for NVIDIA's libraries, the CPU build for none
+    for r in map(Requirement, d.requires or []):
+        if re.match("nvidia-|cuda-|triton", r.name) and (not r.marker or r.marker.evaluate({"extra": ""})):
+            if have.get(name(r.name), "half of it") == "half of it":
+                cuda.append(r.name)
+print(json.dumps({"wrong": wrong, "count": len(wanted), "cuda_libraries_missing": cuda}))
+"""
+
+
+class InstallError(Exception):
+    """What is wrong and what to do, in one text."""
+
+
+def refusal(version, system, machine):
+    """Why the course can't be installed on such a machine, or None.
+
+    Args:
+        version: the Python version, as a tuple that starts (major, minor).
+        system: as `platform.system()` says, such as "Linux".
+        machine: as `platform.machine()` says, such as "x86_64".
+    """
+    if system != "Linux" or machine != "x86_64":
+        return (
+            f"The course needs Linux on x86-64; this is {system} on {machine}.\n"
+            "-> On Windows use WSL 2. On a Mac or an ARM machine use a Linux x86-64 machine or container."
+        )
+    if not OLDEST <= tuple(version[:2]) <= NEWEST:
+        word = "old" if tuple(version[:2]) < OLDEST else "new"
+        return (
+            f"Python {version[0]}.{version[1]} is too {word}: the course needs Python 3.11, 3.12 or 3.13.\n"
+            "-> Install one of these and name it: make run PYTHON=python3.11 (or use environment.yml with conda)."
+        )
+    return None
+
+
+def fingerprint(path):
+    """SHA-256 of a file's bytes, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def wanted_stamp():
+    """What the stamp of a finished installation says: any difference means there is something to do."""
+    return {"lock": fingerprint(LOCK), "project": fingerprint(PROJECT), "folder": ROOT}
+
+
+def read_stamp(prefix):
+    """The stamp in the environment folder `prefix`; {} if there is none or it can't be read."""
+    try:
+        with open(os.path.join(prefix, STAMP), encoding="utf-8") as file:
+            stamp = json.load(file)
+        return stamp if isinstance(stamp, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def is_installed(prefix):
+    """True if the environment in `prefix` was installed to the end from today's lock and project file, here."""
+    return os.path.exists(os.path.join(prefix, "bin", "python")) and read_stamp(prefix) == wanted_stamp()
+
+
+def write_stamp(prefix):
+    """Say that the installation in `prefix` is finished."""
+    path = os.path.join(prefix, STAMP)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(wanted_stamp(), file, indent=2)
+        file.write("\n")
+    os.replace(path + ".tmp", path)
+
+
+def install(prefix):
+    """Bring the environment in `prefix` to what the lock says, from whatever state it is in."""
+    python = os.path.join(prefix, "bin", "python")
+    start = time.time()
+    state = compare(python)
+    if os.path.exists(os.path.join(prefix, STAMP)):
+        os.remove(os.path.join(prefix, STAMP))  # from here on a Ctrl-C leaves an unfinished installation
+    clear_halves(prefix, list(state["wrong"]) + state["cuda_libraries_missing"])
+    if state["wrong"]:
+        check_disk(prefix)
+        say(announcement(len(state["wrong"]), state["count"], prefix))
+        if "torch" in state["wrong"]:
+            install_torch(python)
+        pip(python, ["--no-deps", "-r", LOCK], "packages", state["count"])
+        state = compare(python)
+    if state["cuda_libraries_missing"]:
+        say(
+            "The CPU build of PyTorch could not be had here. The CUDA build came instead; it runs on the CPU too, but"
+        )
+        say("needs NVIDIA's libraries, about 3 GB more. Installing them.")
+        check_disk(prefix)
+        pip(python, ["-c", LOCK, "torch=={}".format(pinned("torch"))], "CUDA libraries", 20)
+    if state["wrong"]:
+        names = ", ".join(
+            "{}{} (found: {})".format(name, *pair) for name, pair in sorted(state["wrong"].items())[:5]
+        )
+        raise InstallError(
+            "{} packages did not arrive: {}\n-> Run the same command again.".format(
+                len(state["wrong"]), names
+            )
+        )
+    pip(python, ["--no-deps", "--no-build-isolation", "-e", ROOT], "the course itself", 1)
+    write_stamp(prefix)
+    make_base_model(python)
+    say(f"Ready, after {time.time() - start:.0f} s.")
+
+
+def make_base_model(python):
+    """Make the local base model now, so that no notebook has to wait for it. Where that fails, the first notebook says why."""
+    import subprocess
+
+    made = subprocess.call(
+        [python, "-c", "from helpers.train.models import local_base_model; local_base_model()"],
+        stderr=subprocess.DEVNULL,
+    )
+    if made != 0:
+        say(
+            "The base model could not be made now. The first notebook tries it again, and says what is wrong."
+        )
+
+
+def announcement(missing, count, prefix):
+    """What is going to be installed, and what it takes."""
+    if missing > count / 2:
+        return f"Installing {count} packages into {prefix}: about 2 to 4 minutes and 3.6 GB, once."
+    return f"Going on: {missing} of {count} packages are missing or of another version in {prefix}."
+
+
+def compare(python):
+    """What the lock asks for and the environment of `python` lacks."""
+    import subprocess
+
+    result = subprocess.run(
+        [python, "-I", "-c", COMPARE, LOCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    if result.returncode:
+        raise InstallError(
+            "{} can't be used:\n{}\n-> Delete {} and run the same command again.".format(
+                python,
+                result.stderr.decode(errors="replace").strip()[-600:],
+                os.path.dirname(os.path.dirname(python)),
+            )
+        )
+    return json.loads(result.stdout.decode())
+
+
+def clear_halves(prefix, names):
+    """Remove what is left of those packages that pip was cut off from installing: it can't replace them by itself."""
+    import glob
+
+    plain = {name.lower().replace("-", "_").replace(".", "_") for name in names}
+    for folder in glob.glob(os.path.join(prefix, "lib", "python3*", "site-packages", "*.dist-info")):
+        name = os.path.basename(folder).split("-")[0].lower().replace(".", "_")
+        if name in plain and not os.path.exists(os.path.join(folder, "RECORD")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def install_torch(python):
+    """Install torch alone, as the CPU build: most machines' default index has a CUDA build with GBs of libraries.
+
+    Where the CPU index can't be reached, torch comes from wherever pip is set up to look.
+    """
+    version = pinned("torch")
+    if reachable(CPU_INDEX + "/torch/"):
+        try:
+            pip(
+                python,
+                ["--no-deps", "--extra-index-url", CPU_INDEX, f"torch=={version}+cpu"],
+                "PyTorch",
+                1,
+            )
+            return
+        except InstallError:
+            say("The CPU index has no PyTorch for this Python; taking it from pip's usual place.")
+    pip(python, ["--no-deps", f"torch=={version}"], "PyTorch", 1)
+
+
+def reachable(url):
+    """True if `url` answers within PROBE_SECONDS, name look-up included (which urllib's own timeout leaves out)."""
+    import threading
+
+    answers = []
+
+    def ask():
+        import urllib.request
+
+        try:
+            with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as reply:
+                answers.append(reply.status == 200)
+        except Exception:  # any failure means: do without
+            answers.append(False)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return bool(answers and answers[0])
+
+
+def pinned(name):
+    """The version that the lock pins for package `name`."""
+    with open(LOCK, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(name + "=="):
+                return line.split("==")[1].split(";")[0].strip()
+    raise InstallError(
+        f"requirements.lock does not pin {name}.\n-> Get the file again: git checkout requirements.lock"
+    )
+
+
+def pip(python, arguments, what, count):
+    """Run `pip install`, show how far it is, keep its own words in a log file, and show their end if it fails."""
+    import subprocess
+
+    log = os.path.join(os.path.dirname(os.path.dirname(python)), LOG)
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-warn-script-location",
+        "--progress-bar",
+        "off",
+    ] + arguments
+    with open(log, "a+", encoding="utf-8", errors="replace") as output:
+        output.seek(0, os.SEEK_END)
+        start = output.tell()
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            watch(process, log, start, what, count)
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+        output.seek(start)
+        words = output.read()
+    if process.returncode:
+        raise InstallError(failure(words, what, log))
+
+
+def watch(process, log, start, what, count):
+    """Show progress till pip ends: one line rewritten each second on a terminal, a line each half minute elsewhere."""
+    import subprocess
+
+    began, said, terminal = time.time(), time.time(), sys.stdout.isatty()
+    while True:
+        try:
+            process.wait(timeout=1)
+            break
+        except subprocess.TimeoutExpired:
+            pass
+        if not terminal and time.time() - said < 30:
+            continue
+        said = time.time()
+        with open(log, encoding="utf-8", errors="replace") as file:
+            file.seek(start)
+            words = file.read()
+        fetched = min(count, words.count("\nCollecting ") + words.startswith("Collecting "))
+        step = "writing files" if "\nInstalling collected" in words else f"fetched {fetched} of {count}"
+        line = f"  {what}: {step}, {time.time() - began:.0f} s"
+        sys.stdout.write("\r" + line.ljust(70) if terminal else line + "\n")
+        sys.stdout.flush()
+    if terminal:
+        sys.stdout.write("\r" + " " * 70 + "\r")
+
+
+def failure(words, what, log):
+    """pip's own errors, and what may mend them."""
+    lines = [line for line in words.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-5:]
+    text = "pip could not install {}:\n  {}\n".format(what, "\n  ".join(line[:300] for line in errors[-5:]))
+    if "No space left" in words:
+        return text + f"-> Free {DISK_NEEDED:.0f} GB of disk space, then run the same command again."
+    if "No matching distribution" in words or "connection" in words.lower():
+        return (
+            text
+            + "-> Check the network (and proxy settings), then run the same command again: it goes on from here.\n"
+            + "   All of pip's output: "
+            + log
+        )
+    return text + "-> Run the same command again: it goes on from here.\n   All of pip's output: " + log
+
+
+def check_disk(prefix):
+    """Refuse to begin where the disk is too full to end."""
+    free = shutil.disk_usage(prefix).free / 1e9
+    if free < DISK_NEEDED:
+        raise InstallError(
+            f"{free:.1f} GB are free on the disk of {prefix}; the packages need {DISK_NEEDED:.0f} GB.\n"
+            "-> Free some space, then run the same command again."
+        )
+
+
+def make_venv(path):
+    """Make the virtual environment, or make it anew if it is broken, of another Python, or was moved here."""
+    import subprocess
+
+    python = os.path.join(path, "bin", "python")
+    if os.path.exists(path):
+        moved = read_stamp(path).get("folder", ROOT) != ROOT  # its scripts hold the old path
+        probe = [python, "-I", "-c", "import pip, sys; print(sys.version_info[:2])"]
+        try:
+            works = (
+                subprocess.run(probe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                .stdout.decode()
+                .strip()
+            )
+        except OSError:
+            works = ""
+        supported = [str((3, minor)) for minor in range(OLDEST[1], NEWEST[1] + 1)]
+        if works in supported and not moved:
+            return
+        say(f"The environment in {path} can't be used here; making it again.")
+    try:
+        import ensurepip  # noqa: F401  Debian ships it apart
+        import venv
+    except ImportError as error:
+        raise InstallError(
+            "This Python can't make virtual environments: Debian and Ubuntu ship that part apart.\n"
+            "-> sudo apt install python{}.{}-venv, then run the same command again.".format(
+                *sys.version_info[:2]
+            )
+        ) from error
+    venv.EnvBuilder(with_pip=True, clear=True, symlinks=True).create(path)
+
+
+def active_prefix():
+    """The folder of the active conda or virtual environment.
+
+    Raises:
+        InstallError: this is the system's own Python, which should be left alone.
+    """
+    if sys.prefix != sys.base_prefix or os.path.isdir(os.path.join(sys.prefix, "conda-meta")):
+        return sys.prefix
+    raise InstallError(
+        f"--here needs an active conda or virtual environment; {sys.executable} is the system's Python.\n"
+        "-> conda env create -f environment.yml; conda activate tinker-course; python install.py --here"
+    )
+
+
+def make_lock():
+    """Resolve pyproject.toml into requirements.lock. Pins that still fit stay as they are."""
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_venv(os.path.join(folder, "uv"))
+        python = os.path.join(folder, "uv", "bin", "python")
+        pip(python, [UV], "uv", 1)
+        subprocess.run(
+            [
+                os.path.join(folder, "uv", "bin", "uv"),
+                "pip",
+                "compile",
+                "--universal",
+                "--python-version",
+                "3.11",
+                "--no-header",
+                "--no-annotate",
+                "--quiet",
+                "--output-file",
+                LOCK,
+                PROJECT,
+            ],
+            check=True,
+            cwd=ROOT,
+        )
+    with open(LOCK, encoding="utf-8") as file:
+        lines = tidy(file.read())
+    with open(LOCK, "w", encoding="utf-8") as file:
+        file.write(lines)
+    say("Wrote {} with {} pins.".format(LOCK, lines.count("==")))
+
+
+def tidy(text):
+    """The lock without the marker that every line has: the course runs on Linux x86-64 only."""
+    head = [
+        "# Made by `make lock` from pyproject.toml: edit that, not this. install.py installs it with\n"
+        "# --no-deps, because some packages ask for what they do not need (see pyproject.toml).",
+        "# For Linux on x86-64, Python 3.11 to 3.13.",
+    ]
+    pins = []
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        pin, _, marker = line.partition(" ; ")
+        tests = [
+            test
+            for test in marker.split(" and ")
+            if test and not test.startswith(("platform_", "sys_platform"))
+        ]
+        if tests == ["python_full_version < '3.14'"]:  # always so here
+            tests = []
+        pins.append(pin + (" ; " + " and ".join(tests) if tests else ""))
+    return "\n".join(head + pins) + "\n"
+
+
+def say(text):
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments):
+    import platform
+
+    unknown = [argument for argument in arguments if argument not in ("--here", "--lock")]
+    if unknown:
+        say("Unknown: {}\n{}".format(" ".join(unknown), __doc__))
+        return 2
+    reason = refusal(sys.version_info, platform.system(), platform.machine())
+    if reason:
+        sys.stderr.write(reason + "\n")
+        return 1
+    try:
+        if "--lock" in arguments:
+            make_lock()
+            return 0
+        prefix = active_prefix() if "--here" in arguments else VENV
+        if is_installed(prefix):
+            return 0
+        with_lock(prefix)
+        return 0
+    except InstallError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. Run the same command again: it goes on from here.\n")
+        return 130
+    except OSError as error:
+        sys.stderr.write(f"{error}\n-> Check that you may write to {ROOT} and that the disk is not full.\n")
+        return 1
+
+
+def with_lock(prefix):
+    """Install, one process at a time: `make run` and `make test` may be started together."""
+    import fcntl
+
+    folder = os.open(ROOT, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Another installation is going on; waiting for it.")
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if is_installed(prefix):
+            return
+        if prefix == VENV:
+            make_venv(prefix)
+        install(prefix)
+    finally:
+        os.close(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
