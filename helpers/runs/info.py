@@ -1,7 +1,7 @@
 """A run folder seen from outside: how far it came, how large it is, whether it can be read.
 
-`course list`, `show`, `report`, `clean` and sweeps see runs through here. A run that was cut short, damaged, or made by
-another version of the course is shown as such.
+`course list`, `show`, `report`, `clean` and sweeps see runs through here. A run that was cut short, damaged,
+or made by another version of the course is shown as such.
 """
 
 import os
@@ -93,7 +93,8 @@ class RunInfo:
 
 
 def find_runs() -> list[RunInfo]:
-    """All runs, newest first. Folders without a manifest or its lock file are not runs; links are not followed.
+    """All runs, newest first. Folders without a manifest or its lock file are not runs; links are not
+    followed.
 
     Raises:
         RunError: the runs folder can't be read.

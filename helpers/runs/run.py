@@ -1,7 +1,7 @@
 """The run folder: one folder a stage, and a manifest that says what was done with what.
 
-Nothing passes between notebooks but the files in here. `open_stage` (in helpers.runs.stage) opens a run for a notebook;
-this module is the folder itself: making it, finding it, reading and changing its manifest.
+Nothing passes between notebooks but the files in here. `open_stage` (in helpers.runs.stage) opens a run for a
+notebook; this module is the folder itself: making it, finding it, reading and changing its manifest.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def check_new_run(name: str = "") -> None:
     Raises:
         RunError: the name is taken or not allowed, or the folder can't be written.
     """
-    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in ("latest", "new"):
+    if (name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)) or name in ("latest", "new"):
         raise RunError(
             f"{name!r} can't name a run", "use letters, digits, '.', '_' and '-', not 'latest' or 'new'"
         )
@@ -144,7 +144,8 @@ def data_fingerprints(data_files: str) -> list[DataFile]:
     """Path, size and SHA-256 of each data file; a data set on the hub has its `revision` too.
 
     Args:
-        data_files: the setting of notebook 01: paths and data sets, separated by commas, relative to the project.
+        data_files: the setting of notebook 01: paths and data sets, separated by commas, relative to the
+            project.
     """
     found = []
     for path in data_paths(data_files, ROOT):
@@ -198,11 +199,12 @@ class Run:
     def take_over(self, name: str, other: "Run") -> None:
         """Copy a finished stage of another run, its executed notebook included, instead of running it here.
 
-        The manifest says `shared_from`, and that it took no time here. Whether the stage would come out the same here is
-        for the caller to know.
+        The manifest says `shared_from`, and that it took no time here. Whether the stage would come out the
+        same here is for the caller to know.
 
         Raises:
-            RunError: the stage is not done there, its data files have changed since, or the folder can't be written.
+            RunError: the stage is not done there, its data files have changed since, or the folder can't be
+                written.
         """
         entry = other.stage(name)
         if entry.data and entry.data != data_fingerprints(entry.settings.data_files):

@@ -1,7 +1,8 @@
 """The settings of each stage: names, types, allowed values, defaults and help, in one pydantic model a stage.
 
-The notebooks' parameter cells hold the same defaults (a test keeps them equal), since that is where a learner reads and
-papermill replaces them. Everything else asks here: `open_stage`, `course run`, the dry run, sweeps, the Tab key, the docs.
+The notebooks' parameter cells hold the same defaults (a test keeps them equal), since that is where a learner
+reads and papermill replaces them. Everything else asks here: `open_stage`, `course run`, the dry run, sweeps,
+the Tab key, the docs.
 
     chosen = check_settings({"rank": 8, "epochs": 2})      # what a user set, for whichever stages take it
     settings_of("train", chosen).learning_rate             # 0.001, the default
