@@ -13,12 +13,14 @@ from typing import Any
 from helpers.clock import work_done
 from helpers.data.split import load_part
 from helpers.errors import CourseError, RunError
+from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
 from helpers.files import read_json, write_json, write_jsonl
 from helpers.runs.manifest import BackendUsed, Failure, now
 from helpers.runs.run import Run, data_fingerprints, new_run, open_run
 from helpers.runs.settings import SETTINGS, TrainSettings, settings_of
 from helpers.runs.stages import STAGES
+from helpers.weights.parity import Scores
 
 
 def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
@@ -116,6 +118,27 @@ class Stage:
     def best_checkpoint(self) -> dict[str, Any]:
         """The one that notebook 02 chose: `step`, `state_path`, `sampler_path`, `correct`, `total`, `loss`."""
         return read_json(self.run.file("train/best_checkpoint.json"))
+
+    def trained_scores(self, most: int) -> Scores:
+        """The logprobs that the trained model gave the reference answers in notebook 05, of the first `most`.
+
+        Raises:
+            RunError: `merge/logprobs.json` is missing or damaged.
+        """
+        logprobs = read_json(self.run.file("merge/logprobs.json"))["Tinker sampler"]
+        return Scores("Tinker sampler", logprobs[:most])
+
+    def earlier_scores(self) -> str:
+        """What notebooks 03 and 05 measured on the test set, a line each, as far as they are done."""
+        stages, lines = self.run.manifest.stages, []
+        if stages.is_done("evaluate"):
+            found = read_json(self.run.file("evaluate/model_evaluation.json"))
+            lines.append(f"sampler: {Score(found['test_correct'], found['test_size'])}")
+            lines.append(f"base:    {Score(found['base_correct'], found['test_size'])}")
+        if stages.is_done("merge") and self.name != "merge":
+            merged = self.run.stage("merge").results
+            lines.append(f"merged:  {Score(merged.correct, merged.total)}, in transformers")
+        return "\n".join(lines)
 
     def uses(self, backend: Any, base_model: str) -> None:
         """Record the service that trains, and the base model."""
