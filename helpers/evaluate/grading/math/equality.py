@@ -3,14 +3,8 @@
 import re
 import unicodedata
 
-from helpers.evaluate.grading.math.arithmetic import (
-    CURRENCY,
-    NUMBER,
-    plain,
-    same_number,
-    tidy_unicode,
-    value_of,
-)
+from helpers.evaluate.grading.math.arithmetic import CURRENCY, NUMBER, same_number, value_of
+from helpers.evaluate.grading.math.plain_text import plain, tidy_unicode
 from helpers.evaluate.grading.math.quantities import (
     Quantity,
     clock_time,
@@ -19,100 +13,9 @@ from helpers.evaluate.grading.math.quantities import (
     tidy_answer,
     worded_quantity,
 )
+from helpers.evaluate.grading.math.structures import structure
 from helpers.evaluate.grading.math.symbolic import symbolic_equal
-
-WIDE = str.maketrans(
-    {
-        "：": ":",
-        "，": ",",
-        "；": ";",
-        "！": "!",
-        "？": "?",
-        "\u00a0": " ",
-        "\u3000": " ",
-        "＝": "=",
-        "（": "(",
-        "）": ")",
-    }
-)
-_OPEN, _CLOSE = "([⟦{", ")]⟧}"
-
-
-def normalise(text: str | None) -> str:
-    """NFKC, casefold, one space between words, no punctuation at the end. Powers stay powers: `x²` is not `x2`."""
-    text = " ".join(tidy_unicode(text or "").casefold().split())
-    return text.rstrip(" .。!,;:?、") or text
-
-
-def sentences(line: str) -> list[str]:
-    """A line's sentences; a full stop between digits or after `i.e.` ends none."""
-    return [part for part in _SENTENCES.split(line) if part.strip()]
-
-
-_SENTENCES = re.compile(
-    r"(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\bvs\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bSt\.)(?<!\bapprox\.)"
-    r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+|(?<=[。！？])"
-)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Structures
-
-
-def _parts(text: str) -> list[str] | None:
-    """Split at commas (and `and`, `or`) outside brackets; None if that gives one part. `1,234` stays whole."""
-    text = (
-        re.sub(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
-        if " " not in text
-        else re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])", lambda m: m[0].replace(",", ""), text)
-    )
-    text = re.sub(r"\s*,?\s+(?:and|or)\s+|\s*[和或]\s*|、|;", ",", text)
-    parts, depth, current = [], 0, ""
-    for char in text:
-        depth += (char in _OPEN) - (char in _CLOSE)
-        if char == "," and depth == 0:
-            parts.append(current.strip())
-            current = ""
-        else:
-            current += char
-    parts.append(current.strip())
-    return parts if len(parts) > 1 and all(parts) else None
-
-
-def structure(text: str) -> tuple[str, list[str]] | None:
-    """(`set`, `list`, or the two brackets, parts) of a set, list, tuple or interval; None for anything else."""
-    text = re.sub(r"^[a-zA-Z]\s*(?:∈|\\in)\s*", "", text)
-    text = re.sub(r"^⟨(.*)⟩$", r"(\1)", text)
-    match = re.fullmatch(r"([(\[⟦{])(.*)([)\]⟧}])", text)
-    if match and _closes_at_end(text):
-        parts = _parts(match[2]) or ([match[2].strip()] if match[1] in "⟦{" else None)
-        if parts:
-            return ("set" if match[1] in "⟦{" else match[1] + match[3]), parts
-    if text.count("±") == 1:
-        return "list", [text.replace("±", "+"), text.replace("±", "-")]
-    numbered = re.split(r"\s*[;,]?\s*\(\d\)\s*", text)
-    if len(numbered) > 2 and not numbered[0] and text.startswith("(1)") and all(numbered[1:]):
-        return "list", [part.strip(" ;,") for part in numbered[1:]]
-    parts = _parts(text)
-    if parts:
-        return "list", [
-            re.sub(r"^[a-zA-Z]\s*=\s*", "", part) if _one_variable(parts) else part for part in parts
-        ]
-    return None
-
-
-def _one_variable(parts: list[str]) -> bool:
-    names = {match[1] for part in parts if (match := re.match(r"([a-zA-Z])\s*=", part))}
-    return len(names) == 1
-
-
-def _closes_at_end(text: str) -> bool:
-    depth = 0
-    for place, char in enumerate(text):
-        depth += (char in _OPEN) - (char in _CLOSE)
-        if depth == 0:
-            return place == len(text) - 1
-    return False
+from helpers.evaluate.grading.math.wording import choice, normalise, sentences, stated_by, text_forms
 
 
 def _squeeze(text: str) -> str:
@@ -181,10 +84,6 @@ def _same(gold: str, found: str, depth: int = 0) -> bool:
     return False
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Words and choices
-
-
 def _number_in(text: str) -> Quantity | None:
     """The number that a sentence gives: after its last `=`, else its only number."""
     if re.search(r"\b(?:or|not|between|either)\b|或|不", text):
@@ -209,47 +108,6 @@ def _number_in(text: str) -> Quantity | None:
         place = text.index(next(iter(numbers)))
         return read_quantity(text[place:])
     return worded_quantity(text) if not numbers else None
-
-
-def text_forms(text: str) -> set[str]:
-    """The answer as text: whole, its first sentence, its first clause; articles dropped. A list stays whole."""
-    text = re.sub(r"\*\*|__|`", "", text).strip()
-    forms = [text, *sentences(text)[:1]]
-    if not re.match(
-        r"[\w' ]+(?:[,，、][\w' ]+)*(?:[,，]?\s+(?:and|or)\s+|[,，、和或])\s*[A-Z\u4e00-\u9fff]\w*(?: [A-Z]\w*)*[\s.。]*$",
-        text,
-    ):
-        forms.append(re.split(r"[,;:(—]|\s(?:because|since|as|so|which|where|for)\s|[，。；：（]", text)[0])
-    return {re.sub(r"^(?:the|an|a)\s+", "", normalise(form).strip("\"'$ ")) for form in forms if form.strip()}
-
-
-_CHOICE = re.compile(
-    r"^[\s*_$]*(?:option|choice|选项)?[\s*_]*[(\[{]?\s*(?:\\text\w*\{\s*\(?)?([A-J])(?:\)?\})?\s*(?:[)\]}.:,*]|选项|项|$)"
-)
-_CHOICES = re.compile(
-    r"^[\s*_$(]*((?:\(?[A-J]\)?\s*(?:,|and|or|&|、|和|与|或)?\s*){2,6})(?![A-Za-z])[\s.)*_$]*$"
-)
-
-
-def choice(text: str) -> str | None:
-    """The letter of a multiple-choice answer: `B`, `(B)`, `B.`, `**B) 12 cm**`, `option B`; `A, C` and `AC` give `AC`."""
-    text = text.translate(WIDE)
-    several = _CHOICES.match(re.sub(r"\\text\w*\{([^{}]*)\}", r"\1", text))
-    if several:
-        letters = re.findall(r"[A-J](?![a-z])", several[1])
-        if len(letters) > 1:
-            return "".join(sorted(set(letters)))
-    match = _CHOICE.match(text) or re.match(
-        r"^[\s*_]*(?:option|choice|选项)[\s*_(]*([A-Ja-j])\b", text, re.IGNORECASE
-    )
-    if match:
-        return match[1].upper()
-    word = re.match(r"^[\s*_$(]*([B-HJ])\b(?!\s*[=^+*/'])", text)
-    return word[1] if word else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole comparison
 
 
 def same_answer(gold: str, found: str) -> tuple[bool, str]:
@@ -323,22 +181,6 @@ def _same_expression(gold: str, found: str, gold_tidy: str, found_tidy: str) -> 
     if equal is None:
         return False, "the expressions could not be compared in the time allowed"
     return equal, "equal expressions" if equal else "another expression than the reference"
-
-
-def stated_by(gold: str, sentence: str) -> bool:
-    """Whether a sentence's subject or predicate is the reference, a name or a word: `Therefore, Eve is faster` says `Eve`."""
-    name = normalise(gold)
-    if not re.fullmatch(r"[\w' -]{2,40}", name) or len(name.split()) > 3 or re.search(r"\d", name):
-        return False
-    text = re.sub(
-        r"^(?:therefore|thus|hence|so|finally|in conclusion|所以|因此)[\s,，]*", "", normalise(sentence)
-    )
-    if re.search(r"\b(?:not|never|neither|cannot)\b|n't\b|不", text):
-        return False
-    name = re.escape(re.sub(r"^(?:the|an|a)\s+", "", name))
-    subject = rf"(?:the )?{name} (?:is|was|has|had|will|can|gets|got|wins|won|runs|ran|earns|made|makes|needs|should|did|does)\b"
-    predicate = rf".*\b(?:is|be|was|are|on|called|named)\s+(?:an? |the )?{name}"
-    return bool(re.match(subject, text) or re.fullmatch(predicate, text))
 
 
 def _all_numbers(text: str) -> bool:
