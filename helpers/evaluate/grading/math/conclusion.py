@@ -104,9 +104,17 @@ def value_of_sentence(last: str, alone: bool) -> str | None:
         return listed[1]
     if bracketed := _BRACKETED.search(plain_text):
         return bracketed[0]
+    return _number_of_sentence(plain_text, alone)
+
+
+Place = tuple[int, int, str]  # where a value starts and ends in a text, and the value
+
+
+def _number_of_sentence(text: str, alone: bool) -> str | None:
+    """The number that a sentence concludes, with its unit; a single amount of money before all others."""
     items = [
         (m.end() - len(m[0].lstrip()), m.end(), m[0].strip())
-        for m in _VALUE.finditer(plain_text)
+        for m in _VALUE.finditer(text)
         if m[0].strip(" -−")
     ]
     if not items and not alone:
@@ -114,38 +122,45 @@ def value_of_sentence(last: str, alone: bool) -> str | None:
     money = [item for item in items if item[2].strip(" -−")[:1] in tuple(CURRENCY)]
     if len(money) == 1:  # "she pays $64 for 16 glasses"
         return re.sub(r"^[-−]\s", "", money[0][2])
-    spelled = [
-        (m.start(), m.end(), m[0])
-        for m in re.finditer(
-            r"\b(?:(?:negative|minus)\s+)?(?:"
-            + "|".join(w for w in NUMBER_WORDS if w not in ("zero", "one"))
-            + r")\b",
-            plain_text,
-            re.IGNORECASE,
-        )
-    ]
-    if spelled and (
-        (not items and alone and len(plain_text) < 200)
-        or (
-            items
-            and spelled[-1][0] > items[-1][1]
-            and re.search(r"\b(?:is|are|total|equals|be)\s+(?:of\s+)?$", plain_text[: spelled[-1][0]])
-        )
-    ):
-        return spelled[-1][2]
-    if not items or re.search(r"\d\s*[-+*/×÷]\s*\d+\s*\.?$", plain_text.replace("/", "|")):
+    if (spelled := _spelled(text, items, alone)) is not None:
+        return spelled
+    if not items or re.search(r"\d\s*[-+*/×÷]\s*\d+\s*\.?$", text.replace("/", "|")):
         return None
-    for start, end, value in reversed(
-        items
-    ):  # "180 miles in 3 hours": a number after `in` is given, not found
-        given = _GIVEN.search(plain_text[:start]) or re.search(
-            r"\d.*\sto (?!\d)[a-z]+\b(?:(?!\b(?:is|are)\b).)*$", plain_text[:start]
+    return _with_unit(text, *_found_not_given(text, items))
+
+
+_SPELLED = re.compile(
+    r"\b(?:(?:negative|minus)\s+)?(?:"
+    + "|".join(word for word in NUMBER_WORDS if word not in ("zero", "one"))
+    + r")\b",
+    re.IGNORECASE,
+)
+
+
+def _spelled(text: str, items: list[Place], alone: bool) -> str | None:
+    """The last number word, where a short text has no digits, or where it follows them as in `the total is twelve`."""
+    words = list(_SPELLED.finditer(text))
+    if not words:
+        return None
+    start, said = words[-1].start(), words[-1][0]
+    if not items:
+        return said if alone and len(text) < 200 else None
+    announced = re.search(r"\b(?:is|are|total|equals|be)\s+(?:of\s+)?$", text[:start])
+    return said if start > items[-1][1] and announced else None
+
+
+def _found_not_given(text: str, items: list[Place]) -> Place:
+    """The last value that is not a given one: in "180 miles in 3 hours" the number after `in` is given, not found."""
+    if len(items) == 1:
+        return items[0]
+    for item in reversed(items):
+        before = text[: item[0]]
+        given = _GIVEN.search(before) or re.search(
+            r"\d.*\sto (?!\d)[a-z]+\b(?:(?!\b(?:is|are)\b).)*$", before
         )
-        if not given or len(items) == 1:
-            break
-    else:
-        start, end, value = items[-1]
-    return _with_unit(plain_text, start, end, value)
+        if not given:
+            return item
+    return items[-1]
 
 
 def _assignments_at_end(text: str) -> list[str]:

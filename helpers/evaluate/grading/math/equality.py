@@ -110,59 +110,96 @@ def _number_in(text: str) -> Quantity | None:
     return worded_quantity(text) if not numbers else None
 
 
-def same_answer(gold: str, found: str) -> tuple[bool, str]:
+Outcome = tuple[bool, str]  # whether the two are the same, and why
+
+
+def same_answer(gold: str, found: str) -> Outcome:
     """Whether `found` says what `gold` says, and why (not). Both are short answers, cut out of their texts."""
-    if re.fullmatch(r"\(?[A-Ja-j]\)?\.?|[A-J]{2,6}|[A-J](?:\s*,\s*[A-J]){1,5}", gold.strip()):
-        wanted = choice(gold.strip().upper()) or gold.strip("(). ").upper()
-        letter = choice(found) or (found.strip(" ().").upper() if len(found.strip(" ().")) == 1 else None)
-        if letter:
-            return letter == wanted, f"choice {letter} {'is' if letter == wanted else 'is not'} {wanted}"
+    if outcome := _as_choices(gold, found):
+        return outcome
     gold_tidy, found_tidy = tidy_answer(gold), tidy_answer(found)
-    if not found_tidy:
+    return (
+        _as_they_stand(gold_tidy, found_tidy)
+        or _as_quantities(read_quantity(gold_tidy), gold_tidy, found, found_tidy)
+        or _as_right_sides(gold_tidy, found_tidy)
+        or _as_expressions(gold, found, gold_tidy, found_tidy)
+        or _as_words(gold, found, gold_tidy)
+        or (False, "another answer than the reference")
+    )
+
+
+def _as_choices(gold: str, found: str) -> Outcome | None:
+    if not re.fullmatch(r"\(?[A-Ja-j]\)?\.?|[A-J]{2,6}|[A-J](?:\s*,\s*[A-J]){1,5}", gold.strip()):
+        return None
+    wanted = choice(gold.strip().upper()) or gold.strip("(). ").upper()
+    letter = choice(found) or (found.strip(" ().").upper() if len(found.strip(" ().")) == 1 else None)
+    if not letter:
+        return None
+    return letter == wanted, f"choice {letter} {'is' if letter == wanted else 'is not'} {wanted}"
+
+
+def _as_they_stand(gold: str, found: str) -> Outcome | None:
+    """Of two tidied answers."""
+    if not found:
         return False, "the answer is empty"
-    if _same(gold_tidy, found_tidy):
+    if _same(gold, found):
         return True, "the same value"
-    if all(map(clock_time, (gold_tidy, found_tidy))) or all(map(_BASE.fullmatch, (gold_tidy, found_tidy))):
+    if all(map(clock_time, (gold, found))) or all(map(_BASE.fullmatch, (gold, found))):
         return False, "another value than the reference"
-    if normalise(gold_tidy) == normalise(found_tidy) and (
-        not looks_symbolic(gold_tidy) or len(gold_tidy) > 2
-    ):
+    if normalise(gold) == normalise(found) and (not looks_symbolic(gold) or len(gold) > 2):
         return True, "the same text"
-    quantity, direct = read_quantity(gold_tidy), read_quantity(found_tidy)
-    if quantity and re.search(r"\d\s*[a-z](?![a-z])[^=]*=", found_tidy):
+    return None
+
+
+def _as_quantities(quantity: Quantity | None, gold: str, found: str, found_tidy: str) -> Outcome | None:
+    """By the number in an answer, where the reference is one number.
+
+    Args:
+        quantity: of the reference; None if that is no number.
+        gold: the tidied reference.
+    """
+    if not quantity:
+        return None
+    if re.search(r"\d\s*[a-z](?![a-z])[^=]*=", found_tidy):
         return False, "an equation that is not solved for its unknown"
     if found.rstrip(" .*_$").endswith("!"):  # "12!" is joy as a rule, a factorial where that fits
         value = value_of(plain(found.rstrip(" .*_$")))
-        if value is not None and quantity and same_number(value, quantity.value):
+        if value is not None and same_number(value, quantity.value):
             return True, "the same value"
-    if quantity:
-        if "±" in found_tidy and "±" not in gold_tidy:
-            return False, "two values, and the reference has one"
-        comma = re.fullmatch(r"(-?\d+),(\d{1,2}|\d{4,})(\s*[A-Za-z%]*)", found_tidy)
-        if comma and (quantity.decimals or quantity.value % 1):
-            direct = read_quantity(f"{comma[1]}.{comma[2]}{comma[3]}")  # 3,5 as it is written in German
-        other = direct or _number_in(found_tidy)
-        if other:
-            passed = same_quantity(quantity, other)
-            return passed, "the same value" if passed else "another value than the reference"
-    sides = [re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*=\s*", "", side) for side in (gold_tidy, found_tidy)]
-    if sides != [gold_tidy, found_tidy] and not (
-        sides[0] != gold_tidy and sides[1] != found_tidy and gold_tidy[0] != found_tidy[0]
-    ):
-        if _same(*sides):
-            return True, "the same value"
-    if looks_symbolic(gold_tidy) and looks_symbolic(found_tidy):
-        return _same_expression(gold, found, gold_tidy, found_tidy)
-    if not quantity and text_forms(gold) & text_forms(found) and not looks_symbolic(gold_tidy):
+    if "±" in found_tidy and "±" not in gold:
+        return False, "two values, and the reference has one"
+    direct = read_quantity(found_tidy)
+    comma = re.fullmatch(r"(-?\d+),(\d{1,2}|\d{4,})(\s*[A-Za-z%]*)", found_tidy)
+    if comma and (quantity.decimals or quantity.value % 1):
+        direct = read_quantity(f"{comma[1]}.{comma[2]}{comma[3]}")  # 3,5 as it is written in German
+    other = direct or _number_in(found_tidy)
+    if not other:
+        return None
+    passed = same_quantity(quantity, other)
+    return passed, "the same value" if passed else "another value than the reference"
+
+
+def _as_right_sides(gold: str, found: str) -> Outcome | None:
+    """`x = 4` against `4`. Two sides with different names are no match."""
+    sides = [re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*=\s*", "", side) for side in (gold, found)]
+    if sides == [gold, found] or (sides[0] != gold and sides[1] != found and gold[0] != found[0]):
+        return None
+    return (True, "the same value") if _same(*sides) else None
+
+
+def _as_words(gold: str, found: str, gold_tidy: str) -> Outcome | None:
+    if read_quantity(gold_tidy):
+        return None
+    if text_forms(gold) & text_forms(found) and not looks_symbolic(gold_tidy):
         gold_whole = re.sub(r"^(?:the|an|a)\s+", "", normalise(gold).strip("\"'$ "))
         if gold_whole in text_forms(found):
             return True, "the same text"
-    if not quantity and stated_by(gold, found):
-        return True, "the sentence says the same"
-    return False, "another answer than the reference"
+    return (True, "the sentence says the same") if stated_by(gold, found) else None
 
 
-def _same_expression(gold: str, found: str, gold_tidy: str, found_tidy: str) -> tuple[bool, str]:
+def _as_expressions(gold: str, found: str, gold_tidy: str, found_tidy: str) -> Outcome | None:
+    if not (looks_symbolic(gold_tidy) and looks_symbolic(found_tidy)):
+        return None
     if any(
         re.fullmatch(r"[\d\s+*/^().,!-]+", side)
         and side.count("^") + side.count("**") > 1

@@ -154,7 +154,14 @@ def worded_quantity(text: str) -> Quantity | None:
 
 
 def _with_rest(quantity: Quantity, rest: str, apart: bool = False) -> Quantity | None:
-    """Read what follows a number: a scale, a unit, a noun, a remark; None if it makes the number something else; `apart`: after a space."""
+    """Read what follows a number: a scale, a unit, a noun, a remark.
+
+    Args:
+        apart: whether a space stands between the number and its rest.
+
+    Returns:
+        The number with its scale and unit; None if the rest makes it something else.
+    """
     text = rest.strip()
     if not text:
         return quantity
@@ -173,11 +180,15 @@ def _with_rest(quantity: Quantity, rest: str, apart: bool = False) -> Quantity |
     word = WORD.match(text)
     if not word:
         return quantity if re.match(r"[,;.(\"')\]—–-]", text) else None
-    name = word[0] if word[0] in ("m", "g", "l") else word[0].lower()
+    return _with_word(quantity, text, word[0], apart)
+
+
+def _with_word(quantity: Quantity, text: str, word: str, apart: bool) -> Quantity | None:
+    """As `_with_rest`, for a rest that starts with a word."""
+    name = word if word in ("m", "g", "l") else word.lower()
     if not name.isascii() and name[0] in _SCALES:
-        word = re.match(".", text)
-        name = word[0]
-    after = text[word.end() :]
+        word = name = text[0]
+    after = text[len(word) :]
     if name in _SCALES:
         return _with_rest(Quantity(quantity.value * _SCALES[name], quantity.percent, quantity.unit), after)
     if name in ("percent", "percentage", "pct"):
@@ -189,13 +200,17 @@ def _with_rest(quantity: Quantity, rest: str, apart: bool = False) -> Quantity |
         return None  # 3h: a variable
     if unit and not re.match(r"\s*(?:[*+=]|/\s*\d)", text[length:]):
         return Quantity(quantity.value, quantity.percent, quantity.unit or unit, quantity.decimals)
-    if word[0] in _SYMBOL_UNITS and apart and not after.strip(" ."):
+    if word in _SYMBOL_UNITS and apart and not after.strip(" ."):
         return quantity
+    return _with_noun(quantity, name, after)
+
+
+def _with_noun(quantity: Quantity, name: str, after: str) -> Quantity | None:
+    """As `_with_rest`, for a rest that starts with a word that is no unit: a noun, as a rule, or a variable."""
     square = re.match(r"\s*\^\s*\(?(\d)\)?", after)
     if square and len(name) > 1:
-        return Quantity(
-            quantity.value, quantity.percent, quantity.unit or f"{name}^{square[1]}", quantity.decimals
-        )
+        unit = quantity.unit or f"{name}^{square[1]}"
+        return Quantity(quantity.value, quantity.percent, unit, quantity.decimals)
     if len(name) == 1 and name.isascii() and name.isalpha() and not (name == "a" and after.startswith(" ")):
         return None  # 5x, 5 x: a variable
     if name in ("sin", "cos", "tan", "log", "ln", "exp", "mod") or re.match(r"\s*[=^*]", after):
