@@ -266,7 +266,7 @@ def _paired(runs: list[RunInfo]) -> str:
 
 
 def _pairs(pairs: list[tuple[str, str]], samples: dict[str, list[dict[str, Any]]]) -> str:
-    from helpers.evaluate.evaluation import mcnemar
+    from helpers.evaluate.paired import mcnemar
 
     results = {pair: mcnemar(samples[pair[0]], samples[pair[1]]) for pair in pairs}
     adjusted = holm([result["p_value"] for result in results.values()])

@@ -107,7 +107,7 @@ def _scores(run: Run) -> dict[str, Any]:
 
 
 def _score(correct: int, total: int) -> dict[str, Any]:
-    from helpers.evaluate.evaluation import wilson_interval
+    from helpers.evaluate.score import wilson_interval
 
     return {
         "correct": correct,
