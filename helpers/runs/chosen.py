@@ -1,6 +1,6 @@
 """What a user typed or wrote into a file, as settings: profiles, NAME=VALUE, data files, paths.
 
-    choose("small", ["rank=8"], data=["tickets.csv"])     # {"max_train": 400, …, "rank": 8, "data_files": "/…/tickets.csv"}
+    choose("small", ["rank=8"], data=["tickets.csv"])   # {"epochs": 2.0, …, "rank": 8, "data_files": …}
 
 Everything after this takes settings by name, checked, with absolute paths.
 """

@@ -46,10 +46,11 @@ def describe(run: RunInfo) -> dict[str, Any]:
 
 def changed_settings(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Settings that differ from a notebook's default: `value`, and `defaults` by stage."""
+    rows = {name: {"value": value, "defaults": defaults_of(name)} for name, value in settings.items()}
     return {
-        name: {"value": value, "defaults": defaults}
-        for name, value in settings.items()
-        if any(value != default for default in (defaults := defaults_of(name)).values())
+        name: row
+        for name, row in rows.items()
+        if any(row["value"] != default for default in row["defaults"].values())
     }
 
 

@@ -1,8 +1,8 @@
 """How much work a run would be, how long it takes on the stub, and what it costs hosted.
 
-Records, steps and tokens are counted from the data, in the way the notebooks do it. Times and costs are estimates:
-speeds were measured on one machine, and how long answers become is known only afterwards (here: as long as the
-reference answers).
+Records, steps and tokens are counted from the data, in the way the notebooks do it. Times and costs are
+estimates: speeds were measured on one machine, and how long answers become is known only afterwards (here: as
+long as the reference answers).
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from helpers.paths import ROOT
 from helpers.runs.prices import KINDS, cost
 from helpers.runs.run import Run
 
-# Speeds of the local base model on the stub, from the outputs of the committed notebooks (run 20261125-150848 of
-# 2026-11-25): 2 cores with AVX-512 and bfloat16. FIXED is what is left of each notebook's time there.
+# Speeds of the local base model on the stub, from the outputs of the committed notebooks (run 20261125-150848
+# of 2026-11-25): 2 cores with AVX-512 and bfloat16. FIXED is what is left of each notebook's time there.
 MEASURED_ON = "2 cores with AVX-512 and bfloat16, 2026-11-25; slower ones took twice as long"
 TOKENS_PER_SECOND = {"training": 723, "sampling": 560, "transformers": 142, "vllm": 553}
 FIXED_SECONDS = {"split": 5, "train": 20, "evaluate": 12, "export": 5, "merge": 50, "vllm": 80}
@@ -303,8 +303,8 @@ def _train_work(own: Any, parts: dict[str, Part]) -> Work:
 
 
 def _evaluate_work(own: Any, test: Part) -> Work:
-    """Tuned model, and base model if its answers are not taken over; then some problems again, twice; then some
-    with several answers, the prompt read once.
+    """Tuned model, and base model if its answers are not taken over; then some problems again, twice; then
+    some with several answers, the prompt read once.
     """
     once = test.of(test.records if own.base_run else 2 * test.records)
     again = test.of(2 * min(own.subset, test.records))

@@ -1,4 +1,4 @@
-"""What hosted Tinker bills: helpers/runs/prices.toml, or else the price list that Tinker publishes for programs."""
+"""What hosted Tinker bills: helpers/runs/prices.toml, or else the price list that Tinker publishes."""
 
 import logging
 from datetime import date
@@ -42,8 +42,9 @@ def _is_price(value: Any) -> bool:
 
 
 def published_prices(model: str) -> dict[str, float]:
-    """Dollars per million tokens, from the price list that Tinker publishes for programs. Empty where it can't
-    be had or lacks the model.
+    """Dollars per million tokens, from the price list that Tinker publishes for programs.
+
+    Empty where the list can't be had or lacks the model.
     """
     rates = cost_estimation().fetch_model_pricing(model, url=cost_estimation().PRICING_URL)
     return {kind: getattr(rates, f"{kind}_usd_per_million") for kind in KINDS} if rates else {}
