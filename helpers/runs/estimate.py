@@ -180,8 +180,8 @@ def _parts_of(run: Run | None) -> tuple[dict[str, Any], Any, dict[str, list[dict
     if run is None:
         raise RunError("a new run begins with its split", "name the run to go on with")
     about: dict[str, Any] = {"records": None, "sources": [], "notes": []}
-    task = run.stage("split").results.task
-    return about, task, {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
+    results: Any = run.stage("split").results
+    return about, results.task, {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
 
 
 def _too_short(settings: Mapping[str, Any], parts: dict[str, Part]) -> list[str]:
