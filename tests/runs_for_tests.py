@@ -143,7 +143,7 @@ def results_of(run: Run, stage: str, right: str = RIGHT) -> dict[str, Any]:
             "alpha": 32.0,
             "parameters": 2_442_240,
         },
-        "merge": lambda: {"dtype": "float32", "max_abs_logprob_diff": 2e-5} | scored,
+        "merge": lambda: {"max_abs_logprob_diff": 2e-5} | scored,
         "vllm": lambda: {"max_abs_logprob_diff": 2e-5, "tokens_per_second": 123.0} | scored,
     }[stage]()
 

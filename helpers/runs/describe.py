@@ -1,70 +1,53 @@
-"""One run in plain values: its settings, stages, scores, files and versions. `course show` prints it."""
+"""A run in rows, for `course show` and the report: settings that were changed, what the stages made."""
 
 import os
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
-from helpers.paths import package_versions
-from helpers.runs.info import RunInfo, size_and_change, summary
-from helpers.runs.like import settings_used
-from helpers.runs.run_files import scores
-from helpers.runs.settings import defaults_of
-
-SHOWN = {"status", "seconds", "finished", "summary", "shared_from"}
+from helpers.runs.info import RunInfo, size_and_change
 
 
-def describe(run: RunInfo) -> dict[str, Any]:
-    """All that `course show` says, ready for JSON.
+@dataclass(frozen=True)
+class ChangedSetting:
+    """A setting with another value than the default; `stages` are those in which both are the same."""
 
-    Raises:
-        RunError: the manifest can't be used.
-    """
-    manifest, installed = run.manifest, package_versions()
-    settings, notes = settings_used(manifest)
-    split = manifest.stages.split
-    rows, problems = scores(run)
-    return summary(run) | {
-        "base_model": manifest.base_model,
-        "backend": manifest.backend.kind if manifest.backend else None,
-        "settings": changed_settings(settings),
-        "notes": notes,
-        "failure": manifest.failure.model_dump(mode="json") if manifest.failure else None,
-        "stages": {
-            name: entry.model_dump(mode="json", include=SHOWN) for name, entry in manifest.stages.items()
-        },
-        "data": [row.model_dump(mode="json") for row in split.data] if split else [],
-        "sources": [asdict(source) for source in split.results.sources] if split and split.results else [],
-        "scores": rows,
-        "problems": problems,
-        "artefacts": artefacts(run),
-        "packages": {
-            name: {"version": version, "now": installed.get(name)}
-            for name, version in manifest.packages.items()
-        },
-    }
+    name: str
+    value: Any
+    default: Any
+    stages: list[str]
 
 
-def changed_settings(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings that differ from a notebook's default: `value`, and `defaults` by stage."""
-    rows = {name: {"value": value, "defaults": defaults_of(name)} for name, value in settings.items()}
-    return {
-        name: row
-        for name, row in rows.items()
-        if any(row["value"] != default for default in row["defaults"].values())
-    }
+@dataclass(frozen=True)
+class Artefact:
+    """A file or folder that the manifest lists; `bytes` is None if it is no longer there."""
+
+    stage: str
+    path: str
+    bytes: int | None
 
 
-def artefacts(run: RunInfo) -> list[dict[str, Any]]:
-    """What the manifest lists: `stage`, `path` and `bytes`; None for what is not there."""
-    return [
-        {"stage": stage, "path": name, "bytes": _size(run, name)}
-        for stage, entry in run.manifest.stages.items()
-        for name in entry.artefacts
-    ]
+def changed_settings(run: RunInfo) -> list[ChangedSetting]:
+    """The settings that differ from the default, in the order of the notebooks."""
+    found: list[ChangedSetting] = []
+    for stage, entry in run.manifest.stages.items():
+        for name, value in entry.settings.changed.items():
+            default = type(entry.settings).model_fields[name].default
+            same = [row for row in found if (row.name, row.value, row.default) == (name, value, default)]
+            if same:
+                same[0].stages.append(stage)
+            else:
+                found.append(ChangedSetting(name, value, default, [stage]))
+    return found
 
 
-def _size(run: RunInfo, name: str) -> int | None:
-    path = run.path / name
-    if not os.path.lexists(path):
-        return None
-    return size_and_change(path)[0] if path.is_dir() and not path.is_symlink() else os.lstat(path).st_size
+def artefacts(run: RunInfo) -> list[Artefact]:
+    """What the manifest lists, with its size on disk."""
+    rows = []
+    for stage, entry in run.manifest.stages.items():
+        for name in entry.artefacts:
+            path = run.path / name
+            there = os.path.lexists(path)
+            folder = there and path.is_dir() and not path.is_symlink()
+            size = size_and_change(path)[0] if folder else os.lstat(path).st_size if there else None
+            rows.append(Artefact(stage, name, size))
+    return rows

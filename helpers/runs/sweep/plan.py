@@ -61,10 +61,11 @@ class Sweep:
         """All settings of a run's stages, by stage."""
         return settings_until(until or self.until, self.settings[name])
 
-    def is_done(self, name: str) -> bool:
-        """Whether a run has all stages of the sweep, and nothing failed since."""
-        manifest = self.run(name).manifest
-        return manifest.failure is None and all(manifest.stages.is_done(stage) for stage in self.stages)
+    def is_done(self, name: str, until: str = "") -> bool:
+        """Whether a run has all stages up to one, or all of the sweep, and none of them failed since."""
+        manifest, stages = self.run(name).manifest, stages_until(until or self.until)
+        failed = manifest.failure is not None and manifest.failure.stage in stages
+        return not failed and all(manifest.stages.is_done(stage) for stage in stages)
 
     def save(self) -> None:
         """Write it into its folder, once.

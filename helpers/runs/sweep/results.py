@@ -54,11 +54,11 @@ def _status(sweep: Sweep, run: Run, manifest: Manifest) -> dict[str, Any]:
         return {"status": "changed", "message": changes}
     if is_under_way(run.path):
         return {"status": "under way"}
+    if sweep.is_done(run.name):
+        return {"status": "done"}
     if failure := manifest.failure:
         message = f"{failure.stage}: {failure.what}"
         return {"status": "failed", "message": message, "log": str(run.path / LOG)}
-    if sweep.is_done(run.name):
-        return {"status": "done"}
     return {"status": "unfinished" if dict(manifest.stages.items()) else "not started"}
 
 

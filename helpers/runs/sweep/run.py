@@ -174,7 +174,7 @@ def run_job(sweep: Sweep, job: Job, environment: dict[str, str]) -> int:
     if job.until == "split":
         return course_run(run, job.until, donor(), environment)
     if not job.may_ask and not donor():
-        done = run.manifest.stages.is_done(job.until) and run.manifest.failure is None
+        done = sweep.is_done(job.run, job.until)
         status = 0 if done else course_run(run, job.until, donor(), environment)
         if status or not donor():
             return status
