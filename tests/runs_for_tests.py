@@ -11,7 +11,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from helpers.evaluate.evaluation import wilson_interval
+from helpers.evaluate.score import Score
 from helpers.runs.manifest import BackendUsed
 from helpers.runs.run import Run, data_fingerprints, new_run
 from helpers.runs.settings import check_settings, settings_of
@@ -214,11 +214,6 @@ def _train_files(right: str, text: str) -> dict[str, Any]:
     return {"best_checkpoint.json": looks[-1], "metrics.jsonl": steps, "checkpoints.jsonl": looks}
 
 
-def _score(correct: int, total: int) -> dict[str, Any]:
-    ci95 = list(wilson_interval(correct, total))
-    return {"correct": correct, "total": total, "accuracy": correct / total, "ci95": ci95}
-
-
 def _evaluate_files(right: str, text: str) -> dict[str, Any]:
     count, wins = len(right), right.count("y")
     tuned = [
@@ -250,14 +245,14 @@ def _evaluate_files(right: str, text: str) -> dict[str, Any]:
         "base_model": "/models/Small-1B",
         "base_accuracy": 1 / count,
         "base_correct": 1,
-        "base_accuracy_ci95": _score(1, count)["ci95"],
+        "base_accuracy_ci95": list(Score(1, count).ci95),
         "base_from": None,
         "test_accuracy": wins / count,
         "test_correct": wins,
         "test_size": count,
-        "test_accuracy_ci95": _score(wins, count)["ci95"],
-        "by_category": {kind: _score(wins, count)},
-        "base_by_category": {kind: _score(1, count)},
+        "test_accuracy_ci95": list(Score(wins, count).ci95),
+        "by_category": {kind: Score(wins, count).fields()},
+        "base_by_category": {kind: Score(1, count).fields()},
         "gained": sum(flip["flip"] == "gained" for flip in flips),
         "lost": sum(flip["flip"] == "lost" for flip in flips),
         "p_value": 0.21875,
