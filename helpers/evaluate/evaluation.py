@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import BackendError, DataError
 from helpers.evaluate.grading import (
     check_answer,
@@ -394,6 +395,7 @@ def _sequence_fields(sequence: Any) -> dict[str, Any]:
     }
 
 
+@worked("sampling")
 def evaluate_model(
     sampling_client: Any,
     test_data: Sequence[dict],
@@ -484,6 +486,7 @@ def majority_vote(outputs: Sequence[str], grader: Grader = check_final_answer) -
     return max(groups, key=len)[0] if groups else ""
 
 
+@worked("sampling")
 def evaluate_math_reasoning(
     sampling_client: Any,
     test_data: Sequence[dict],

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import DataError
 from helpers.evaluate.evaluation import sample_all, wilson_interval
 from helpers.evaluate.grading.math.answers import Verdict
@@ -59,6 +60,7 @@ class ProofJudge:
             fmt = prompt_format(renderer_for(sampling_client.get_base_model(), tokenizer), tokenizer)
         self.fmt = fmt
 
+    @worked("sampling")
     def __call__(self, cases: Sequence[dict[str, Any]]) -> list[Verdict]:
         """A verdict for each case, in order.
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import BackendError, ModelError
 
 # Half the distance between 1 and the next number: the largest relative error of one rounding.
@@ -150,6 +151,7 @@ def _continuation_logits(model: Any, pairs: Pairs) -> list[Any]:
     ]
 
 
+@worked("vllm")
 def score_with_vllm(llm: Any, pairs: Pairs, name: str = "vLLM") -> Scores:
     """Score with a vLLM engine (`vllm.LLM`): its prompt logprobs, with the top token of each place.
 

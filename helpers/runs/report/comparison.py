@@ -13,7 +13,17 @@ from typing import Any
 from helpers.errors import DataError, RunError
 from helpers.files import write_text
 from helpers.runs.report.html import figure, folded, page, paragraph, problem, table, text
-from helpers.runs.report.parts import attempt, backend_kind, exchange, interval, list_problems, model_name, p_text, small, work_seconds
+from helpers.runs.report.parts import (
+    attempt,
+    backend_kind,
+    exchange,
+    interval,
+    list_problems,
+    model_name,
+    p_text,
+    small,
+    work_seconds,
+)
 from helpers.text import clock, percent
 from helpers.runs.run_files import load, one_line, scores, split_of
 from helpers.runs.info import RunInfo, readable_run

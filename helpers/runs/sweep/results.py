@@ -322,5 +322,3 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
         f"cost      tokens: {tokens}; about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by "
         f"the prices of {cost['date'] or 'no date'} in {cost['prices']}"
     ]
-
-
