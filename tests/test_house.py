@@ -1,4 +1,4 @@
-"""The rules of the house: format, lint, types, which room may import which, how long a file or a function may be."""
+"""The rules of the house: format, lint, types, which room imports which, and what is too long."""
 
 import ast
 import subprocess
