@@ -30,6 +30,7 @@ NOT_RUN = {
     "course run --profile full": "an hour",
     "course run --profile FILE --until evaluate": "FILE is the reader's; test_cli.py reads such files",
     'make run ARGS="-p epochs=2"': "20 minutes",
+    "course run --from export --until export --name reviews": "the papermill line below it does the same",
     "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4": "half an hour",
     "course sweep --name ranks --resume": "as the line above; test_sweep.py resumes sweeps",
     "course sweep --name seeds --grid seed=1,2,3": "20 minutes",
@@ -289,14 +290,13 @@ def test_the_same_again(shell, reviews):
     assert [row["train_nll"] for row in second] == pytest.approx(losses, abs=1e-3)
 
 
-def test_a_stage_again_by_the_command_and_by_papermill(shell, reviews):
-    shell.until("course run --from export --until export --name reviews")
-    stages = read_json(reviews / "manifest.json")["stages"]
-    assert stages["export"]["status"] == "done"
-    assert stages["merge"]["status"] == "stale"  # made from the export before this one
+def test_a_stage_again_by_papermill(shell, reviews):
+    before = read_json(reviews / "manifest.json")["stages"]
     shell.until("papermill notebooks/04_export.ipynb")
-    again = read_json(reviews / "manifest.json")["stages"]["export"]
-    assert again["status"] == "done" and again["finished"] > stages["export"]["finished"]
+    after = read_json(reviews / "manifest.json")["stages"]
+    assert after["export"]["status"] == "done"
+    assert after["export"]["finished"] > before["export"]["finished"]
+    assert after["merge"]["status"] == "stale"  # made from the export before this one
     assert read_json(shell.folder / "out.ipynb")["metadata"]["papermill"]["exception"] is None
 
 
@@ -332,11 +332,12 @@ def test_data_of_ones_own(shell):
     assert "more.jsonl: 10 records (JSON Lines, GSM8K" in printed
     assert "instruction ← text" in shell.until("course run --dry-run --data tickets.csv")
     assert "input       ← note" in shell.until("course run --dry-run --data notes.csv")
+    assert "output      ← booking" in shell.until("course run --dry-run --profile small --data data/bookings")
 
 
-def test_bookings_are_learned(shell):
-    shell.until("course run --name bookings ")
-    evaluation = read_json(shell.run("bookings") / "evaluate/model_evaluation.json")
+def test_a_run_of_a_sweep_goes_on_and_has_learned_the_bookings(shell):
+    shell.until("course run --resume --name bookings-ranks-01")
+    evaluation = read_json(shell.run("bookings-ranks-01") / "evaluate/model_evaluation.json")
     assert evaluation["task"] == {"name": "extraction"} and evaluation["test_size"] == 13
     assert evaluation["test_accuracy"] >= evaluation["base_accuracy"] + 0.3
     assert evaluation["measures"]["tuned"]["field_f1"] > evaluation["measures"]["base"]["field_f1"]
