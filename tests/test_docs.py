@@ -19,7 +19,6 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from helpers.runs.chosen import choose
 from texts import (
     DOCS,
     LESSONS,
@@ -40,9 +39,10 @@ from texts import (
     wrong_imports,
 )
 
-from helpers.course import cli
+from helpers.course.main import main
 from helpers.errors import CourseError
 from helpers.paths import ROOT
+from helpers.runs.chosen import choose
 from helpers.runs.settings import SETTINGS, setting_names
 from helpers.runs.stages import STAGES
 
@@ -158,7 +158,7 @@ def after(words: list[str], *options: str) -> list[str]:
 
 
 def check_course(words: list[str]) -> None:
-    parsed(cli.main, words)
+    parsed(main, words)
     if words[0] not in ("run", "sweep"):
         return
     [profile] = after(words, "--profile") or [None]

@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from helpers.runs.chosen import choose, profiles
 from texts import (
     LESSONS,
     NOTEBOOKS,
@@ -21,6 +20,8 @@ from texts import (
     wrong_imports,
 )
 
+from helpers.runs.chosen import choose, profiles
+from helpers.runs.settings import SETTINGS
 from helpers.runs.stages import STAGES
 
 NOT_COMPARED = "nbval-ignore-output"  # nbval's tag
@@ -63,11 +64,15 @@ def test_parameters_are_plain_values_in_one_cell(notebook):
 
 @each_notebook
 def test_parameters_are_used(notebook):
+    """By name; or by `open_stage(…, globals())`, which takes those that are settings of the stage."""
     tagged = parameters_cell(notebook)
     names = {node.targets[0].id for node in ast.parse(source(tagged)).body}
     trees = [ast.parse(source(cell)) for cell in code_cells(notebook) if cell is not tagged]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    if "globals" in read:
+        [stage] = [stage for stage, kind in STAGES.items() if kind.notebook == notebook.stem]
+        read |= set(SETTINGS[stage].model_fields)
     assert names <= read, f"nothing reads {names - read}"
 
 

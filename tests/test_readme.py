@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.runs.chosen import read_profile
 
 from helpers.files import read_json, read_jsonl
 from helpers.paths import ROOT
+from helpers.runs.chosen import read_profile
 from helpers.runs.stages import STAGES
 
 NOT_RUN = {
