@@ -57,11 +57,11 @@ def describe(run: "RunInfo") -> dict[str, Any]:
     from helpers.paths import package_versions
     from helpers.runs.describe import artefacts, changed_settings
     from helpers.runs.info import summary
-    from helpers.runs.run_files import scores
+    from helpers.runs.result_files import Results
 
     manifest, installed = run.manifest, package_versions()
     split = manifest.stages.split
-    rows, problems = scores(run)
+    results = Results(run)
     return summary(run) | {
         "base_model": manifest.base_model,
         "backend": manifest.backend.kind if manifest.backend else None,
@@ -73,8 +73,8 @@ def describe(run: "RunInfo") -> dict[str, Any]:
         },
         "data": [row.model_dump(mode="json") for row in split.data] if split else [],
         "sources": [asdict(source) for source in split.results.sources] if split and split.results else [],
-        "scores": rows,
-        "problems": problems,
+        "scores": [{"model": name} | score.fields() for name, score in results.scores.items()],
+        "problems": list(results.problems.values()),
         "artefacts": [asdict(row) for row in artefacts(run)],
         "packages": {
             name: {"version": version, "now": installed.get(name)}

@@ -2,14 +2,13 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from typing import Any
 
 from helpers.errors import RunError
-from helpers.evaluate.score import Score
-from helpers.files import read_json, write_text
+from helpers.files import write_text
 from helpers.runs.info import is_under_way, latest_name, look_at
 from helpers.runs.manifest import Manifest
+from helpers.runs.result_files import BEST, EVALUATION
 from helpers.runs.run import Run
 from helpers.runs.settings import OTHER_RUNS, written
 from helpers.runs.sweep.plan import Sweep
@@ -81,29 +80,13 @@ def _scores(run: Run, manifest: Manifest) -> dict[str, Any]:
         "split_from": stages["split"].shared_from if "split" in stages else None,
     }
     if "train" in stages:
-        best = _read(run, "train/best_checkpoint.json", ("correct", "total", "loss", "step"))
-        row |= {
-            "validation": Score(best["correct"], best["total"]).fields(),
-            "validation_loss": best["loss"],
-            "best_step": best["step"],
-        }
+        best = BEST.read(run.path)
+        row |= {"validation": best.score.fields(), "validation_loss": best.loss, "best_step": best.step}
     if "evaluate" in stages:
-        names = ("base_correct", "test_correct", "test_size")
-        found = _read(run, "evaluate/model_evaluation.json", names)
-        evaluated: Any = stages["evaluate"].results
-        row |= {
-            "base": Score(found["base_correct"], found["test_size"]).fields(),
-            "test": Score(found["test_correct"], found["test_size"]).fields(),
-            "base_from": evaluated.base_from,
-        }
+        found, results = EVALUATION.read(run.path), stages["evaluate"].results
+        row |= {"base": found.base.fields(), "test": found.tuned.fields()}
+        row["base_from"] = results.base_from if results else None
     return row
-
-
-def _read(run: Run, name: str, fields: Sequence[str]) -> dict[str, Any]:
-    found = read_json(run.file(name))
-    if not isinstance(found, dict) or not all(field in found for field in fields):
-        raise RunError(f"{run.file(name)} is damaged", f"course clean {run.name} deletes the run")
-    return found
 
 
 def best_metric(sweep: Sweep) -> str:
@@ -117,9 +100,9 @@ def best_row(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     None if no run was scored there.
     """
-    from helpers.train.loop import BEST
+    from helpers.train.loop import BEST as GOODNESS
 
-    goodness = BEST[best_metric(sweep)]
+    goodness = GOODNESS[best_metric(sweep)]
     return max(
         _scored(rows),
         key=lambda row: goodness({"accuracy": row["validation"]["accuracy"], "loss": row["validation_loss"]}),
