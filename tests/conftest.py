@@ -1,5 +1,6 @@
 """What several test files share. Keep it small."""
 
+import json
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 
 @pytest.fixture(scope="session")
 def base_model() -> Path:
-    """The folder of the local base model, in its usual place; made once (about 15 s) if it is not there yet."""
+    """The folder of the local base model, in its usual place; made once (in 15 s) if it is not there yet."""
     from helpers.local_model import local_base_model
 
     return local_base_model()
@@ -30,18 +31,44 @@ def base_model() -> Path:
 
 @pytest.fixture(scope="session")
 def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
-    """Environment of a user with an empty home for runs and the stub, and the base model already made. Ends the stub."""
+    """Environment of a user with an empty home for runs and the stub, and the base model already made.
+
+    The stub is ended afterwards.
+    """
     home = tmp_path_factory.mktemp("course-home")
     (home / "models").symlink_to(base_model.parent)
     env = {key: value for key, value in os.environ.items() if not key.startswith("TINKER_")}
     env |= {"TINKER_COURSE_HOME": str(home), "COURSE_RUNS_DIR": str(tmp_path_factory.mktemp("runs"))}
     yield env
     subprocess.run(
-        [sys.executable, "-m", "helpers.course.cli", "stub", "stop"],
+        [sys.executable, "-m", "helpers.course", "stub", "stop"],
         env=env,
         check=True,
         stdout=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A runs folder that does not exist yet, and no key: what `course` finds for the length of a test."""
+    monkeypatch.setenv("COURSE_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # several seconds otherwise
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def small_data(tmp_path) -> Path:
+    """40 records; each prompt has 40 characters, each answer 20."""
+    rows = [
+        {"instruction": f"{i:03} " + chr(97 + i % 26) * 4, "output": f"Final answer: {i:03}"}
+        for i in range(40)
+    ]
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(rows))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +100,9 @@ def small_model(tmp_path_factory, base_model) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory, base_model) -> Path:
-    """Two narrow layers with large weights: its loss falls by a third in twelve steps, and a step takes hundredths of a second."""
+    """Two narrow layers with large weights: its loss falls by a third in twelve steps, each of which takes
+    hundredths of a second.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("toys") / "models" / LOCAL_MODEL
