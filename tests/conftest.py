@@ -71,6 +71,18 @@ def small_data(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def notebooks(monkeypatch, folder):
+    """Runs of a sweep whose notebooks are done at once, and results without plot and page, which take seconds."""
+    from sweeps_for_tests import Notebooks, write_table
+
+    made = Notebooks()
+    monkeypatch.setattr("helpers.runs.sweep.run.write_results", write_table)
+    monkeypatch.setattr("helpers.runs.sweep.run.course_run", made)
+    monkeypatch.setattr("helpers.runs.sweep.progress.POLL_SECONDS", 0.01)
+    return made
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory, base_model) -> Path:
     """A two-layer llama with the vocabulary and tokenizer of the local base model."""
