@@ -1,24 +1,28 @@
-"""Errors a user can mend. Each says what is wrong and what to do next, and shows no traceback in a notebook."""
+"""Errors that users can fix. Each says what is wrong and what to do next, and shows no traceback in a notebook."""
 
 
 class CourseError(Exception):
-    """Base of every error that is the user's to mend.
+    """Base of every error that is the user's to fix.
 
-    Args:
+    Attributes:
         what: what is wrong, naming the file, line, field or value.
-        fix: the next thing to do: a command, a notebook, or a value to change.
+        fix: the next thing to do: a command, a notebook, or a value to change. Empty if `what` says it all.
     """
 
     def __init__(self, what: str, fix: str = ""):
-        super().__init__(f"{what}\n→ {fix}" if fix else what)
+        super().__init__(what, fix)
+        self.what, self.fix = what, fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n→ {self.fix}" if self.fix else self.what
 
     def _render_traceback_(self) -> list[str]:
-        """IPython shows these lines in place of a traceback."""
+        """IPython shows these lines instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class UsageError(CourseError):
-    """The words of a command don't go together. `course` ends with exit status 2."""
+    """Options of a command that don't go together. `course` ends with exit status 2."""
 
 
 class DataError(CourseError):

@@ -19,7 +19,7 @@ from helpers.serve.engine import (
     measure_throughput,
 )
 from helpers.train.prompts import PromptFormat
-from helpers.weights.merge import load_base
+from helpers.weights import load_base
 from tests.test_merge import make_base
 
 
@@ -154,7 +154,7 @@ def test_throughput_counts_tokens_and_calls():
 
 def test_importing_the_modules_loads_nothing_heavy():
     code = (
-        "import sys, helpers.weights.export, helpers.weights.merge, helpers.weights.parity, helpers.serve.engine, helpers.plots; "
+        "import sys, helpers.weights, helpers.serve.engine, helpers.plots; "
         "print([m for m in ('torch', 'transformers', 'vllm', 'tinker', 'matplotlib', 'peft') if m in sys.modules])"
     )
     out = subprocess.run(
@@ -166,7 +166,7 @@ def test_importing_the_modules_loads_nothing_heavy():
 VLLM_RUN = """
 import json, sys
 from helpers.serve.engine import generate_with_vllm, load_vllm
-from helpers.weights.parity import score_with_vllm
+from helpers.weights import score_with_vllm
 from helpers.train.prompts import prompt_format
 from transformers import AutoTokenizer
 folder = sys.argv[1]
@@ -183,7 +183,7 @@ def test_vllm_answers_and_scores_as_transformers_does(tmp_path):
     """The one test that starts vLLM, in a process of its own (20 to 40 s)."""
     import json
 
-    from helpers.weights.parity import Scores, compare_logprobs, logit_noise, score_with_transformers
+    from helpers.weights import Scores, compare_logprobs, logit_noise, score_with_transformers
 
     folder = make_base(
         tmp_path / "base", tied=False, dtype=torch.float32, head_dim=32

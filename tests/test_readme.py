@@ -38,7 +38,7 @@ NOT_RUN = {
     'course run --dry-run --data "hub:fancyzhx/ag_news#train[:1%]" -p task=classification': "needs the model hub",
     "course run --profile hosted --until export": "needs a key of the hosted service",
     "course run --profile hosted -p base_model=Qwen/Qwen3-8B -p prompt_format=qwen3_disable_thinking -p sampler_precision=bfloat16": "needs a key of the hosted service",
-    "python -c \"from helpers.weights.merge import merge_adapter; print(merge_adapter('Qwen/Qwen3-30B-A3B-Instruct-2507', "
+    "python -c \"from helpers.weights import merge_adapter; print(merge_adapter('Qwen/Qwen3-30B-A3B-Instruct-2507', "
     "'runs/latest/export/model_weights', 'merged_model', dtype='bfloat16'))\"": "needs the model hub",
     "course serve --learners 12": "it listens on a port that may be taken; test_serve_class.py runs it on a free one",
     "course serve --learners names.txt --host 0.0.0.0": "as the line above",
