@@ -236,7 +236,7 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
         checkpoints: lines of checkpoints.jsonl (`step`, `loss`, `correct`, `total`).
         best: the chosen line of checkpoints.jsonl.
     """
-    from helpers.evaluate.evaluation import wilson_interval
+    from helpers.evaluate.score import wilson_interval
 
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)

@@ -12,17 +12,12 @@ from tinker import types
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from helpers.errors import BackendError, DataError
-from helpers.evaluate.evaluation import (
-    evaluate_completions,
-    evaluate_math_reasoning,
-    evaluate_model,
-    majority_vote,
-    mcnemar,
-    pass_at_k,
-    score_outputs,
-    token_f1,
-    wilson_interval,
-)
+from helpers.evaluate.completions import evaluate_completions
+from helpers.evaluate.evaluation import evaluate_model, score_outputs
+from helpers.evaluate.grading.free_text import token_f1
+from helpers.evaluate.math_reasoning import evaluate_math_reasoning, majority_vote, pass_at_k
+from helpers.evaluate.paired import mcnemar
+from helpers.evaluate.score import wilson_interval
 
 ROWS = [
     {

@@ -13,7 +13,7 @@ from tinker_cookbook import weights
 
 from helpers import local_model
 from helpers.errors import BackendError, ModelError, RunError
-from helpers.evaluate.evaluation import wilson_interval
+from helpers.evaluate.score import wilson_interval
 from helpers.files import write_json
 from helpers.runs.publish import publish_to_hub, write_model_card
 from helpers.runs.run import new_run

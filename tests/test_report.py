@@ -14,7 +14,7 @@ import pytest
 
 from helpers.course import cli
 from helpers.errors import DataError, RunError
-from helpers.evaluate.evaluation import wilson_interval
+from helpers.evaluate.score import wilson_interval
 from helpers.files import write_json, write_jsonl
 from helpers.runs.info import look_at
 from helpers.runs.report import comparison

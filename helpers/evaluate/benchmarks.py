@@ -34,6 +34,7 @@ from inspect_ai.scorer import CORRECT, INCORRECT, Score, accuracy, scorer, stder
 from inspect_ai.solver import generate
 from tinker_cookbook.eval.inspect_utils import DEFAULT_MAX_TOKENS, InspectAPIFromTinkerSampling
 
+from helpers.clock import worked
 from helpers.data.split import load_json_files
 from helpers.errors import BackendError, DataError
 from helpers.evaluate.grading import check_final_answer
@@ -441,6 +442,7 @@ def _stop_of(renderer: Any) -> list[str] | None:
     return list(GUIDE_STOP) if getattr(renderer, "name", renderer) == "guide" else None
 
 
+@worked("sampling")
 def run_inspect_eval(
     sampling_client: Any = None,
     benchmark: str | Task = "gsm8k",

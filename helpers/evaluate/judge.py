@@ -8,12 +8,15 @@ Never use a judge whose agreement with labels from people you have not looked at
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import DataError
-from helpers.evaluate.evaluation import sample_all, wilson_interval
-from helpers.evaluate.grading.math.answers import Verdict
+from helpers.evaluate.grading.verdict import Verdict
+from helpers.evaluate.sampling import Sampling, sample_all
+from helpers.evaluate.score import Score
 from helpers.train.prompts import PromptFormat, prompt_format, renderer_for
 
 INSTRUCTION = """You grade proofs. Read the statement and the proof between the marks, and check every step: a proof by example, a missing case, \
@@ -59,6 +62,7 @@ class ProofJudge:
             fmt = prompt_format(renderer_for(sampling_client.get_base_model(), tokenizer), tokenizer)
         self.fmt = fmt
 
+    @worked("sampling")
     def __call__(self, cases: Sequence[dict[str, Any]]) -> list[Verdict]:
         """A verdict for each case, in order.
 
@@ -88,13 +92,9 @@ class ProofJudge:
             self.sampling_client,
             questions,
             self.fmt,
-            num_samples=1,
-            max_tokens=self.max_tokens,
-            temperature=0.0,
-            seed=42,
-            max_in_flight=self.max_in_flight,
-            description="Judging proofs",
-            on_answer=on_answer,
+            Sampling(self.max_tokens, max_in_flight=self.max_in_flight),
+            on_answer,
+            "Judging proofs",
             word="accepted",
         )
         return [_read(said[index]) for index in range(len(questions))]
@@ -133,21 +133,20 @@ def judge_agreement(verdicts: Sequence[Verdict], labels: Sequence[bool]) -> dict
 
     if len(verdicts) != len(labels) or not labels:
         raise DataError(f"{len(verdicts)} verdicts for {len(labels)} labels", "give one label a verdict")
-    undecided = sum("undecided" in verdict.evidence for verdict in verdicts)
-    said = ["?" if "undecided" in verdict.evidence else verdict.passed for verdict in verdicts]
-    agree = sum(a == bool(b) for a, b in zip(said, labels))
-    same = len({*map(str, said), *map(str, map(bool, labels))}) == 1
+    said = ["?" if "undecided" in verdict.evidence else str(bool(verdict)) for verdict in verdicts]
+    true = [str(bool(label)) for label in labels]
+    cases = Counter(zip(said, true, strict=True))
+    score = Score.of(a == b for a, b in zip(said, true, strict=True))
     return {
-        "agreement": agree / len(labels),
-        "agree": agree,
-        "total": len(labels),
-        "ci95": list(wilson_interval(agree, len(labels))),
-        "kappa": 1.0
-        if same
-        else float(cohen_kappa_score(list(map(str, said)), list(map(str, map(bool, labels))))),
-        "accepted_right": sum(a is True and b for a, b in zip(said, labels)),
-        "accepted_wrong": sum(a is True and not b for a, b in zip(said, labels)),
-        "refused_right": sum(a is False and b for a, b in zip(said, labels)),
-        "refused_wrong": sum(a is False and not b for a, b in zip(said, labels)),
-        "undecided": undecided,
+        "agreement": score.accuracy,
+        "agree": score.correct,
+        "total": score.total,
+        "ci95": list(score.ci95),
+        # where there is a single verdict for all, scikit-learn's kappa is 0/0
+        "kappa": 1.0 if len({*said, *true}) == 1 else float(cohen_kappa_score(said, true)),
+        "accepted_right": cases["True", "True"],
+        "accepted_wrong": cases["True", "False"],
+        "refused_right": cases["False", "True"],
+        "refused_wrong": cases["False", "False"],
+        "undecided": said.count("?"),
     }

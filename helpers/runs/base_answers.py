@@ -1,132 +1,155 @@
-"""Answers of the base model that another run has already: taken over, if they were asked for in the same way.
+"""The base model's answers: asked for here, or taken over from another run that asked in the same way.
 
-Runs that differ in training only ask the base model the same questions, and get the same answers. Notebook 03 takes them over
-when its parameter `base_run` names a run that has them; `course sweep` sets it.
+Runs that differ in training only ask the base model the same questions, and get the same answers. Notebook 03
+takes them over when its setting `base_run` names a run that has them; `course sweep` sets it.
 """
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
-from helpers.files import read_jsonl, write_jsonl
+from helpers.evaluate.evaluation import evaluate_model, score_outputs
+from helpers.files import read_jsonl
+from helpers.runs.manifest import BaseAsked
 from helpers.runs.run import Run, open_run
+from helpers.runs.settings import settings_of
+from helpers.runs.stage import Stage
 
 ASK_HERE = "leave it empty, and the base model is asked here: -p base_run="
+SAMPLES = "base_samples.jsonl"
+GRADED = ("problem", "expected", "score", "why", "category", "template")
 
 
-def asked_of_base(run: Run, backend: Any, prompt_format: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """All that decides what the base model answers; notebook 03 keeps it in the manifest, in the results of its stage.
+def base_answers(
+    stage: Stage, backend: Any, client: Any, test_set: list[dict[str, Any]], fmt: Any
+) -> dict[str, Any]:
+    """Score the base model on the test set, greedily or as the stage's settings say, into
+    `base_samples.jsonl`.
 
     Args:
-        run: with a test set and a trained model.
+        stage: `evaluate`; its setting `base_run` may name a run to take the answers from.
         backend: from `connect`.
-        prompt_format: name of the prompt format.
-        parameters: of notebook 03; how many requests are under way at once does not count.
+        client: a sampling client of the base model.
+        test_set: the problems.
+        fmt: the prompt format of training.
+
+    Returns:
+        What `evaluate_model` gives, with `asked` (a `BaseAsked`) and `from_run`, the run that asked; None:
+        this one.
+
+    Raises:
+        RunError: `base_run` names a run that has no such answers, or asked something else.
     """
-    greedy = parameters["temperature"] == 0
-    return {
-        "base_model": run.manifest["base_model"],
-        "backend": backend.url if backend.kind == "url" else backend.kind,
-        "test_set": hashlib.sha256(run.file("split/test_set.json").read_bytes()).hexdigest(),
-        "prompt_format": prompt_format,
-        "max_tokens": parameters["max_tokens"],
-        "temperature": parameters["temperature"],
-        "seed": None if greedy else parameters["seed"],
-    }
+    settings, grader = stage.settings, stage.task.grader
+    asked = asked_of_base(stage, backend, fmt.name)
+    if settings.base_run:
+        base = taken_over(settings.base_run, asked, test_set, fmt, grader)
+        stage.save(SAMPLES, base["samples"])
+        print(f"{base['total']} answers taken over from run {base['from_run']} and graded again")
+        return base | {"asked": asked}
+    base = evaluate_model(
+        client,
+        test_set,
+        fmt.tokenizer,
+        fmt=fmt,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        max_in_flight=settings.max_in_flight,
+        seed=settings.seed,
+        grader=grader,
+        samples_path=stage.file(SAMPLES),
+        description="Base model",
+    )
+    return base | {"asked": asked, "from_run": None}
 
 
-def check_base_run(parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> None:
-    """Refuse, before a run starts, a `base_run` that notebook 03 would refuse, as far as parameters tell.
+def asked_of_base(stage: Stage, backend: Any, prompt_format: str) -> BaseAsked:
+    """All that decides what the base model answers. How many requests are under way at once does not."""
+    settings = stage.settings
+    return BaseAsked(
+        base_model=stage.base_model,
+        backend=backend.url if backend.kind == "url" else backend.kind,
+        test_set=hashlib.sha256(stage.run.file("split/test_set.json").read_bytes()).hexdigest(),
+        prompt_format=prompt_format,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        seed=None if settings.temperature == 0 else settings.seed,
+    )
+
+
+def check_base_run(chosen: dict[str, Any]) -> None:
+    """Refuse, before a run starts, a `base_run` that notebook 03 would refuse, as far as settings tell.
 
     Args:
-        parameters: what the user and the run set, by name.
-        known: each stage's parameters with their defaults.
+        chosen: what the user and the run set, by name.
 
     Raises:
         RunError: there is no such run, it has no answers, or it asked with other settings.
     """
-    if parameters.get("base_run"):
-        names = {"prompt_format": "train", "max_tokens": "evaluate", "temperature": "evaluate"}
-        _check_same(
-            open_run(parameters["base_run"]),
-            {name: parameters.get(name, known[stage][name]) for name, stage in names.items()},
-        )
+    if base_run := chosen.get("base_run"):
+        evaluate = settings_of("evaluate", chosen)
+        asked = {"max_tokens": evaluate.max_tokens, "temperature": evaluate.temperature}
+        _same(open_run(base_run), {"prompt_format": settings_of("train", chosen).prompt_format, **asked})
 
 
 def has_base_answers(run: Run) -> bool:
     """Whether another run can take them over from this one."""
-    entry = run.manifest["stages"].get("evaluate", {})
-    return entry.get("status") == "done" and "base_asked" in entry.get("results", {})
+    return run.manifest.stages.is_done("evaluate")
 
 
 def taken_over(
     base_run: str,
-    asked: dict[str, Any],
-    test_set: list[dict],
+    asked: BaseAsked,
+    test_set: list[dict[str, Any]],
     fmt: Any,
     grader: Callable[[str, str], Any],
-    samples_path: str | Path,
 ) -> dict[str, Any]:
-    """The base model's answers of another run, graded again by the grader of today.
+    """The base model's answers of another run, graded again by today's grader.
 
     Args:
         base_run: name of that run.
-        asked: from `asked_of_base`, of the run that wants them.
+        asked: of the run that wants them.
         test_set: the problems.
         fmt: the prompt format.
         grader: the task's.
-        samples_path: where to write the samples.
 
     Returns:
-        What `evaluate_model` gives, with `tokens` 0, because none were sampled, and `from_run`: the run that asked.
+        What `evaluate_model` gives, with `tokens` 0, because none were sampled, and `from_run`: the run that
+        asked.
 
     Raises:
         RunError: there is no such run, it has no answers, or it asked something else.
     """
-    from helpers.evaluate.evaluation import score_outputs
-
     other = open_run(base_run)
-    entry = _check_same(other, asked)
-    old = read_jsonl(other.file("evaluate/base_samples.jsonl"))
+    results = _same(other, asked.model_dump())
+    old = read_jsonl(other.file(f"evaluate/{SAMPLES}"))
     prompts = [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
     if [sample.get("prompt") for sample in old] != prompts:
         raise RunError(
-            f"base_run={other.name!r}: its evaluate/base_samples.jsonl does not answer the {len(prompts)} prompts of this run",
+            f"base_run={other.name!r}: its evaluate/{SAMPLES} does not answer the {len(prompts)} prompts of this run",
             ASK_HERE,
         )
-    graded = score_outputs(
-        test_set,
-        [sample["output"] for sample in old],
-        grader,
-        stop_reasons=[sample["stop_reason"] for sample in old],
-    )
+    outputs, reasons = zip(*((sample["output"], sample["stop_reason"]) for sample in old), strict=True)
+    graded = score_outputs(test_set, list(outputs), grader, stop_reasons=list(reasons))
     graded["samples"] = [
-        sample | {key: new[key] for key in ("problem", "expected", "score", "why", "category", "template")}
-        for sample, new in zip(old, graded["samples"])
+        sample | {key: new[key] for key in GRADED} for sample, new in zip(old, graded["samples"], strict=True)
     ]
-    write_jsonl(samples_path, graded["samples"])
-    return graded | {"from_run": entry["results"].get("base_from") or other.name}
+    return graded | {"from_run": results.base_from or other.name}
 
 
-def _check_same(other: Run, asked: dict[str, Any]) -> dict[str, Any]:
-    """The evaluate stage of `other`, if what it asked agrees with all of `asked`."""
-    entry = other.stage("evaluate")
-    there = entry["results"].get("base_asked")
-    if there is None:
-        raise RunError(
-            f"base_run={other.name!r}: that run kept no note of how it asked the base model", ASK_HERE
-        )
-    differ = [name for name, value in asked.items() if there.get(name) != value]
+def _same(other: Run, asked: dict[str, Any]) -> Any:
+    """The results of the evaluate stage of `other`, if what it asked agrees with all of `asked`."""
+    results = other.stage("evaluate").results
+    there = results.base_asked.model_dump()
+    differ = [name for name, value in asked.items() if there[name] != value]
     if differ:
-        words = ", ".join(
-            "another test set"
-            if name == "test_set"
-            else f"{name} {there.get(name)!r} there, {asked[name]!r} here"
-            for name in differ
-        )
+        words = [
+            f"{name} {there[name]!r} there, {asked[name]!r} here" for name in differ if name != "test_set"
+        ]
+        words += ["another test set"] if "test_set" in differ else []
         raise RunError(
-            f"base_run={other.name!r}: the base model was asked something else there: {words}", ASK_HERE
+            f"base_run={other.name!r}: the base model was asked something else there: {', '.join(words)}",
+            ASK_HERE,
         )
-    return entry
+    return results

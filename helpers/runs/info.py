@@ -1,10 +1,9 @@
-"""A run folder seen from outside: how far it came, how large it is, whether it is damaged.
+"""A run folder seen from outside: how far it came, how large it is, whether it can be read.
 
-Runs are read as they lie there. One that was cut short or damaged must be shown as such, so nothing here trusts a manifest
-before `manifest_problem` has looked at it.
+`course list`, `show`, `report`, `clean` and sweeps see runs through here. A run that was cut short, damaged,
+or made by another version of the course is shown as such.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,20 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
-from helpers.runs.run import RUN_LOCK, STAGES, SWEEP_FILE, open_run
 from helpers.paths import runs_dir
-
-KINDS = {"name": str, "created": str, "packages": dict, "parameters": dict}
-STAGE_KINDS = {
-    "status": str,
-    "parameters": dict,
-    "results": dict,
-    "seconds": (int, float),
-    "summary": str,
-    "artefacts": list,
-    "data": list,
-    "shared_from": str,
-}
+from helpers.runs.manifest import Manifest
+from helpers.runs.run import RUN_LOCK, SWEEP_FILE, open_run
+from helpers.runs.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -33,36 +22,45 @@ class RunInfo:
     """A folder in the runs folder, seen from outside.
 
     Attributes:
-        manifest: what its manifest says; empty if `problem` is set.
-        problem: why it can't be read, or None.
+        problem: why its manifest can't be used, or None.
         bytes: size on disk of all that is in it; links are counted, not followed.
         changed: when something in it last changed, in seconds since 1970.
         latest: whether `latest` points to it.
     """
 
     path: Path
-    manifest: dict[str, Any] = field(repr=False)
     problem: str | None
     bytes: int
     changed: float
     latest: bool
+    found: Manifest | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         return self.path.name
 
     @property
+    def manifest(self) -> Manifest:
+        """What its manifest says.
+
+        Raises:
+            RunError: it can't be used.
+        """
+        if self.found is None:
+            raise RunError(
+                f"run {self.name} can't be used: {self.problem}", f"`course clean {self.name}` deletes it"
+            )
+        return self.found
+
+    @property
     def created(self) -> datetime:
         """When the run was made; when it last changed, if the manifest does not say."""
-        if self.manifest:
-            return parse_time(self.manifest["created"])
-        return datetime.fromtimestamp(self.changed, UTC)
+        return self.found.created if self.found else datetime.fromtimestamp(self.changed, UTC)
 
     @property
     def statuses(self) -> dict[str, str]:
         """The status of each stage that was begun, in order."""
-        stages = self.manifest.get("stages", {})
-        return {stage: stages[stage]["status"] for stage in STAGES if stage in stages}
+        return {name: entry.status for name, entry in self.found.stages.items()} if self.found else {}
 
     @property
     def state(self) -> str:
@@ -78,53 +76,25 @@ class RunInfo:
     def progress(self) -> str:
         """The stages in a few words: `6 of 6`, or `1 of 6, train not finished`."""
         if self.problem:
-            return f"damaged: {self.problem}"
+            return self.problem
         if is_sweep(self.path):
             return "table and plot of a sweep"
         words = {"started": "under way" if self.state == "under way" else "not finished", "stale": "stale"}
-        other = [
-            f"{stage} {words.get(status, status)}"
-            for stage, status in self.statuses.items()
-            if status != "done"
-        ]
+        other = [f"{stage} {words[status]}" for stage, status in self.statuses.items() if status != "done"]
         return ", ".join([f"{len(self.statuses) - len(other)} of {len(STAGES)}", *other])
 
-    def accuracy(self, name: str) -> float | None:
-        """`base_accuracy` or `test_accuracy` of notebook 03; None if it is not done, or stale."""
-        entry = self.manifest.get("stages", {}).get("evaluate", {})
-        value = entry.get("results", {}).get(name) if entry.get("status") == "done" else None
-        return value if isinstance(value, (int, float)) else None
-
-
-def manifest_problem(manifest: Any) -> str | None:
-    """What is wrong with the form of a manifest, or None: after that, its entries can be used without looking."""
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
-        return "manifest.json lists no stages"
-    for name, kind in KINDS.items():
-        if name in manifest and not isinstance(manifest[name], kind):
-            return f"manifest.json has no usable '{name}'"
-    try:
-        parse_time(manifest["created"])
-    except (KeyError, ValueError):
-        return "manifest.json has no usable 'created'"
-    for stage, entry in manifest["stages"].items():
-        if not isinstance(entry, dict) or "status" not in entry:
-            return f"manifest.json has no usable stage '{stage}'"
-        for name, kind in STAGE_KINDS.items():
-            if name in entry and not isinstance(entry[name], kind):
-                return f"manifest.json has no usable '{name}' of stage '{stage}'"
-        if not all(isinstance(path, str) for path in entry.get("artefacts", [])):
-            return f"manifest.json has no usable 'artefacts' of stage '{stage}'"
-    return None
-
-
-def parse_time(text: str) -> datetime:
-    when = datetime.fromisoformat(text)
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    @property
+    def accuracies(self) -> tuple[float, float] | None:
+        """Accuracy of base and tuned model on the test set; None if notebook 03 is not done, or stale."""
+        if not self.found or not self.found.stages.is_done("evaluate"):
+            return None
+        results = self.found.stages.evaluate.results
+        return results.base_accuracy, results.test_accuracy
 
 
 def find_runs() -> list[RunInfo]:
-    """All runs, newest first. Folders without a manifest or its lock file are not runs; links are not followed.
+    """All runs, newest first. Folders without a manifest or its lock file are not runs; links are not
+    followed.
 
     Raises:
         RunError: the runs folder can't be read.
@@ -160,21 +130,17 @@ def find_sweeps() -> list[RunInfo]:
         if folder.is_dir()
         else []
     )
-    return [RunInfo(path, {}, None, *size_and_change(path), latest=False) for path in paths]
+    return [RunInfo(path, None, *size_and_change(path), latest=False) for path in paths]
 
 
 def look_at(path: Path) -> RunInfo:
     """What is in one run folder."""
-    manifest, problem = {}, None
+    manifest, problem = None, None
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        problem = manifest_problem(manifest)
-    except FileNotFoundError:
-        problem = "manifest.json is missing"
-    except (OSError, ValueError, RecursionError):
-        problem = "manifest.json can't be read"
-    size, changed = size_and_change(path)
-    return RunInfo(path, {} if problem else manifest, problem, size, changed, latest_name() == path.name)
+        manifest = Manifest.read(path / "manifest.json")
+    except RunError as error:
+        problem = error.what
+    return RunInfo(path, problem, *size_and_change(path), latest_name() == path.name, manifest)
 
 
 def latest_name() -> str | None:
@@ -216,21 +182,18 @@ def readable_run(name: str) -> RunInfo:
     """The run of this name or path, if its manifest can be used.
 
     Raises:
-        RunError: there is no such run, or it is damaged.
+        RunError: there is no such run, or it can't be read.
     """
     folder = runs_dir() / name
-    run = look_at(
-        folder
-        if os.path.lexists(folder / "manifest.json.lock") and not folder.is_symlink()
-        else open_run(name).path
-    )
-    if run.problem:
-        raise RunError(f"run {run.name} is damaged: {run.problem}", f"`course clean {run.name}` deletes it")
+    half_made = os.path.lexists(folder / "manifest.json.lock") and not folder.is_symlink()
+    run = look_at(folder if half_made else open_run(name).path)
+    _ = run.manifest
     return run
 
 
 def summary(run: RunInfo) -> dict[str, Any]:
     """A run as JSON: what `course list --json` gives for each."""
+    base, test = run.accuracies or (None, None)
     return {
         "name": run.name,
         "path": str(run.path),
@@ -239,11 +202,7 @@ def summary(run: RunInfo) -> dict[str, Any]:
         "state": run.state,
         "problem": run.problem,
         "stages": run.statuses,
-        "base_accuracy": run.accuracy("base_accuracy"),
-        "test_accuracy": run.accuracy("test_accuracy"),
+        "base_accuracy": base,
+        "test_accuracy": test,
         "bytes": run.bytes,
     }
-
-
-
-

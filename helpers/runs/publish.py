@@ -164,7 +164,7 @@ def _summary(base: dict[str, str], done: dict[str, Any], manifest: dict[str, Any
 
 
 def _scores(done: dict[str, Any], evaluation: dict[str, Any]) -> str:
-    from helpers.evaluate.evaluation import wilson_interval
+    from helpers.evaluate.score import wilson_interval
 
     rows, text = [], "## Scores\n\nHeld-out test problems, with Wilson's 95% interval."
     if "split" in done:

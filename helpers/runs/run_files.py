@@ -310,7 +310,7 @@ def scores(run: "RunInfo") -> tuple[list[dict[str, Any]], list[str]]:
     Returns:
         A row a model (`model`, `correct`, `total`, `accuracy`, `ci95`), of stages that are done, and what is wrong with the rest.
     """
-    from helpers.evaluate.evaluation import wilson_interval
+    from helpers.evaluate.score import wilson_interval
 
     found: list[tuple[str, Any, Any]] = []
     problems = []

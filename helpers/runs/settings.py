@@ -1,327 +1,283 @@
-"""Parameters of a run: what the notebooks take, what a user chose, and where a run differs from the defaults."""
+"""The settings of each stage: names, types, allowed values, defaults and help, in one pydantic model a stage.
 
-from helpers.paths import NOTEBOOKS
-import argparse
-import ast
+The notebooks' parameter cells hold the same defaults (a test keeps them equal), since that is where a learner
+reads and papermill replaces them. Everything else asks here: `open_stage`, `course run`, the dry run, sweeps,
+the Tab key, the docs.
+
+    chosen = check_settings({"rank": 8, "epochs": 2})      # what a user set, for whichever stages take it
+    settings_of("train", chosen).learning_rate             # 0.001, the default
+"""
+
 import difflib
 import json
-import math
-import tomllib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from helpers.data.columns import parse_columns
 from helpers.errors import CourseError
-from helpers.data.hub import HUB
-from helpers.paths import ROOT
-from helpers.runs.run import STAGES
-from helpers.evaluate.tasks import TASKS
+from helpers.runs.stages import STAGES, stages_until
 
-OTHER_RUNS = (
-    "run_name",
-    "base_run",
-)  # parameters that name a run: a run like another one does not take them over
-PATHS = ("base_model", "benchmark_file")
-KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-PRECISIONS = ("float32", "bfloat16", "float16")
+OTHER_RUNS = ("base_run",)  # settings that name another run: a run like this one does not take them over
 
 
-# Parameters that take one of a few words; the Tab key offers them, too.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "task": tuple(TASKS),
-    "best_metric": ("accuracy", "loss"),
-    **dict.fromkeys(("dtype", "sampler_precision"), PRECISIONS),
-    "executor": ("", "ray", "mp", "uni", "external_launcher"),
-}
+def _columns(text: str) -> str:
+    parse_columns(text)
+    return text
 
 
-def _one_of(values: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in values, f"it must be {', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
+def _whole_numbers(text: str) -> str:
+    if not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
+        raise ValueError("give whole numbers above zero, separated by commas, such as '1,4,16'")
+    return text
 
 
-# What a value must be beside its type: which parameters, the test, and the words for it. What else there is, is text of any kind.
-SHARE = lambda value: 0 < value < 1, "it must be a share over 0 and under 1"
-ABOVE_ZERO = lambda value: 0 < value < math.inf, "it must be above zero"
-NOT_BELOW_ZERO = lambda value: 0 <= value < math.inf, "it must be 0 or more"
-ONE_OR_MORE = lambda value: value >= 1, "it must be 1 or more"
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **{name: _one_of(values) for name, values in CHOICES.items()},
-    "text_threshold": (lambda value: 0 < value <= 1, "it must be over 0 and at most 1"),
-    "seed": (lambda value: 0 <= value < 2**32, "it must be a whole number from 0 to 4294967295"),
-    **dict.fromkeys(("test_size", "validation_size"), SHARE),
-    **dict.fromkeys(("epochs", "learning_rate"), ABOVE_ZERO),
-    **dict.fromkeys(
-        (
-            "max_train",
-            "max_validation",
-            "max_test",
-            "eval_every_epochs",
-            "patience",
-            "temperature",
-            "test_limit",
-            "throughput_tokens",
-            "serve_prompts",
-        ),
-        NOT_BELOW_ZERO,
-    ),
-    **dict.fromkeys(
-        (
-            "rank",
-            "batch_size",
-            "eval_every",
-            "max_tokens",
-            "max_in_flight",
-            "subset",
-            "sampled_problems",
-            "samples_each",
-            "parity_prompts",
-            "tensor_parallel_size",
-            "kv_cache_gib",
-        ),
-        ONE_OR_MORE,
-    ),
-    **dict.fromkeys(
-        ("max_length", "max_model_len"), (lambda value: value >= 2, "it must be 2 tokens or more")
-    ),
-    "backend_name": (
-        lambda value: value in ("auto", "stub", "hosted") or value.startswith(("http://", "https://")),
-        "it must be 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server",
-    ),
-    "gpu_memory_utilization": (lambda value: 0 < value <= 1, "it must be a share over 0 and at most 1"),
-    "batch_sizes": (
-        lambda value: all(part.strip().isdecimal() and int(part) for part in value.split(",")),
-        "it must be whole numbers above zero, separated by commas, such as '1,4,16'",
-    ),
-}
+def _plain_number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def profiles() -> dict[str, dict[str, Any]]:
-    """The named sets of parameters in helpers/runs/profiles.toml.
+Text = Annotated[str, BeforeValidator(_plain_number_as_text)]
+Columns = Annotated[Text, AfterValidator(_columns)]
+WholeNumbers = Annotated[Text, AfterValidator(_whole_numbers)]
+BackendName = Annotated[str, Field(pattern=r"^(auto|stub|hosted|https?://.+)$")]
+OneOrMore = Annotated[int, Field(ge=1)]
+ZeroOrMore = Annotated[int, Field(ge=0)]
+Tokens = Annotated[int, Field(ge=2)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+ShareOrAll = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Precision = Literal["float32", "bfloat16", "float16"]
 
-    Raises:
-        CourseError: the file can't be read.
-    """
-    return read_toml(Path(__file__).with_name("profiles.toml"))
-
-
-def profile(name: str) -> dict[str, Any]:
-    """The parameters of a named profile, or of a TOML file of the user's with a line `name = value` for each.
-
-    Raises:
-        CourseError: there is no such profile or file, or it can't be read.
-    """
-    sets = profiles()
-    if name in sets:
-        return sets[name]
-    if not name.endswith(".toml"):
-        raise CourseError(
-            f"there is no profile {name!r}",
-            f"profiles are {', '.join(sets)}, and files of your own that end in .toml",
-        )
-    parameters = read_toml(
-        Path(name), "it must be there, with a line such as  epochs = 2.0  for each parameter"
-    )
-    if tables := [key for key, value in parameters.items() if isinstance(value, dict)]:
-        raise CourseError(
-            f"{name}: [{tables[0]}] is a table",
-            "a profile of your own is one list of lines, name = value, without a head",
-        )
-    return parameters
+BACKEND = "auto, stub, hosted, or the URL of a Tinker-compatible server"
+BASE_MODEL = "a model name or folder; empty takes the backend's default"
+PROMPT_FORMAT = "guide, or the name of a tinker_cookbook renderer"
 
 
-def read_toml(
-    path: Path, fix: str = "mend it there, or get it back: git checkout helpers/"
-) -> dict[str, Any]:
-    """A TOML file that users edit.
+class Settings(BaseModel):
+    """Base of the settings of a stage. An unknown name is refused, and so is a value of another type."""
 
-    Raises:
-        CourseError: it is missing, or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CourseError(f"{path} can't be read: {error}", fix) from error
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-
-def chosen_parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """Parameters of the profile, then of -p, then of the other options; each beats the ones before.
-
-    Raises:
-        CourseError: there is no such profile, its file can't be read, or a -p is not NAME=VALUE.
-    """
-    default = {} if options.resume or options.first or options.like else profiles()["quick"]
-    parameters = dict(profile(options.profile) if options.profile else default)
-    for text in options.parameter:
-        name, sign, value = text.partition("=")
-        if not sign or not name.strip():
-            raise CourseError(f"-p {text!r} is not NAME=VALUE", "write for example -p epochs=1")
-        parameters[name.strip()] = parse_value(value.strip())
-    if options.data:
-        parameters["data_files"] = ",".join(_place(file) for file in options.data)
-    for name in PATHS:  # notebooks run in a folder of their own
-        if isinstance(value := parameters.get(name), str) and value and Path(value).exists():
-            parameters[name] = str(Path(value).absolute())
-    if options.columns:
-        parameters["columns"] = options.columns
-    if options.backend:
-        parameters["backend_name"] = options.backend
-    return parameters
-
-
-def _place(file: str) -> str:
-    """A data file's absolute path, or the name of a data set."""
-    if "," in file and not file.startswith(HUB):
-        raise CourseError(
-            f"{file!r} has a comma in its path, and commas part the names of data files", "rename it"
-        )
-    if file.startswith(HUB):
-        folder = Path(file.removeprefix(HUB).partition("#")[0])
-        return (
-            file
-            if folder.is_absolute() or not folder.is_dir()
-            else file.replace(str(folder), str(folder.absolute()), 1)
-        )
-    return str(Path(file).absolute())
-
-
-def parse_value(text: str) -> Any:
-    """A TOML value, or else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return {"True": True, "False": False}.get(text, text)
-
-
-def notebook_parameters() -> dict[str, dict[str, Any]]:
-    """Each stage's parameters with their defaults, from the cell tagged `parameters` of its notebook.
-
-    The notebooks are read as JSON: importing nbformat takes a second, too long for a Tab key.
-    """
-    found = {}
-    for stage, (notebook, _) in STAGES.items():
-        cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-        source = next(
-            "".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])
-        )
-        found[stage] = {
-            node.targets[0].id: ast.literal_eval(node.value)
-            for node in ast.parse(source).body
-            if isinstance(node, ast.Assign)
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Those with another value than the default, by name."""
+        return {
+            name: value
+            for name, value in self.model_dump().items()
+            if value != type(self).model_fields[name].default
         }
-    return found
 
 
-def check_parameters(parameters: dict[str, Any], known: dict[str, dict[str, Any]]) -> None:
-    """Refuse what no notebook takes, before anything starts.
+class SplitSettings(Settings):
+    """01_split."""
+
+    data_files: str = Field(
+        "data/word_problems.json", description="files, separated by commas, or hub:OWNER/NAME"
+    )
+    columns: Columns = Field("", description="which column is what: instruction=text,output=label")
+    instruction: Text = Field(
+        "", description="one instruction for all records, whose own text is then the input"
+    )
+    task: Literal["math", "classification", "extraction", "text"] = Field(
+        "math", description="what makes an answer right"
+    )
+    text_threshold: ShareOrAll = Field(
+        0.5, description="task text: F1 of words from which an answer is right"
+    )
+    base_model: str = Field("", description=BASE_MODEL)
+    prompt_format: str = Field("guide", description=PROMPT_FORMAT)
+    test_size: Share = Field(0.2, description="share of all records kept for the test set")
+    validation_size: Share = Field(0.1, description="share of the rest kept for choosing a checkpoint")
+    seed: Seed = Field(42, description="the same seed gives the same parts")
+    unseen_templates: Text = Field("", description="templates to keep out of training, separated by commas")
+    max_train: ZeroOrMore = Field(0, description="most training records; 0 keeps all")
+    max_validation: ZeroOrMore = Field(60, description="most validation records; 0 keeps all")
+    max_test: ZeroOrMore = Field(120, description="most test records; 0 keeps all")
+
+
+class TrainSettings(Settings):
+    """02_train."""
+
+    backend_name: BackendName = Field("auto", description=BACKEND)
+    base_model: str = Field("", description=BASE_MODEL)
+    rank: OneOrMore = Field(32, description="width of the LoRA factors")
+    prompt_format: str = Field("guide", description=PROMPT_FORMAT)
+    max_length: Tokens = Field(1024, description="tokens; a longer example is an error, not cut")
+    epochs: Positive = Field(1.0, description="passes over the training data")
+    batch_size: OneOrMore = Field(8, description="examples an optimizer step")
+    learning_rate: Positive = Field(1e-3, description="of the first step; it falls linearly to zero")
+    seed: Seed = Field(42, description="order of the examples, and the LoRA weights")
+    eval_every: OneOrMore = Field(28, description="optimizer steps between two evaluations")
+    eval_every_epochs: NotNegative = Field(0.0, description="above 0: epochs between two evaluations instead")
+    best_metric: Literal["accuracy", "loss"] = Field(
+        "accuracy", description="chooses the checkpoint, on validation"
+    )
+    patience: ZeroOrMore = Field(0, description="evaluations without improvement before it stops; 0: never")
+    max_tokens: OneOrMore = Field(96, description="longest sampled answer, in tokens")
+
+
+class EvaluateSettings(Settings):
+    """03_evaluate."""
+
+    backend_name: BackendName = Field("auto", description=BACKEND)
+    base_run: str = Field("", description="a run that asked the base model the same; empty asks it here")
+    max_tokens: OneOrMore = Field(96, description="longest sampled answer, in tokens")
+    temperature: NotNegative = Field(0.0, description="0 is greedy")
+    max_in_flight: OneOrMore = Field(64, description="requests under way at once")
+    seed: Seed = Field(42, description="used where the temperature is above 0")
+    subset: OneOrMore = Field(40, description="problems that the cookbook's evaluator and Inspect ask again")
+    sampled_problems: OneOrMore = Field(16, description="problems that get several answers")
+    samples_each: OneOrMore = Field(8, description="answers to each of them")
+    benchmark_file: str = Field("", description="GSM8K's own test.jsonl; empty leaves the benchmark out")
+
+
+class ExportSettings(Settings):
+    """04_export."""
+
+    backend_name: BackendName = Field("auto", description=BACKEND)
+    checkpoint_path: str = Field("", description="a tinker:// path; empty takes the run's best checkpoint")
+    export_name: Text = Field("final", description="name of the export on the server")
+
+
+class MergeSettings(Settings):
+    """05_merge."""
+
+    backend_name: BackendName = Field("auto", description=BACKEND)
+    dtype: Precision = Field("float32", description="precision of the saved weights")
+    parity_prompts: OneOrMore = Field(64, description="test examples whose logprobs are compared")
+    sampler_precision: Precision = Field("float32", description="precision in which the service scores")
+    test_limit: ZeroOrMore = Field(0, description="test examples to answer; 0 takes all")
+    max_tokens: OneOrMore = Field(96, description="longest answer, in tokens")
+    batch_size: OneOrMore = Field(32, description="prompts at once")
+
+
+class VllmSettings(Settings):
+    """06_vllm_inference."""
+
+    dtype: Precision = Field("float32", description="precision of weights and activations")
+    max_model_len: Tokens = Field(1024, description="longest prompt and answer together, in tokens")
+    tensor_parallel_size: OneOrMore = Field(1, description="GPUs to split each layer over")
+    gpu_memory_utilization: ShareOrAll = Field(0.9, description="share of a GPU's memory that vLLM may take")
+    kv_cache_gib: OneOrMore = Field(1, description="memory for keys and values on a CPU, in GiB")
+    executor: Literal["", "ray", "mp", "uni", "external_launcher"] = Field(
+        "", description="ray spreads the engine over machines; empty leaves it to vLLM"
+    )
+    max_tokens: OneOrMore = Field(96, description="longest answer, in tokens")
+    parity_prompts: OneOrMore = Field(64, description="test examples whose logprobs are compared")
+    throughput_tokens: ZeroOrMore = Field(
+        32, description="length of each answer in the speed test; 0: no test"
+    )
+    batch_sizes: WholeNumbers = Field("1,4,16,64", description="prompts at once in the speed test")
+    serve_prompts: ZeroOrMore = Field(24, description="test problems asked of a server; 0: none")
+
+
+SETTINGS: dict[str, type[Settings]] = {
+    "split": SplitSettings,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "export": ExportSettings,
+    "merge": MergeSettings,
+    "vllm": VllmSettings,
+}
+
+
+def fields_named(name: str) -> dict[str, FieldInfo]:
+    """The stages that take a setting, each with its field; empty if none does."""
+    return {
+        stage: model.model_fields[name] for stage, model in SETTINGS.items() if name in model.model_fields
+    }
+
+
+def setting_names() -> list[str]:
+    """All names, in the order of the notebooks."""
+    return list(dict.fromkeys(name for model in SETTINGS.values() for name in model.model_fields))
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The few words that a setting takes; empty if it takes anything of its type."""
+    for field in fields_named(name).values():
+        return tuple(word for word in get_args(field.annotation) if isinstance(word, str))
+    return ()
+
+
+def check_settings(chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a user set, checked against every stage that takes it.
+
+    Returns:
+        The same values by name, a whole number for a float made one.
 
     Raises:
-        CourseError: an unknown name (with the near ones), a value of another type than the default's, one that RULES don't allow, or a
-            model folder or file that is not there.
+        CourseError: no stage takes such a setting (names the near ones), or a value is not allowed.
     """
-    defaults = {name: value for stage in known.values() for name, value in stage.items()}
-    for name, value in parameters.items():
-        if name == "run_name" or name not in defaults:
-            near = difflib.get_close_matches(name, [n for n in defaults if n != "run_name"])
-            fix = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else f"parameters are {', '.join(sorted(set(defaults) - {'run_name'}))}"
-            )
-            raise CourseError(
-                f"no notebook has a parameter {name!r}"
-                if name != "run_name"
-                else "run_name is set by --name",
-                fix,
-            )
-        wanted = type(defaults[name])
-        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise CourseError(
-                f"parameter {name} must be {KINDS[wanted]}, and it is {value!r}",
-                f"write for example -p {name}={_written(defaults[name])}",
-            )
-        allowed, words = RULES.get(name, (lambda _: True, ""))
-        if not allowed(value):
-            raise CourseError(
-                f"parameter {name}={value!r} is impossible: {words}",
-                f"the default is {_written(defaults[name])}",
-            )
-    parse_columns(parameters.get("columns", ""))
-    if model := parameters.get("base_model"):
-        from helpers.train.models import resolve_base_model
-
-        resolve_base_model(model)
-    if (file := parameters.get("benchmark_file")) and not Path(file).is_file():
-        raise CourseError(f"benchmark_file={file!r} is not there", "name GSM8K's test.jsonl, or leave it out")
+    checked = {}
+    for name, value in chosen.items():
+        takers = fields_named(name)
+        if not takers:
+            raise CourseError(f"there is no setting {name!r}", _near(name))
+        for stage in takers:
+            checked[name] = getattr(_validated(SETTINGS[stage], {name: value}), name)
+    return checked
 
 
-def _written(value: Any) -> str:
+def settings_of(stage: str, chosen: dict[str, Any]) -> Any:
+    """The settings of a stage: its defaults, and those of `chosen` that it takes.
+
+    Raises:
+        CourseError: a value is not allowed.
+    """
+    model = SETTINGS[stage]
+    return _validated(model, {name: value for name, value in chosen.items() if name in model.model_fields})
+
+
+def settings_until(last: str, chosen: dict[str, Any]) -> dict[str, Settings]:
+    """`settings_of` every stage up to `last`, by stage."""
+    return {stage: settings_of(stage, chosen) for stage in stages_until(last)}
+
+
+def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        default = written(model.model_fields[name].default)
+        raise CourseError(
+            f"setting {name} can't be {written(first['input'])}: {_reason(first)}",
+            f"the default is {default}",
+        ) from error
+
+
+def _reason(error: Any) -> str:
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch":
+        return f"it must be {BACKEND}"
+    return text[0].lower() + text[1:]
+
+
+def _near(name: str) -> str:
+    if name == "run_name":
+        return "the run's name is set by --name"
+    near = difflib.get_close_matches(name, setting_names())
+    return (
+        f"did you mean {' or '.join(near)}?" if near else f"settings are {', '.join(sorted(setting_names()))}"
+    )
+
+
+def written(value: Any) -> str:
+    """A value as one would type it after `-p NAME=`."""
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) or not value else value
 
 
-def stage_differences(parameters: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Those of `parameters` that a stage takes with another value than its default.
-
-    Args:
-        parameters: by name; names that the stage does not take are left out.
-        defaults: the stage's, from `notebook_parameters`.
-    """
-    return {
-        name: value
-        for name, value in parameters.items()
-        if name in defaults and name != "run_name" and value != defaults[name]
-    }
+def defaults_of(name: str) -> dict[str, Any]:
+    """The default of a setting in each stage that takes it."""
+    return {stage: field.default for stage, field in fields_named(name).items()}
 
 
-def run_parameters(
-    manifest: dict[str, Any], known: dict[str, dict[str, Any]]
-) -> tuple[dict[str, Any], list[str]]:
-    """The parameters that give a run like this one with the notebooks of today.
-
-    `course run` keeps what the user chose. What a stage recorded counts as well, where it differs from today's default: the
-    default may have been another one then, and a notebook that was run by hand records nothing else.
-
-    Args:
-        manifest: the run's.
-        known: from `notebook_parameters`.
-
-    Returns:
-        Parameters by name, and notes on what can't be taken over as it was.
-    """
-    chosen = {name: value for name, value in manifest.get("parameters", {}).items() if name not in OTHER_RUNS}
-    parameters = {
-        name: value for name, value in chosen.items() if any(name in defaults for defaults in known.values())
-    }
-    notes = [
-        f"parameter {name}={chosen[name]!r} is left out: no notebook has it today"
-        for name in chosen
-        if name not in parameters
-    ]
-    recorded: dict[str, dict[str, Any]] = {}
-    for stage, entry in manifest["stages"].items():
-        for name, value in entry.get("parameters", {}).items():
-            if name in known.get(stage, {}) and name not in OTHER_RUNS:
-                recorded.setdefault(name, {})[stage] = value
-    for name, values in recorded.items():
-        if name in parameters:
-            continue
-        other = [value for stage, value in values.items() if value != known[stage][name]]
-        if other:
-            parameters[name] = other[0]
-            if any(value != other[0] for value in values.values()):
-                notes.append(
-                    f"stages had different values of {name} ({', '.join(f'{s} {v!r}' for s, v in values.items())}): all get {other[0]!r}"
-                )
-    return parameters, notes
-
-
-def stage_values(
-    parameters: dict[str, Any], known: dict[str, dict[str, Any]], until: str
-) -> dict[str, dict[str, Any]]:
-    """What each notebook up to the stage `until` gets: its defaults, and those of `parameters` that it takes."""
-    stages = list(STAGES)[: list(STAGES).index(until) + 1]
-    return {
-        stage: known[stage] | {name: value for name, value in parameters.items() if name in known[stage]}
-        for stage in stages
-    }
+def taken_by(name: str, stages: Iterable[str] = STAGES) -> list[str]:
+    """Those of `stages` that take a setting."""
+    takers = fields_named(name)
+    return [stage for stage in stages if stage in takers]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import CourseError, ModelError
 from helpers.paths import package_versions
 
@@ -40,6 +41,7 @@ class Answer:
 # ---- transformers
 
 
+@worked("merging")
 def generate_with_transformers(
     model: Any,
     fmt: Any,
@@ -155,6 +157,7 @@ class _StopRule:
 # ---- vLLM
 
 
+@worked("vllm")
 def load_vllm(
     model_folder: str | Path,
     dtype: str = "bfloat16",
@@ -305,6 +308,7 @@ def _quiet_vllm() -> Any:
         transformers.utils.logging.enable_progress_bar()
 
 
+@worked("vllm")
 def generate_with_vllm(
     llm: Any,
     fmt: Any,
@@ -365,6 +369,7 @@ def _bar(*args: Any, **kwargs: Any) -> Any:
     return tqdm(*args, **kwargs)
 
 
+@worked("vllm")
 def measure_throughput(
     llm: Any,
     prompts: list[list[int]],

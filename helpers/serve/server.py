@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import ModelError
 from helpers.net import free_port
 from helpers.serve.engine import NOT_INSTALLED, vllm_advice, vllm_is_for_cpu, vllm_settings
@@ -99,7 +100,7 @@ def serve_vllm(
         raise ModelError("vLLM is not installed", NOT_INSTALLED)
     environment, on_cpu = vllm_settings(kv_cache_gib) | os.environ, vllm_is_for_cpu()
     key, port = secrets.token_urlsafe(16), free_port()
-    with tempfile.TemporaryDirectory() as scratch:
+    with worked("vllm"), tempfile.TemporaryDirectory() as scratch:
         command = [
             sys.executable,
             "-m",
@@ -210,6 +211,7 @@ def _end(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@worked("vllm")
 def ask_server(
     server: Server,
     questions: Sequence[str],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import BackendError, CourseError, DataError
 from helpers.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 
@@ -293,7 +294,7 @@ def _delete(backend: Any, path: str) -> None:
 
 
 class Progress:
-    """A progress bar over steps that shows the loss, the speed and the time left."""
+    """A progress bar over steps that shows the loss, the speed and the time left. Their time counts as training."""
 
     def __init__(self, steps: list[Step], done: int, total: int):
         from tqdm import tqdm
@@ -311,7 +312,7 @@ class Progress:
         )
 
     def __iter__(self) -> Iterator[Step]:
-        with self._bar:
+        with self._bar, worked("training"):
             for step in self._steps:
                 yield step
                 self._bar.update()

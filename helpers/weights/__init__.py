@@ -8,37 +8,29 @@
     merge_adapter(base_model, "model_weights", "merged_model")         # one with it
 
     trained = score_with_sampler(sampling_client, pairs)
-    merged = score_with_transformers(load_base("merged_model"), pairs)
-    noise = logit_noise("float32", "float32", layers=30, hidden=576, logit_std=merged.logit_std)
-    compare_logprobs(trained, merged, noise)["passed"]
+    merged = score_with_transformers(AutoModelForCausalLM.from_pretrained("merged_model"), pairs, "merged")
+    compare_logprobs(trained, [merged])["merged"]["passed"]
 
 Importing this loads no torch; the functions load what they need.
 """
 
-from helpers.weights.adapter import describe_adapter, lora_pairs, read_adapter
+from helpers.weights.adapter import describe_adapter, lora_pairs
 from helpers.weights.archive import extract_archive
-from helpers.weights.base_model import load_base
 from helpers.weights.download import download_checkpoint_archive
 from helpers.weights.merge import merge_adapter
-from helpers.weights.parity import check_same_tokenizer, compare_logprobs, logit_noise, measured_noise
-from helpers.weights.peft_form import adapter_to_peft, load_peft
+from helpers.weights.parity import compare_logprobs
+from helpers.weights.peft_form import adapter_to_peft
 from helpers.weights.scores import Scores, score_with_sampler, score_with_transformers, score_with_vllm
 
 __all__ = [
     "Scores",
     "adapter_to_peft",
-    "check_same_tokenizer",
     "compare_logprobs",
     "describe_adapter",
     "download_checkpoint_archive",
     "extract_archive",
-    "load_base",
-    "load_peft",
-    "logit_noise",
     "lora_pairs",
-    "measured_noise",
     "merge_adapter",
-    "read_adapter",
     "score_with_sampler",
     "score_with_transformers",
     "score_with_vllm",

@@ -60,15 +60,20 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, "Tensor"
     return config, tensors
 
 
-def lora_pairs(tensors: dict[str, "Tensor"]) -> dict[str, tuple["Tensor", "Tensor"]]:
-    """The factors of each module that an adapter changes.
+def lora_pairs(folder: str | Path) -> dict[str, tuple["Tensor", "Tensor"]]:
+    """The factors of each module that an adapter, Tinker's or PEFT's, changes.
 
     Returns:
         `{module path: (A, B)}`, A of shape (rank, in) and B of (out, rank).
 
     Raises:
-        ModelError: an A has no B, or the other way round.
+        ModelError: the adapter is missing or damaged, or an A has no B, or the other way round.
     """
+    return pairs_of(read_adapter(folder)[1])
+
+
+def pairs_of(tensors: dict[str, "Tensor"]) -> dict[str, tuple["Tensor", "Tensor"]]:
+    """`lora_pairs` of tensors that were read already."""
     pairs = {}
     for name in sorted(tensors):
         if ".lora_A" in name:
@@ -91,7 +96,7 @@ def trains_output_layer(folder: str | Path) -> bool:
     Raises:
         ModelError: the adapter is missing or damaged.
     """
-    return any(module.endswith(OUTPUT_LAYERS) for module in lora_pairs(read_adapter(folder)[1]))
+    return any(module.endswith(OUTPUT_LAYERS) for module in lora_pairs(folder))
 
 
 def delta_norm(a: "Tensor", b: "Tensor", scale: float) -> float:
@@ -121,7 +126,7 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
     """
     config, tensors = read_adapter(folder)
     scale = config["lora_alpha"] / config["r"]
-    modules = [_describe_module(name, a, b, scale) for name, (a, b) in lora_pairs(tensors).items()]
+    modules = [_describe_module(name, a, b, scale) for name, (a, b) in pairs_of(tensors).items()]
     modules.sort(key=lambda row: (row["layer"] is None, row["layer"] or 0, row["name"]))
     per_layer: dict[int | str, int] = {}
     for row in modules:

@@ -31,7 +31,6 @@ def download_checkpoint_archive(
     path: str,
     out: str | Path,
     progress: bool = True,
-    rest_client: "tinker.RestClient | None" = None,
 ) -> dict[str, Any]:
     """Make the guide's `model-checkpoint.tar.gz` from a checkpoint path that you may read.
 
@@ -44,7 +43,6 @@ def download_checkpoint_archive(
         out: the archive to write. It appears when it is complete; same content, same bytes (with the same
             zlib).
         progress: show a bar that counts bytes.
-        rest_client: a client of the same service; made from `service_client` if left out.
 
     Returns:
         `{"checkpoint": path, "source": the checkpoint that was exported, "archive" (file name), "bytes",
@@ -58,7 +56,7 @@ def download_checkpoint_archive(
     """
     out, path = Path(out), str(path).strip()
     kind = _checkpoint_kind(path)
-    rest = rest_client or _rest_client(service_client)
+    rest = _rest_client(service_client)
     source = training_checkpoint_of(rest, path) if kind == "sampler" else path
     with _scratch_beside(out) as folder:
         with _external_path(service_client, rest, path, source) as external:

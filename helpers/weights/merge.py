@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers.clock import worked
 from helpers.errors import ModelError
-from helpers.weights.adapter import lora_pairs, read_adapter, trains_output_layer
+from helpers.weights.adapter import lora_pairs, trains_output_layer
 from helpers.weights.archive import GIB
 from helpers.weights.base_model import (
     base_advice,
@@ -55,6 +56,7 @@ COMPANIONS = (
 )
 
 
+@worked("merging")
 def merge_adapter(
     base_model: str | Path,
     adapter_folder: str | Path,
@@ -164,7 +166,7 @@ def choose_method(folder: Path, adapter_folder: str | Path, method: str = "auto"
         )
     if method != "auto":
         return method, "as asked"
-    if any(".experts" in module for module in lora_pairs(read_adapter(adapter_folder)[1])):
+    if any(".experts" in module for module in lora_pairs(adapter_folder)):
         return "shards", "the adapter changes experts, whose form in the files transformers changes in memory"
     need, free = memory_needed(folder), free_memory()
     compared = f"the model needs {need / GIB:.1f} GiB in float32, and {free / GIB:.1f} GiB are free"

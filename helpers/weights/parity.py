@@ -2,12 +2,12 @@
 
     trained = score_with_sampler(sampling_client, pairs)
     merged = score_with_transformers(model, pairs)
-    noise = logit_noise("float32", "float32", layers=30, hidden=576, logit_std=merged.logit_std)
-    compare_logprobs(trained, merged, noise)["passed"]
+    results = compare_logprobs(trained, [merged], precisions=("float32", "float32"))
+    results["transformers"]["passed"]
 
 Equal answers prove little: a wrong merge can still give the right number on easy questions. Log-probabilities
 show a wrong scale, a lost layer or the wrong adapter at once. What they may differ by is not a matter of
-taste; it follows from the precision of the two computations (see `logit_noise` and `compare_logprobs`).
+taste; it follows from the precision of the two computations (see `logit_noise` and `compare_two`).
 """
 
 import math
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from helpers.errors import ModelError
-from helpers.weights.scores import Scores
+from helpers.text import table
+from helpers.weights.scores import ModelShape, Scores
 
 # Half the distance between 1 and the next number: the largest relative error of one rounding.
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -25,52 +26,7 @@ ROUNDINGS_PER_LAYER = 14 + 7
 FLOOR = 1e-5  # log-softmax over tens of thousands of float32 logits, and float32 on the wire
 
 
-# ---- the tokenizer
-
-
-def check_same_tokenizer(reference: Any, other: Any, texts: Sequence[str]) -> None:
-    """Check that two tokenizers make the same tokens of some texts, and the same texts of those.
-
-    Log-probabilities can't show it: whoever scores tokens by their numbers never asks what the numbers stand
-    for.
-
-    Args:
-        reference: the tokenizer of training.
-        other: the one that was saved with the merged model.
-        texts: real prompts and answers; more texts see more of the vocabulary.
-
-    Raises:
-        ModelError: they differ, with the first text at which they do; or there are no texts.
-    """
-    if not texts:
-        raise ModelError(
-            "no texts to compare the tokenizers with", "give prompts and answers of the test set"
-        )
-    fix = "merge again: the base model's own tokenizer belongs beside the merged weights"
-    if reference.eos_token_id != other.eos_token_id:
-        raise ModelError(
-            "the tokenizers end a text with different tokens: "
-            f"{reference.eos_token_id} and {other.eos_token_id}",
-            fix,
-        )
-    for text in texts:
-        a, b = reference.encode(text), other.encode(text)
-        if a != b or reference.decode(a) != other.decode(b):
-            place = next(
-                (n for n, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]),
-                min(len(a), len(b)),
-            )
-            raise ModelError(
-                f"the tokenizers differ on {text[:60]!r}: "
-                f"token {place} is {a[place : place + 3]} and {b[place : place + 3]}",
-                fix,
-            )
-
-
-# ---- what rounding alone may do
-
-
-def logit_noise(*precisions: str, layers: int, hidden: int, logit_std: float) -> float:
+def logit_noise(*precisions: str, shape: ModelShape) -> float:
     """Standard deviation of the difference of two logits that only rounding sets apart, in nats.
 
     Each rounding moves a number by at most u relative to its size, and by u/√3 in the root mean square. A
@@ -89,9 +45,7 @@ def logit_noise(*precisions: str, layers: int, hidden: int, logit_std: float) ->
     Args:
         precisions: of each side, `float32`, `bfloat16` or `float16`: the coarsest that its weights or
             activations have.
-        layers: number of layers of the model.
-        hidden: width of its hidden state.
-        logit_std: spread of the logits over the vocabulary (`Scores.logit_std`).
+        shape: of the model (`Scores.shape`).
 
     Raises:
         ModelError: a precision has another name.
@@ -101,9 +55,9 @@ def logit_noise(*precisions: str, layers: int, hidden: int, logit_std: float) ->
         raise ModelError(
             f"no precision {', '.join(sorted(unknown)) or 'given'}", f"use {', '.join(UNIT_ROUNDOFF)}"
         )
-    sums = math.sqrt(hidden) * UNIT_ROUNDOFF["float32"]
-    path = math.sqrt(ROUNDINGS_PER_LAYER * layers / 3)
-    return logit_std * path * math.sqrt(sum((UNIT_ROUNDOFF[p] + sums) ** 2 for p in precisions))
+    sums = math.sqrt(shape.hidden) * UNIT_ROUNDOFF["float32"]
+    path = math.sqrt(ROUNDINGS_PER_LAYER * shape.layers / 3)
+    return shape.logit_std * path * math.sqrt(sum((UNIT_ROUNDOFF[p] + sums) ** 2 for p in precisions))
 
 
 def measured_noise(exact: Scores, rounded: Scores) -> float:
@@ -120,7 +74,7 @@ def measured_noise(exact: Scores, rounded: Scores) -> float:
     Raises:
         ModelError: the two are not scores of the same tokens.
     """
-    result = compare_logprobs(exact, rounded, noise=0.0)
+    result = compare_two(exact, rounded, noise=0.0)
     doubts = [1 - math.exp(min(v, 0.0)) for row in exact.logprobs for v in row]
     # The mean size of a normal error is √(2/π) times its standard deviation, here √2·δ·(1 − p).
     return result["mean_abs_logprob_diff"] / (
@@ -128,7 +82,55 @@ def measured_noise(exact: Scores, rounded: Scores) -> float:
     )
 
 
-def compare_logprobs(reference: Scores, other: Scores, noise: float) -> dict[str, Any]:
+class Comparisons(dict[str, dict[str, Any]]):
+    """What `compare_two` found for each model, by its name. Printed, it is a table."""
+
+    def __str__(self) -> str:
+        reference = next(iter(self.values()))["reference"]
+        head = [f"against {reference}", "largest", "bound", "mean", "bound", "same choice", "passed"]
+        return table([head, *(_row(name, result) for name, result in self.items())], right={1, 2, 3, 4, 5})
+
+
+def _row(name: str, result: dict[str, Any]) -> list[str]:
+    keys = ("max_abs_logprob_diff", "tolerance", "mean_abs_logprob_diff", "mean_tolerance")
+    agreement = result["token_agreement"]
+    same = "not known" if agreement is None else f"{agreement:.1%}"
+    return [name, *(f"{result[key]:.1e}" for key in keys), same, "yes" if result["passed"] else "NO"]
+
+
+def compare_logprobs(
+    reference: Scores, others: Sequence[Scores], precisions: Sequence[str] = ("float32", "float32")
+) -> Comparisons:
+    """Compare models' scores with those of a reference, against what rounding alone may do.
+
+    How far rounding may move a logit is estimated by `logit_noise`, from the first of the scores that know
+    their model's shape. Where one of them was scored in a coarser precision too, the larger of the estimate
+    and of `measured_noise` counts.
+
+    Args:
+        reference: the trained model, as the server has it.
+        others: what was made from it; names must differ.
+        precisions: of the reference and of the others, `float32`, `bfloat16` or `float16`.
+
+    Returns:
+        For each of `others`, by name, what `compare_two` returns.
+
+    Raises:
+        ModelError: no scores know their model's shape; the scores aren't of the same tokens, or hold values
+            that are not log-probabilities; or a precision has another name.
+    """
+    known = [scores for scores in (reference, *others) if scores.shape]
+    if not known or known[0].shape is None:
+        raise ModelError(
+            f"no bound for the differences from '{reference.name}': none of the scores knows its model's shape",
+            "compare scores of score_with_transformers along with these",
+        )
+    measured = [measured_noise(scores, scores.rounded) for scores in known if scores.rounded]
+    noise = max(logit_noise(*precisions, shape=known[0].shape), *measured, 0.0)
+    return Comparisons({other.name: compare_two(reference, other, noise) for other in others})
+
+
+def compare_two(reference: Scores, other: Scores, noise: float) -> dict[str, Any]:
     """Compare two models' scores of the same continuations, against what rounding alone may do.
 
     When every logit moves by δ (`noise`), log p of a token moves by at most √2·δ·(1 − p): a token the model

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.errors import ModelError
-from helpers.weights.adapter import lora_pairs, read_adapter, trains_output_layer
+from helpers.weights.adapter import pairs_of, read_adapter, trains_output_layer
 from helpers.weights.base_model import cause, is_tied, read_config, weight_shapes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _does_not_fit(base: str | Path, adapter_folder: str | Path, why: str) -> Mod
 
 def _check_ranks(folder: str | Path, config: dict[str, Any], tensors: dict[str, "Tensor"]) -> None:
     """The scale is alpha / r, so a wrong r scales every change. Experts (3-D) may have their own rank."""
-    for module, (a, b) in lora_pairs(tensors).items():
+    for module, (a, b) in pairs_of(tensors).items():
         matrices = a.dim() >= 2 and b.dim() >= 2 and a.shape[-2] == b.shape[-1]
         if not matrices or (a.dim() == 2 and a.shape[0] != config["r"]):
             raise ModelError(

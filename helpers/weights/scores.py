@@ -4,17 +4,35 @@ trained = score_with_sampler(sampling_client, pairs)
 merged = score_with_transformers(model, pairs)
 """
 
+import copy
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from helpers.clock import worked
 from helpers.errors import BackendError, ModelError
+from helpers.weights.base_model import torch_dtype
 
 if TYPE_CHECKING:
     import tinker
     from torch import Tensor
 
 Pairs = list[tuple[list[int], list[int]]]  # (prompt tokens, continuation tokens)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What decides how far rounding alone moves a model's logits.
+
+    Attributes:
+        layers: number of layers.
+        hidden: width of the hidden state.
+        logit_std: spread of the logits over the vocabulary, averaged over the places that were scored.
+    """
+
+    layers: int
+    hidden: int
+    logit_std: float
 
 
 @dataclass(frozen=True)
@@ -26,13 +44,15 @@ class Scores:
         logprobs: for each pair, log p of each continuation token, in nats.
         greedy: for each pair, the token the model would have chosen at each of these places; None if it can't
             say.
-        logit_std: spread of the logits over the vocabulary, averaged over these places; None if it can't say.
+        shape: what decides how far rounding moves this model; None if it can't say.
+        rounded: the same model's scores in a coarser precision, if they were asked for.
     """
 
     name: str
     logprobs: list[list[float]]
     greedy: list[list[int]] | None = None
-    logit_std: float | None = None
+    shape: ModelShape | None = None
+    rounded: "Scores | None" = None
 
 
 def check_pairs(pairs: Pairs) -> None:
@@ -48,6 +68,7 @@ def check_pairs(pairs: Pairs) -> None:
         )
 
 
+@worked("sampling")
 def score_with_sampler(
     sampling_client: "tinker.SamplingClient", pairs: Pairs, name: str = "Tinker sampler"
 ) -> Scores:
@@ -100,8 +121,14 @@ def score_with_sampler(
     return Scores(name, logprobs, greedy if complete else None)
 
 
+@worked("merging")
 def score_with_transformers(
-    model: Any, pairs: Pairs, name: str = "transformers", batch_size: int = 16, progress: bool = False
+    model: Any,
+    pairs: Pairs,
+    name: str = "transformers",
+    batch_size: int = 16,
+    progress: bool = False,
+    rounded_to: str = "float32",
 ) -> Scores:
     """Score with a `transformers` or PEFT model, in right-padded batches and the model's own precision.
 
@@ -114,9 +141,11 @@ def score_with_transformers(
         name: what was scored, for tables and plots.
         batch_size: pairs at once; those of like length go together.
         progress: show a bar.
+        rounded_to: a coarser precision in which a copy of the model scores the same, to measure what rounding
+            does to this model. `float32` leaves that out.
 
     Raises:
-        ModelError: a prompt or a continuation has no tokens.
+        ModelError: a prompt or a continuation has no tokens, or there is no such precision.
     """
     import torch
     from tqdm import tqdm
@@ -135,7 +164,13 @@ def score_with_transformers(
                 logprobs[i] = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0].tolist()
                 greedy[i] = logits.argmax(-1).tolist()
                 spreads += logits.std(-1).tolist()
-    return Scores(name, logprobs, greedy, sum(spreads) / len(spreads))
+    config = model.config
+    shape = ModelShape(config.num_hidden_layers, config.hidden_size, sum(spreads) / len(spreads))
+    rounded = None
+    if rounded_to != "float32":
+        coarse = copy.deepcopy(model).to(torch_dtype(rounded_to))
+        rounded = score_with_transformers(coarse, pairs, f"{name}, {rounded_to}", batch_size, progress)
+    return Scores(name, logprobs, greedy, shape, rounded)
 
 
 def _continuation_logits(model: Any, pairs: Pairs) -> list["Tensor"]:
@@ -160,6 +195,7 @@ def _continuation_logits(model: Any, pairs: Pairs) -> list["Tensor"]:
     ]
 
 
+@worked("vllm")
 def score_with_vllm(llm: Any, pairs: Pairs, name: str = "vLLM") -> Scores:
     """Score with a vLLM engine (`vllm.LLM`): its prompt logprobs, with the top token of each place.
 

@@ -1,4 +1,4 @@
-"""Judging an answer: does it say the same, is its final answer right, are its steps right, is it complete; its label, its fields.
+"""Graders: is an answer right, and why.
 
     check_answer("12 ", "12")                                     # the same text, up to case, spaces, end punctuation
     check_final_answer("... so the answer is $1,200.", "1200")    # the same value, found in free text
@@ -15,9 +15,12 @@ numbers are bounded, and what is not plain arithmetic goes to math-verify in a p
 from helpers.evaluate.grading.fields import check_fields, read_fields
 from helpers.evaluate.grading.free_text import check_text
 from helpers.evaluate.grading.labels import check_label, label_in
-from helpers.evaluate.grading.math.answers import Verdict, check_answer, check_final_answer, final_answer
-from helpers.evaluate.grading.math.equality import normalise
-from helpers.evaluate.grading.math.reasoning import check_completeness, check_reasoning_steps
+from helpers.evaluate.grading.math.answers import check_answer, check_final_answer
+from helpers.evaluate.grading.math.completeness import check_completeness
+from helpers.evaluate.grading.math.final_answer import final_answer
+from helpers.evaluate.grading.math.reasoning import check_reasoning_steps
+from helpers.evaluate.grading.math.wording import normalise
+from helpers.evaluate.grading.verdict import Verdict
 
 __all__ = [
     "Verdict",

@@ -17,9 +17,10 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from helpers.evaluate.grading.math.answers import Verdict, without_extras
-from helpers.evaluate.grading.math.arithmetic import tidy_unicode
-from helpers.evaluate.grading.math.equality import normalise
+from helpers.evaluate.grading.answer_text import without_extras
+from helpers.evaluate.grading.math.plain_text import tidy_unicode
+from helpers.evaluate.grading.math.wording import normalise
+from helpers.evaluate.grading.verdict import Verdict
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _LINE = re.compile(r"[\s*_#>•-]*(?P<field>[^:\n{}]{1,60}?)[\s*_]*:(?!//)[\s*_]*(?P<value>.*)")

@@ -9,7 +9,8 @@ import string
 import unicodedata
 from collections import Counter
 
-from helpers.evaluate.grading.math.answers import Verdict, without_extras
+from helpers.evaluate.grading.answer_text import without_extras
+from helpers.evaluate.grading.verdict import Verdict
 
 
 def check_text(model_output: str, expected_output: str, threshold: float = 0.5) -> Verdict:

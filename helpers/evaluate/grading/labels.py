@@ -14,8 +14,9 @@ not read. An answer that only paraphrases a label (`about the invoice` for `bill
 import re
 from collections.abc import Sequence
 
-from helpers.evaluate.grading.math.answers import Verdict, prepare
-from helpers.evaluate.grading.math.arithmetic import tidy_unicode
+from helpers.evaluate.grading.math.final_answer import prepare
+from helpers.evaluate.grading.math.plain_text import tidy_unicode
+from helpers.evaluate.grading.verdict import Verdict
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _BEFORE, _AFTER = (

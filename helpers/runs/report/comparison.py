@@ -13,7 +13,17 @@ from typing import Any
 from helpers.errors import DataError, RunError
 from helpers.files import write_text
 from helpers.runs.report.html import figure, folded, page, paragraph, problem, table, text
-from helpers.runs.report.parts import attempt, backend_kind, exchange, interval, list_problems, model_name, p_text, small, work_seconds
+from helpers.runs.report.parts import (
+    attempt,
+    backend_kind,
+    exchange,
+    interval,
+    list_problems,
+    model_name,
+    p_text,
+    small,
+    work_seconds,
+)
 from helpers.text import clock, percent
 from helpers.runs.run_files import load, one_line, scores, split_of
 from helpers.runs.info import RunInfo, readable_run
@@ -256,7 +266,7 @@ def _paired(runs: list[RunInfo]) -> str:
 
 
 def _pairs(pairs: list[tuple[str, str]], samples: dict[str, list[dict[str, Any]]]) -> str:
-    from helpers.evaluate.evaluation import mcnemar
+    from helpers.evaluate.paired import mcnemar
 
     results = {pair: mcnemar(samples[pair[0]], samples[pair[1]]) for pair in pairs}
     adjusted = holm([result["p_value"] for result in results.values()])

@@ -9,7 +9,15 @@ from pathlib import Path
 from helpers.errors import CourseError, RunError, UsageError
 from helpers.files import write_text
 from helpers.runs.report.html import page, paragraph, problem, text
-from helpers.runs.report.parts import attempt, backend_kind, interval, list_problems, model_name, small, stage_note
+from helpers.runs.report.parts import (
+    attempt,
+    backend_kind,
+    interval,
+    list_problems,
+    model_name,
+    small,
+    stage_note,
+)
 from helpers.text import percent
 from helpers.runs.report.sections import SECTIONS
 from helpers.runs.run_files import load, scores, split_of

@@ -53,8 +53,6 @@ def exchange(question: str, expected: str, answers: dict[str, str]) -> str:
 # numbers and names
 
 
-
-
 def interval(score: dict[str, Any]) -> str:
     return f"{score['ci95'][0]:.1%} to {score['ci95'][1]:.1%}"
 
@@ -84,5 +82,3 @@ def work_seconds(entry: dict[str, Any]) -> dict[str, float]:
         if isinstance(work, dict)
         else {}
     )
-
-

@@ -121,7 +121,7 @@ def _loss(run: RunInfo) -> str:
 
 
 def _validation(run: RunInfo) -> str:
-    from helpers.evaluate.evaluation import wilson_interval
+    from helpers.evaluate.score import wilson_interval
     from helpers.plots import curves
 
     looks = load(run.path, "train/checkpoints.jsonl")

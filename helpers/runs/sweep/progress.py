@@ -123,5 +123,3 @@ class Watch:
     def _draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns
         print("\r" + text[: width - 1].ljust(width - 1) + "\r", end="", flush=True)
-
-

@@ -107,7 +107,7 @@ def _scores(run: Run) -> dict[str, Any]:
 
 
 def _score(correct: int, total: int) -> dict[str, Any]:
-    from helpers.evaluate.evaluation import wilson_interval
+    from helpers.evaluate.score import wilson_interval
 
     return {
         "correct": correct,
@@ -322,5 +322,3 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
         f"cost      tokens: {tokens}; about ${cost['dollars']:.2f}, at most ${cost['dollars_at_most']:.2f}: an estimate, by "
         f"the prices of {cost['date'] or 'no date'} in {cost['prices']}"
     ]
-
-

@@ -146,7 +146,7 @@ def named(sweep: "Sweep", name: str) -> Iterator[None]:
     try:
         yield
     except CourseError as error:
-        error.args = (f"setting {_number(sweep, name)} ({_text(sweep, name)}): {error}",)
+        error.what = f"setting {_number(sweep, name)} ({_text(sweep, name)}): {error.what}"
         raise
 
 

@@ -3,14 +3,8 @@
 import re
 import unicodedata
 
-from helpers.evaluate.grading.math.arithmetic import (
-    CURRENCY,
-    NUMBER,
-    plain,
-    same_number,
-    tidy_unicode,
-    value_of,
-)
+from helpers.evaluate.grading.math.arithmetic import CURRENCY, NUMBER, same_number, value_of
+from helpers.evaluate.grading.math.plain_text import plain, tidy_unicode
 from helpers.evaluate.grading.math.quantities import (
     Quantity,
     clock_time,
@@ -19,100 +13,9 @@ from helpers.evaluate.grading.math.quantities import (
     tidy_answer,
     worded_quantity,
 )
+from helpers.evaluate.grading.math.structures import structure
 from helpers.evaluate.grading.math.symbolic import symbolic_equal
-
-WIDE = str.maketrans(
-    {
-        "：": ":",
-        "，": ",",
-        "；": ";",
-        "！": "!",
-        "？": "?",
-        "\u00a0": " ",
-        "\u3000": " ",
-        "＝": "=",
-        "（": "(",
-        "）": ")",
-    }
-)
-_OPEN, _CLOSE = "([⟦{", ")]⟧}"
-
-
-def normalise(text: str | None) -> str:
-    """NFKC, casefold, one space between words, no punctuation at the end. Powers stay powers: `x²` is not `x2`."""
-    text = " ".join(tidy_unicode(text or "").casefold().split())
-    return text.rstrip(" .。!,;:?、") or text
-
-
-def sentences(line: str) -> list[str]:
-    """A line's sentences; a full stop between digits or after `i.e.` ends none."""
-    return [part for part in _SENTENCES.split(line) if part.strip()]
-
-
-_SENTENCES = re.compile(
-    r"(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\bvs\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bSt\.)(?<!\bapprox\.)"
-    r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+|(?<=[。！？])"
-)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Structures
-
-
-def _parts(text: str) -> list[str] | None:
-    """Split at commas (and `and`, `or`) outside brackets; None if that gives one part. `1,234` stays whole."""
-    text = (
-        re.sub(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
-        if " " not in text
-        else re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])", lambda m: m[0].replace(",", ""), text)
-    )
-    text = re.sub(r"\s*,?\s+(?:and|or)\s+|\s*[和或]\s*|、|;", ",", text)
-    parts, depth, current = [], 0, ""
-    for char in text:
-        depth += (char in _OPEN) - (char in _CLOSE)
-        if char == "," and depth == 0:
-            parts.append(current.strip())
-            current = ""
-        else:
-            current += char
-    parts.append(current.strip())
-    return parts if len(parts) > 1 and all(parts) else None
-
-
-def structure(text: str) -> tuple[str, list[str]] | None:
-    """(`set`, `list`, or the two brackets, parts) of a set, list, tuple or interval; None for anything else."""
-    text = re.sub(r"^[a-zA-Z]\s*(?:∈|\\in)\s*", "", text)
-    text = re.sub(r"^⟨(.*)⟩$", r"(\1)", text)
-    match = re.fullmatch(r"([(\[⟦{])(.*)([)\]⟧}])", text)
-    if match and _closes_at_end(text):
-        parts = _parts(match[2]) or ([match[2].strip()] if match[1] in "⟦{" else None)
-        if parts:
-            return ("set" if match[1] in "⟦{" else match[1] + match[3]), parts
-    if text.count("±") == 1:
-        return "list", [text.replace("±", "+"), text.replace("±", "-")]
-    numbered = re.split(r"\s*[;,]?\s*\(\d\)\s*", text)
-    if len(numbered) > 2 and not numbered[0] and text.startswith("(1)") and all(numbered[1:]):
-        return "list", [part.strip(" ;,") for part in numbered[1:]]
-    parts = _parts(text)
-    if parts:
-        return "list", [
-            re.sub(r"^[a-zA-Z]\s*=\s*", "", part) if _one_variable(parts) else part for part in parts
-        ]
-    return None
-
-
-def _one_variable(parts: list[str]) -> bool:
-    names = {match[1] for part in parts if (match := re.match(r"([a-zA-Z])\s*=", part))}
-    return len(names) == 1
-
-
-def _closes_at_end(text: str) -> bool:
-    depth = 0
-    for place, char in enumerate(text):
-        depth += (char in _OPEN) - (char in _CLOSE)
-        if depth == 0:
-            return place == len(text) - 1
-    return False
+from helpers.evaluate.grading.math.wording import choice, normalise, sentences, stated_by, text_forms
 
 
 def _squeeze(text: str) -> str:
@@ -181,10 +84,6 @@ def _same(gold: str, found: str, depth: int = 0) -> bool:
     return False
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Words and choices
-
-
 def _number_in(text: str) -> Quantity | None:
     """The number that a sentence gives: after its last `=`, else its only number."""
     if re.search(r"\b(?:or|not|between|either)\b|或|不", text):
@@ -211,100 +110,96 @@ def _number_in(text: str) -> Quantity | None:
     return worded_quantity(text) if not numbers else None
 
 
-def text_forms(text: str) -> set[str]:
-    """The answer as text: whole, its first sentence, its first clause; articles dropped. A list stays whole."""
-    text = re.sub(r"\*\*|__|`", "", text).strip()
-    forms = [text, *sentences(text)[:1]]
-    if not re.match(
-        r"[\w' ]+(?:[,，、][\w' ]+)*(?:[,，]?\s+(?:and|or)\s+|[,，、和或])\s*[A-Z\u4e00-\u9fff]\w*(?: [A-Z]\w*)*[\s.。]*$",
-        text,
-    ):
-        forms.append(re.split(r"[,;:(—]|\s(?:because|since|as|so|which|where|for)\s|[，。；：（]", text)[0])
-    return {re.sub(r"^(?:the|an|a)\s+", "", normalise(form).strip("\"'$ ")) for form in forms if form.strip()}
+Outcome = tuple[bool, str]  # whether the two are the same, and why
 
 
-_CHOICE = re.compile(
-    r"^[\s*_$]*(?:option|choice|选项)?[\s*_]*[(\[{]?\s*(?:\\text\w*\{\s*\(?)?([A-J])(?:\)?\})?\s*(?:[)\]}.:,*]|选项|项|$)"
-)
-_CHOICES = re.compile(
-    r"^[\s*_$(]*((?:\(?[A-J]\)?\s*(?:,|and|or|&|、|和|与|或)?\s*){2,6})(?![A-Za-z])[\s.)*_$]*$"
-)
-
-
-def choice(text: str) -> str | None:
-    """The letter of a multiple-choice answer: `B`, `(B)`, `B.`, `**B) 12 cm**`, `option B`; `A, C` and `AC` give `AC`."""
-    text = text.translate(WIDE)
-    several = _CHOICES.match(re.sub(r"\\text\w*\{([^{}]*)\}", r"\1", text))
-    if several:
-        letters = re.findall(r"[A-J](?![a-z])", several[1])
-        if len(letters) > 1:
-            return "".join(sorted(set(letters)))
-    match = _CHOICE.match(text) or re.match(
-        r"^[\s*_]*(?:option|choice|选项)[\s*_(]*([A-Ja-j])\b", text, re.IGNORECASE
-    )
-    if match:
-        return match[1].upper()
-    word = re.match(r"^[\s*_$(]*([B-HJ])\b(?!\s*[=^+*/'])", text)
-    return word[1] if word else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole comparison
-
-
-def same_answer(gold: str, found: str) -> tuple[bool, str]:
+def same_answer(gold: str, found: str) -> Outcome:
     """Whether `found` says what `gold` says, and why (not). Both are short answers, cut out of their texts."""
-    if re.fullmatch(r"\(?[A-Ja-j]\)?\.?|[A-J]{2,6}|[A-J](?:\s*,\s*[A-J]){1,5}", gold.strip()):
-        wanted = choice(gold.strip().upper()) or gold.strip("(). ").upper()
-        letter = choice(found) or (found.strip(" ().").upper() if len(found.strip(" ().")) == 1 else None)
-        if letter:
-            return letter == wanted, f"choice {letter} {'is' if letter == wanted else 'is not'} {wanted}"
+    if outcome := _as_choices(gold, found):
+        return outcome
     gold_tidy, found_tidy = tidy_answer(gold), tidy_answer(found)
-    if not found_tidy:
+    return (
+        _as_they_stand(gold_tidy, found_tidy)
+        or _as_quantities(read_quantity(gold_tidy), gold_tidy, found, found_tidy)
+        or _as_right_sides(gold_tidy, found_tidy)
+        or _as_expressions(gold, found, gold_tidy, found_tidy)
+        or _as_words(gold, found, gold_tidy)
+        or (False, "another answer than the reference")
+    )
+
+
+def _as_choices(gold: str, found: str) -> Outcome | None:
+    if not re.fullmatch(r"\(?[A-Ja-j]\)?\.?|[A-J]{2,6}|[A-J](?:\s*,\s*[A-J]){1,5}", gold.strip()):
+        return None
+    wanted = choice(gold.strip().upper()) or gold.strip("(). ").upper()
+    letter = choice(found) or (found.strip(" ().").upper() if len(found.strip(" ().")) == 1 else None)
+    if not letter:
+        return None
+    return letter == wanted, f"choice {letter} {'is' if letter == wanted else 'is not'} {wanted}"
+
+
+def _as_they_stand(gold: str, found: str) -> Outcome | None:
+    """Of two tidied answers."""
+    if not found:
         return False, "the answer is empty"
-    if _same(gold_tidy, found_tidy):
+    if _same(gold, found):
         return True, "the same value"
-    if all(map(clock_time, (gold_tidy, found_tidy))) or all(map(_BASE.fullmatch, (gold_tidy, found_tidy))):
+    if all(map(clock_time, (gold, found))) or all(map(_BASE.fullmatch, (gold, found))):
         return False, "another value than the reference"
-    if normalise(gold_tidy) == normalise(found_tidy) and (
-        not looks_symbolic(gold_tidy) or len(gold_tidy) > 2
-    ):
+    if normalise(gold) == normalise(found) and (not looks_symbolic(gold) or len(gold) > 2):
         return True, "the same text"
-    quantity, direct = read_quantity(gold_tidy), read_quantity(found_tidy)
-    if quantity and re.search(r"\d\s*[a-z](?![a-z])[^=]*=", found_tidy):
+    return None
+
+
+def _as_quantities(quantity: Quantity | None, gold: str, found: str, found_tidy: str) -> Outcome | None:
+    """By the number in an answer, where the reference is one number.
+
+    Args:
+        quantity: of the reference; None if that is no number.
+        gold: the tidied reference.
+    """
+    if not quantity:
+        return None
+    if re.search(r"\d\s*[a-z](?![a-z])[^=]*=", found_tidy):
         return False, "an equation that is not solved for its unknown"
     if found.rstrip(" .*_$").endswith("!"):  # "12!" is joy as a rule, a factorial where that fits
         value = value_of(plain(found.rstrip(" .*_$")))
-        if value is not None and quantity and same_number(value, quantity.value):
+        if value is not None and same_number(value, quantity.value):
             return True, "the same value"
-    if quantity:
-        if "±" in found_tidy and "±" not in gold_tidy:
-            return False, "two values, and the reference has one"
-        comma = re.fullmatch(r"(-?\d+),(\d{1,2}|\d{4,})(\s*[A-Za-z%]*)", found_tidy)
-        if comma and (quantity.decimals or quantity.value % 1):
-            direct = read_quantity(f"{comma[1]}.{comma[2]}{comma[3]}")  # 3,5 as it is written in German
-        other = direct or _number_in(found_tidy)
-        if other:
-            passed = same_quantity(quantity, other)
-            return passed, "the same value" if passed else "another value than the reference"
-    sides = [re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*=\s*", "", side) for side in (gold_tidy, found_tidy)]
-    if sides != [gold_tidy, found_tidy] and not (
-        sides[0] != gold_tidy and sides[1] != found_tidy and gold_tidy[0] != found_tidy[0]
-    ):
-        if _same(*sides):
-            return True, "the same value"
-    if looks_symbolic(gold_tidy) and looks_symbolic(found_tidy):
-        return _same_expression(gold, found, gold_tidy, found_tidy)
-    if not quantity and text_forms(gold) & text_forms(found) and not looks_symbolic(gold_tidy):
+    if "±" in found_tidy and "±" not in gold:
+        return False, "two values, and the reference has one"
+    direct = read_quantity(found_tidy)
+    comma = re.fullmatch(r"(-?\d+),(\d{1,2}|\d{4,})(\s*[A-Za-z%]*)", found_tidy)
+    if comma and (quantity.decimals or quantity.value % 1):
+        direct = read_quantity(f"{comma[1]}.{comma[2]}{comma[3]}")  # 3,5 as it is written in German
+    other = direct or _number_in(found_tidy)
+    if not other:
+        return None
+    passed = same_quantity(quantity, other)
+    return passed, "the same value" if passed else "another value than the reference"
+
+
+def _as_right_sides(gold: str, found: str) -> Outcome | None:
+    """`x = 4` against `4`. Two sides with different names are no match."""
+    sides = [re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*=\s*", "", side) for side in (gold, found)]
+    if sides == [gold, found] or (sides[0] != gold and sides[1] != found and gold[0] != found[0]):
+        return None
+    return (True, "the same value") if _same(*sides) else None
+
+
+def _as_words(gold: str, found: str, gold_tidy: str) -> Outcome | None:
+    if read_quantity(gold_tidy):
+        return None
+    if text_forms(gold) & text_forms(found) and not looks_symbolic(gold_tidy):
         gold_whole = re.sub(r"^(?:the|an|a)\s+", "", normalise(gold).strip("\"'$ "))
         if gold_whole in text_forms(found):
             return True, "the same text"
-    if not quantity and stated_by(gold, found):
-        return True, "the sentence says the same"
-    return False, "another answer than the reference"
+    return (True, "the sentence says the same") if stated_by(gold, found) else None
 
 
-def _same_expression(gold: str, found: str, gold_tidy: str, found_tidy: str) -> tuple[bool, str]:
+def _as_expressions(gold: str, found: str, gold_tidy: str, found_tidy: str) -> Outcome | None:
+    if not (looks_symbolic(gold_tidy) and looks_symbolic(found_tidy)):
+        return None
     if any(
         re.fullmatch(r"[\d\s+*/^().,!-]+", side)
         and side.count("^") + side.count("**") > 1
@@ -323,22 +218,6 @@ def _same_expression(gold: str, found: str, gold_tidy: str, found_tidy: str) -> 
     if equal is None:
         return False, "the expressions could not be compared in the time allowed"
     return equal, "equal expressions" if equal else "another expression than the reference"
-
-
-def stated_by(gold: str, sentence: str) -> bool:
-    """Whether a sentence's subject or predicate is the reference, a name or a word: `Therefore, Eve is faster` says `Eve`."""
-    name = normalise(gold)
-    if not re.fullmatch(r"[\w' -]{2,40}", name) or len(name.split()) > 3 or re.search(r"\d", name):
-        return False
-    text = re.sub(
-        r"^(?:therefore|thus|hence|so|finally|in conclusion|所以|因此)[\s,，]*", "", normalise(sentence)
-    )
-    if re.search(r"\b(?:not|never|neither|cannot)\b|n't\b|不", text):
-        return False
-    name = re.escape(re.sub(r"^(?:the|an|a)\s+", "", name))
-    subject = rf"(?:the )?{name} (?:is|was|has|had|will|can|gets|got|wins|won|runs|ran|earns|made|makes|needs|should|did|does)\b"
-    predicate = rf".*\b(?:is|be|was|are|on|called|named)\s+(?:an? |the )?{name}"
-    return bool(re.match(subject, text) or re.fullmatch(predicate, text))
 
 
 def _all_numbers(text: str) -> bool:

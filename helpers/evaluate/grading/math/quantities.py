@@ -8,40 +8,18 @@ from helpers.evaluate.grading.math.arithmetic import (
     CURRENCY,
     NUMBER,
     Number,
-    plain,
     rounds_to,
     same_number,
     value_of,
 )
+from helpers.evaluate.grading.math.number_words import number_words, part_of_one
+from helpers.evaluate.grading.math.plain_text import plain
+from helpers.evaluate.grading.math.units import UNITS, WORD, read_unit, unit_size
 
 MAX_ANSWER = 500
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-NUMBER_WORDS = {word: value for value, word in enumerate(_ONES.split())}
-NUMBER_WORDS |= {
-    word: 10 * value
-    for value, word in enumerate(
-        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2
-    )
-}
-NUMBER_WORDS |= {"hundred": 100, "thousand": 1000, "million": 10**6}
-_PARTS_OF_ONE = {
-    "half": 2,
-    "third": 3,
-    "quarter": 4,
-    "fourth": 4,
-    "fifth": 5,
-    "sixth": 6,
-    "seventh": 7,
-    "eighth": 8,
-    "ninth": 9,
-    "tenth": 10,
-}
-_HAN = dict(
-    zip("零〇一二两三四五六七八九十百千万", (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000, 10000))
-)
-
 _MEASURES = "个只本支条张块元角分米厘毫千公里斤克吨人名位天年月日周小秒次倍辆棵朵把双对件台页枚头匹间层筐箱袋瓶杯种组岁度升平立 ,，。.;；(（"
+
 _SCALES = {
     "hundred": 100,
     "thousand": 10**3,
@@ -53,40 +31,6 @@ _SCALES = {
     "dozen": 12,
 }
 
-# unit: (what it measures, how many base units). Only units where a conversion is beyond doubt.
-UNITS: dict[str, tuple[str, Fraction]] = {}
-for _kind, _table in {
-    "length": {
-        "mm millimeter millimetre 毫米": "1/1000",
-        "cm centimeter centimetre 厘米": "1/100",
-        "m meter metre 米": "1",
-        "km kilometer kilometre 千米 公里": "1000",
-    },
-    "imperial length": {"inch inches": "1", "ft foot feet": "12", "yard yd": "36", "mile mi": "63360"},
-    "mass": {"mg milligram": "1/1000", "g gram 克": "1", "kg kilogram 千克 公斤": "1000", "吨": "1000000"},
-    "imperial mass": {"oz ounce": "1", "lb lbs pound": "16"},
-    "time": {
-        "second sec s 秒 秒钟": "1",
-        "minute min 分钟": "60",
-        "hour hr h 小时": "3600",
-        "day 天": "86400",
-        "week": "604800",
-    },
-    "calendar": {"month 个月": "1", "year yr 年": "12"},
-    "volume": {"ml milliliter millilitre 毫升": "1/1000", "l liter litre 升": "1"},
-    "imperial volume": {"cup": "1", "pint": "2", "quart": "4", "gallon": "16"},
-    "dollars": {"cent": "1/100", "dollar usd $": "1"},
-    "yuan": {"¥ 元 yuan rmb": "1", "角": "1/10"},
-    "euros": {"€ euro eur": "1"},
-    "pounds sterling": {"£": "1"},
-}.items():
-    for _names, _factor in _table.items():
-        for _name in _names.split():
-            UNITS[_name] = (_kind, Fraction(_factor))
-            if len(_name) > 2 and _name.isascii() and not _name.endswith(("s", "inches", "feet")):
-                UNITS[_name + "s"] = UNITS[_name]
-_SHORT = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/s"}
-_SQUARE = {"square": 2, "sq": 2, "cubic": 3, "平方": 2, "立方": 3}
 _SYMBOL_UNITS = ("N", "J", "W", "V", "A", "K", "C", "F", "Pa", "Hz", "mol", "Ω")
 
 _HEDGE = re.compile(
@@ -106,31 +50,10 @@ class Quantity:
     decimals: int | None = None
 
 
-def number_words(text: str) -> int | None:
-    """`twenty-five`, `three hundred`, `十二` as a number."""
-    words = re.sub(r"\band\b|-", " ", text.lower()).split()
-    if 0 < len(words) <= 8 and all(word in NUMBER_WORDS for word in words):
-        total = part = 0
-        for word in words:
-            value = NUMBER_WORDS[word]
-            if value >= 100:
-                part = max(part, 1) * value
-                total, part = (total + part, 0) if value >= 1000 else (total, part)
-            else:
-                part += value
-        return total + part
-    if 0 < len(text) <= 8 and all(char in _HAN for char in text):
-        total = part = 0
-        for char in text:
-            value = _HAN[char]
-            total, part = (total + max(part, 1) * value, 0) if value >= 10 else (total, value)
-        return total + part
-    return None
-
-
 _EXPRESSION = re.compile(rf"(?:{NUMBER}|sqrt(?![A-Za-z])|pi(?![A-Za-z])|[-+*/^()!\s]|[{CURRENCY}])+%?")
-_WORD = re.compile(r"[A-Za-zΩ]+|[\u4e00-\u9fff]+")
+
 _ALTERNATIVE = re.compile(r"^(?:\w+\s+)?(?:or|and|或|和)\s+[-$]?[\d\\]|^,\s*[-$]?\d|^\s*[±]")
+
 _GROUPS = [  # thousands as they are set elsewhere: 1 000 000, 1'000'000, 1.234.567, 1.234,56
     (re.compile(r"(?<![\d.,/])\d{1,3}(?:[ '\u202f]\d{3})+(?![\d/]|\s*/)"), r"[ '\u202f]"),
     (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]\d)"), r"\."),
@@ -214,7 +137,7 @@ def worded_quantity(text: str) -> Quantity | None:
     if not match:
         return None
     words = re.split(r"[\s-]+", match[0]) if match[0].isascii() else [match[0]]
-    part = _part_of_one(words)
+    part = part_of_one(words)
     if part is not None:
         return Quantity(part)
     words = match[0].split() if match[0].isascii() else [match[0]]
@@ -230,90 +153,15 @@ def worded_quantity(text: str) -> Quantity | None:
     return None
 
 
-def _part_of_one(words: list[str]) -> Fraction | None:
-    """`one half`, `half`, `two thirds`: only where nothing but `of the …` follows."""
-    lower = [word.lower() for word in words]
-    tops = NUMBER_WORDS | {"a": 1, "an": 1}
-    for skip, top in ((0, 1), (1, tops.get(lower[0], 0))):
-        if top and 1 <= top < 20 and len(lower) > skip:
-            bottom = _PARTS_OF_ONE.get(lower[skip]) or _PARTS_OF_ONE.get(
-                lower[skip].removesuffix("s").replace("halve", "half")
-            )
-            if bottom and (
-                len(lower) == skip + 1
-                or (lower[skip + 1] == "of" and not any(w in NUMBER_WORDS for w in lower[skip + 2 :]))
-            ):
-                return Fraction(top, bottom)
-    return None
-
-
-def _read_unit(rest: str) -> tuple[str, int]:
-    """The unit that a text starts with (`km/h`, `cm^2`, `square meters`, `miles per hour`), and its length; ("", 0) if none."""
-    short = re.match(r"(mph|kph|kmh|mps)\b", rest)
-    if short:
-        return _SHORT[short[1]], short.end()
-    power, place = 1, 0
-    word = re.match(r"(square|sq\.?|cubic)\s+|(平方|立方)", rest, re.IGNORECASE)
-    if word:
-        power, place = _SQUARE[(word[1] or word[2]).lower().rstrip(".")], word.end()
-    name = _WORD.match(rest, place)
-    unit = _known(name[0]) if name else None
-    if unit is None:
-        return "", 0
-    place = name.start() + (len(name[0]) if name[0].isascii() else len(unit))
-    square = re.match(r"\s*\^\s*\(?(\d)\)?", rest[place:]) if power == 1 else None
-    if square:
-        power, place = int(square[1]), place + square.end()
-    per = re.match(r"\s*/\s*|\s+per\s+(?:an?\s+)?", rest[place:])
-    if per:
-        below = _WORD.match(rest, place + per.end())
-        if below and _known(below[0]):
-            under = re.match(r"\s*\^\s*\(?(\d)\)?", rest[below.end() :])
-            bottom = _known(below[0]) + (f"^{under[1]}" if under else "")
-            return f"{unit}{f'^{power}' if power > 1 else ''}/{bottom}", below.end() + (
-                under.end() if under else 0
-            )
-    return unit + (f"^{power}" if power > 1 else ""), place
-
-
-def unit_at(text: str) -> int:
-    """Length of the unit that follows a number at the start of a text, the space before it included; 0 for none."""
-    space = len(text) - len(text.lstrip())
-    scale = re.match(r"(?:thousand|million|billion|trillion|dozen|万|亿)s?\b\s*|[万亿]", text[space:])
-    length = _read_unit(text[space + (scale.end() if scale else 0) :])[1]
-    percent = re.match(r"percent\b", text[space:])
-    if percent:
-        return space + percent.end()
-    return space + (scale.end() if scale else 0) + length if scale or length else 0
-
-
-def _known(name: str) -> str | None:
-    """The unit that a word is; for Chinese, the one that it starts with."""
-    forms = (
-        (name, name.lower())
-        if name.isascii()
-        else [name[:length] for length in range(min(3, len(name)), 0, -1)]
-    )
-    return next((form for form in forms if form in UNITS), None)
-
-
-def unit_size(unit: str) -> tuple[str, Fraction] | None:
-    """What a unit measures, and how many base units it is; None for one without a known size."""
-    above, _, below = unit.partition("/")
-    kinds, size = [], Fraction(1)
-    for side, sign in ((above, 1), (below, -1)):
-        if side:
-            name, _, power = side.partition("^")
-            if name not in UNITS:
-                return None
-            kind, factor = UNITS[name]
-            kinds.append(f"{kind}^{int(power or 1) * sign}")
-            size *= factor ** (int(power or 1) * sign)
-    return " ".join(kinds), size
-
-
 def _with_rest(quantity: Quantity, rest: str, apart: bool = False) -> Quantity | None:
-    """Read what follows a number: a scale, a unit, a noun, a remark; None if it makes the number something else; `apart`: after a space."""
+    """Read what follows a number: a scale, a unit, a noun, a remark.
+
+    Args:
+        apart: whether a space stands between the number and its rest.
+
+    Returns:
+        The number with its scale and unit; None if the rest makes it something else.
+    """
     text = rest.strip()
     if not text:
         return quantity
@@ -329,32 +177,40 @@ def _with_rest(quantity: Quantity, rest: str, apart: bool = False) -> Quantity |
         return quantity
     if _ALTERNATIVE.match(text) or re.match(r"[:/^*+±≈<>_\\\[⟦]|-\s*\d|\.\d|=\s*\d", text):
         return None
-    word = _WORD.match(text)
+    word = WORD.match(text)
     if not word:
         return quantity if re.match(r"[,;.(\"')\]—–-]", text) else None
-    name = word[0] if word[0] in ("m", "g", "l") else word[0].lower()
+    return _with_word(quantity, text, word[0], apart)
+
+
+def _with_word(quantity: Quantity, text: str, word: str, apart: bool) -> Quantity | None:
+    """As `_with_rest`, for a rest that starts with a word."""
+    name = word if word in ("m", "g", "l") else word.lower()
     if not name.isascii() and name[0] in _SCALES:
-        word = re.match(".", text)
-        name = word[0]
-    after = text[word.end() :]
+        word = name = text[0]
+    after = text[len(word) :]
     if name in _SCALES:
         return _with_rest(Quantity(quantity.value * _SCALES[name], quantity.percent, quantity.unit), after)
     if name in ("percent", "percentage", "pct"):
         return Quantity(quantity.value, True, quantity.unit, quantity.decimals)
     if _ALTERNATIVE.match(after.strip()) or re.match(r"\s*(?:or)\s+[-$]?\w*\s*(?:\d|$)", after):
         return None
-    unit, length = _read_unit(text)
+    unit, length = read_unit(text)
     if unit in ("s", "h") and not apart:
         return None  # 3h: a variable
     if unit and not re.match(r"\s*(?:[*+=]|/\s*\d)", text[length:]):
         return Quantity(quantity.value, quantity.percent, quantity.unit or unit, quantity.decimals)
-    if word[0] in _SYMBOL_UNITS and apart and not after.strip(" ."):
+    if word in _SYMBOL_UNITS and apart and not after.strip(" ."):
         return quantity
+    return _with_noun(quantity, name, after)
+
+
+def _with_noun(quantity: Quantity, name: str, after: str) -> Quantity | None:
+    """As `_with_rest`, for a rest that starts with a word that is no unit: a noun, as a rule, or a variable."""
     square = re.match(r"\s*\^\s*\(?(\d)\)?", after)
     if square and len(name) > 1:
-        return Quantity(
-            quantity.value, quantity.percent, quantity.unit or f"{name}^{square[1]}", quantity.decimals
-        )
+        unit = quantity.unit or f"{name}^{square[1]}"
+        return Quantity(quantity.value, quantity.percent, unit, quantity.decimals)
     if len(name) == 1 and name.isascii() and name.isalpha() and not (name == "a" and after.startswith(" ")):
         return None  # 5x, 5 x: a variable
     if name in ("sin", "cos", "tan", "log", "ln", "exp", "mod") or re.match(r"\s*[=^*]", after):

@@ -1,0 +1,174 @@
+"""Mathematical reasoning: is the answer right, do the steps hold, does the text come to its end.
+
+    result = evaluate_math_reasoning(sampling_client, test_data, tokenizer, num_samples=8)
+    result["answer_accuracy"], result["step_accuracy"], result["completeness"], result["pass_at_k"][8]
+
+Steps are checked equation by equation. Where the reference states none, as in a proof, a judge may decide (judge.py).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from helpers.clock import worked
+from helpers.errors import DataError
+from helpers.evaluate.evaluation import Grader, check_test_data, sample_record, sequence_fields
+from helpers.evaluate.grading import check_completeness, check_final_answer, check_reasoning_steps
+from helpers.evaluate.sampling import Sampling, sample_all
+from helpers.evaluate.score import Score
+from helpers.evaluate.tasks import reference_of
+from helpers.train.prompts import PromptFormat, prompt_format
+
+Judge = Callable[[Sequence[dict]], Sequence[Any]]
+
+MEASURES = {"answer_accuracy": "score", "step_accuracy": "steps_right", "completeness": "complete"}
+KS = (1, 2, 4, 5, 8, 10, 16, 32, 64, 100)
+
+
+@worked("sampling")
+def evaluate_math_reasoning(
+    sampling_client: Any,
+    test_data: Sequence[dict],
+    tokenizer: Any,
+    max_tokens: int = 2048,
+    num_samples: int = 1,
+    *,
+    fmt: PromptFormat | None = None,
+    temperature: float | None = None,
+    seed: int | None = 42,
+    max_in_flight: int = 64,
+    grader: Grader = check_final_answer,
+    judge: Judge | None = None,
+    description: str = "Evaluating reasoning",
+) -> dict[str, Any]:
+    """Judge answers, steps and completeness of mathematical reasoning.
+
+    Args:
+        max_tokens: mathematics needs long answers.
+        num_samples: answers a problem. Above 1, `pass_at_k` and `majority_vote` are added.
+        temperature: 0 for one sample; 0.7 for several, which would otherwise all be the same.
+        grader: judges the answers and groups their votes; steps and completeness are always those of mathematics.
+        judge: decides the steps of problems whose reference states no equation, such as proofs: a
+            `helpers.evaluate.ProofJudge`, or any function from records with `problem` and `proof` to verdicts.
+        The other arguments are those of `evaluate_model`.
+
+    Returns:
+        `answer_accuracy`, `step_accuracy`, `completeness`: shares of all samples, each with its counts and an interval
+        under `counts` and `ci95`. With several samples the intervals treat them as independent, which samples of one
+        problem are not: read them as too narrow. `pass_at_k` maps k to a share, `majority_vote` holds accuracy,
+        correct, total and ci95; `samples` has one record a sample, with the three verdicts.
+
+    Raises:
+        DataError: the test set is empty or `num_samples` is below 1.
+        RequestsFailed: requests failed twice.
+    """
+    test_data = check_test_data(test_data)
+    if num_samples < 1:
+        raise DataError(f"num_samples={num_samples}", "use 1, or more for pass@k and majority vote")
+    fmt = fmt or prompt_format("guide", tokenizer)
+    by_problem: dict[int, list[dict]] = {}
+
+    def on_answer(index: int, response: Any) -> int:
+        by_problem[index] = [
+            _reasoning_record(index, test_data[index], fmt, sequence, grader)
+            for sequence in response.sequences
+        ]
+        return int(by_problem[index][0]["score"])
+
+    if temperature is None:
+        temperature = 0.0 if num_samples == 1 else 0.7
+    sampling = Sampling(max_tokens, temperature, seed, num_samples, max_in_flight)
+    seconds = sample_all(sampling_client, test_data, fmt, sampling, on_answer, description)
+    samples = [sample for index in sorted(by_problem) for sample in by_problem[index]]
+    if judge is not None:
+        _ask_judge(judge, [s for s in samples if _states_no_equation(test_data[s["index"]])])
+    result = _measures(samples) | {"total": len(samples), "problems": len(test_data)}
+    if num_samples > 1:
+        result |= _several(test_data, by_problem, num_samples, grader)
+    tokens = sum(sample["tokens"] for sample in samples)
+    return result | {"failed": 0, "tokens": tokens, "seconds": round(seconds, 3), "samples": samples}
+
+
+def _reasoning_record(
+    index: int, example: dict, fmt: PromptFormat, sequence: Any, grader: Grader
+) -> dict[str, Any]:
+    output, fields = fmt.answer_text(sequence.tokens), sequence_fields(sequence)
+    steps = check_reasoning_steps(output, example["output"])
+    complete = check_completeness(output, fields["stop_reason"])
+    prompt = fmt.tokenizer.decode(fmt.prompt_tokens(example))
+    return sample_record(index, example, prompt, output, grader, **fields) | {
+        "steps_right": steps.passed,
+        "steps_why": steps.why,
+        "complete": complete.passed,
+        "complete_why": complete.why,
+    }
+
+
+def _states_no_equation(example: dict) -> bool:
+    return not check_reasoning_steps("", example["output"]).evidence["missing"]
+
+
+def _ask_judge(judge: Judge, samples: list[dict]) -> None:
+    written = [sample for sample in samples if sample["output"]]
+    if not written:
+        return
+    verdicts = judge([{"problem": sample["problem"], "proof": sample["output"]} for sample in written])
+    for sample, verdict in zip(written, verdicts, strict=True):
+        sample["steps_right"], sample["steps_why"] = verdict.passed, f"judged: {verdict.why}"
+
+
+def _measures(samples: list[dict]) -> dict[str, Any]:
+    scores = {name: Score.of(sample[key] for sample in samples) for name, key in MEASURES.items()}
+    return {name: score.accuracy for name, score in scores.items()} | {
+        "counts": {name: score.correct for name, score in scores.items()},
+        "ci95": {name: list(score.ci95) for name, score in scores.items()},
+    }
+
+
+def _several(
+    test_data: list[dict], by_problem: dict[int, list[dict]], num_samples: int, grader: Grader
+) -> dict[str, Any]:
+    right = [sum(sample["score"] for sample in samples) for samples in by_problem.values()]
+    ks = [*(k for k in KS if k < num_samples), num_samples]
+    votes = Score.of(
+        grader(majority_vote([s["output"] for s in by_problem[index]], grader), reference_of(example))
+        for index, example in enumerate(test_data)
+    )
+    return {
+        "pass_at_k": {k: sum(pass_at_k(num_samples, count, k) for count in right) / len(right) for k in ks},
+        "majority_vote": votes.fields(),
+    }
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """The chance that one of k answers is right, estimated without bias from more samples.
+
+    Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1: 1 - C(n-c, k) / C(n, k).
+
+    Raises:
+        DataError: k is not between 1 and the number of samples.
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise DataError(
+            f"pass@{k} can't be had from {correct} right of {samples} samples", "sample at least k answers"
+        )
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def majority_vote(outputs: Sequence[str], grader: Grader = check_final_answer) -> str:
+    """The output whose answer most outputs give (the first at a tie); outputs without an answer don't vote.
+
+    Two answers are one when the grader takes one for the other: by value, `1/2` and `0.5` vote together. An output has
+    no answer if the grader would not even take it for itself.
+    """
+    groups: list[list[str]] = []
+    for output in outputs:
+        if not grader(output, output):
+            continue
+        for group in groups:
+            if grader(output, group[0]):
+                group.append(output)
+                break
+        else:
+            groups.append([output])
+    return max(groups, key=len)[0] if groups else ""

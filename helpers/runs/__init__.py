@@ -1,0 +1,17 @@
+"""The run folder: what a run did, with what, and what it made.
+
+stage = open_stage("train", run_name, globals())     # checks and records the notebook's settings
+train = stage.examples("train")
+stage.save("metrics.jsonl", rows)
+stage.finish("validation 0/60 → 46/60", ["metrics.jsonl"], steps=113, …)
+
+run = open_run("latest")                             # any run, to look at
+run.manifest.stages.train.settings.rank
+"""
+
+from helpers.runs.base_answers import base_answers
+from helpers.runs.results import flips, save_evaluation
+from helpers.runs.run import open_run
+from helpers.runs.stage import open_stage
+
+__all__ = ["base_answers", "flips", "open_run", "open_stage", "save_evaluation"]
