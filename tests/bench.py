@@ -786,10 +786,7 @@ def evaluation(bench: Bench) -> dict:
 # ---- results
 
 PARTS = {"training": training, "sampling": sampling, "wire": wire, "growth": growth, "evaluation": evaluation}
-READMES = {
-    ROOT / "README.md": ("training", "sampling", "evaluation"),
-    ROOT / "helpers" / "stub_tinker" / "README.md": tuple(PARTS),
-}
+READMES = {ROOT / "helpers" / "stub_tinker" / "README.md": tuple(PARTS)}
 
 
 def markdown(results: dict, names: tuple[str, ...] = tuple(PARTS)) -> str:

@@ -1,10 +1,11 @@
-"""The picture and the table of numbers in README.md, made from a finished run.
+"""The picture in README.md, and the tables of numbers in README.md and docs/measured.md, made from a run.
 
     python notebooks/images/make_images.py           # from runs/latest
     python notebooks/images/make_images.py NAME      # from runs/NAME
 
-It writes base_and_tuned.png beside this file, and replaces the table between the `<!-- numbers -->` marks of README.md.
-Nothing in that table is typed by hand, so it can't drift from the run that it names.
+It writes base_and_tuned.png next to this file, and replaces the table between the `<!-- numbers -->` marks of
+both pages. README.md gets the main rows, docs/measured.md all of them. Nothing in these tables is typed by
+hand, so they can't drift from the run that they name.
 """
 
 import sys
@@ -16,11 +17,23 @@ from helpers.errors import CourseError, RunError
 from helpers.files import read_json, read_jsonl, write_text
 from helpers.paths import ROOT
 from helpers.plots import accuracy_by_category
-from helpers.runs.run import STAGES, Run, open_run
+from helpers.runs import open_run
+from helpers.runs.run import Run
 from helpers.runs.run_files import base_and_tuned
+from helpers.runs.stages import STAGES
+from helpers.text import clock
 
 PICTURE = Path(__file__).with_name("base_and_tuned.png")
 START, END = "<!-- numbers -->", "<!-- end of numbers -->"
+README, ALL = ROOT / "README.md", ROOT / "docs" / "measured.md"
+IN_README = (
+    "problems",
+    "base model, test set",
+    "tuned model, test set",
+    "merged model in `transformers`",
+    "merged model in vLLM",
+    "time per notebook",
+)
 
 
 def save_picture(evaluation: dict[str, Any], path: Path) -> None:
@@ -33,120 +46,126 @@ def _score(row: dict[str, Any]) -> str:
 
 
 def numbers(run: Run) -> list[tuple[str, str]]:
-    """What was measured and what came out, as rows of text.
+    """What was measured, as rows of text.
 
     Raises:
         RunError: a stage of the run is not done.
     """
     stages = {name: run.stage(name) for name in STAGES}
-    train, merge, vllm = (stages[name]["results"] for name in ("train", "merge", "vllm"))
+    return [*_scores(run, stages), *_parity(stages), *_training(run, stages), *_times(run, stages)]
+
+
+def _scores(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
     evaluation = read_json(run.file("evaluate/model_evaluation.json"))
-    best, first = (
-        read_json(run.file("train/best_checkpoint.json")),
-        read_jsonl(run.file("train/checkpoints.jsonl"))[0],
-    )
-    metrics = read_jsonl(run.file("train/metrics.jsonl"))
     low, high = evaluation["test_accuracy_ci95"]
     base_low, base_high = evaluation["base_accuracy_ci95"]
-    sizes = stages["split"]["results"]["sizes"]
-    seconds = {name: stage["seconds"] for name, stage in stages.items()}
-    work: dict[str, float] = {}
-    for stage in stages.values():
-        for kind, spent in stage["work_seconds"].items():
-            work[kind] = work.get(kind, 0.0) + spent
-    rate = median(row["tokens_per_second"] for row in metrics)
-    templates = evaluation["by_template"]
+    sizes, total = stages["split"].results.sizes, evaluation["test_size"]
+    base = _score({"correct": evaluation["base_correct"], "total": total})
+    tuned = _score({"correct": evaluation["test_correct"], "total": total})
+    by_template = evaluation["by_template"]
     return [
         (
             "problems",
-            f"{sizes['train']} to train on, {sizes['validation']} to choose by, {sizes['test']} to test on",
+            f"{sizes['train']} to train, {sizes['validation']} to choose a checkpoint, "
+            f"{sizes['test']} to test",
         ),
-        (
-            "base model, test set",
-            f"{evaluation['base_correct']} of {evaluation['test_size']} = {evaluation['base_accuracy']:.1%} "
-            f"(95% interval {base_low:.1%} to {base_high:.1%})",
-        ),
-        (
-            "tuned model, test set",
-            f"{evaluation['test_correct']} of {evaluation['test_size']} = {evaluation['test_accuracy']:.1%} "
-            f"(95% interval {low:.1%} to {high:.1%})",
-        ),
+        ("base model, test set", f"{base} (95% interval {base_low:.1%} to {base_high:.1%})"),
+        ("tuned model, test set", f"{tuned} (95% interval {low:.1%} to {high:.1%})"),
         *(
-            (f"… {kind} templates", _score(templates[kind]))
+            (f"… {kind} templates", _score(by_template[kind]))
             for kind in ("seen", "unseen")
-            if kind in templates
+            if kind in by_template
         ),
-        ("merged model in `transformers`", _score(merge)),
-        ("merged model in vLLM", _score(vllm)),
-        (
-            "largest logprob difference, merged to trained model",
-            f"{merge['max_abs_logprob_diff']:.0e} nats, {stages['merge']['parameters']['dtype']}",
-        ),
-        (
-            "… vLLM to merged model in `transformers`",
-            f"{vllm['max_abs_logprob_diff']:.0e} nats, {stages['vllm']['parameters']['dtype']}",
-        ),
+        ("merged model in `transformers`", _score(dict(stages["merge"].results))),
+        ("merged model in vLLM", _score(dict(stages["vllm"].results))),
+    ]
+
+
+def _parity(stages: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {
+        "merge": "largest logprob difference, merged to trained model",
+        "vllm": "… vLLM to merged model in `transformers`",
+    }
+    rows = []
+    for stage, name in names.items():
+        difference = stages[stage].results.max_abs_logprob_diff
+        rows.append((name, f"{difference:.0e} nats, {stages[stage].settings.dtype}"))
+    return rows
+
+
+def _training(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
+    train = stages["train"].results
+    first = read_jsonl(run.file("train/checkpoints.jsonl"))[0]
+    best = read_json(run.file("train/best_checkpoint.json"))
+    return [
         (
             "training loss",
-            f"{train['first_nll']:.3f} in the first batch, {train['last_nll']:.3f} in the last of {train['steps']}, "
-            "nats an answer token",
-        ),
-        ("validation", f"{_score(first)} before, {_score(best)} at step {best['step']}, which was chosen"),
-        (
-            "speed",
-            f"training {rate:.0f} tokens/s; vLLM {vllm['tokens_per_second']:.0f} tokens/s in its fastest test",
+            f"{train.first_nll:.3f} in the first batch, {train.last_nll:.3f} in the last of "
+            f"{train.steps}, nats per answer token",
         ),
         (
-            "time a notebook",
-            ", ".join(f"{STAGES[name][0][:2]} {_clock(spent)}" for name, spent in seconds.items())
-            + f"; {_clock(sum(seconds.values()))} in all, the start of each not counted",
+            "validation",
+            f"{_score(first)} before, {_score(best)} at step {best['step']}, which was chosen",
         ),
-        ("of it", ", ".join(f"{kind} {_clock(spent)}" for kind, spent in work.items())),
     ]
 
 
-def _clock(seconds: float) -> str:
-    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
+def _times(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
+    rate = median(row["tokens_per_second"] for row in read_jsonl(run.file("train/metrics.jsonl")))
+    vllm_rate = stages["vllm"].results.tokens_per_second
+    seconds = {name: stage.seconds for name, stage in stages.items()}
+    each = ", ".join(f"{STAGES[name].notebook[:2]} {clock(spent)}" for name, spent in seconds.items())
+    work: dict[str, float] = {}
+    for stage in stages.values():
+        for kind, spent in stage.work_seconds.items():
+            work[kind] = work.get(kind, 0.0) + spent
+    return [
+        ("speed", f"training {rate:.0f} tokens/s; vLLM {vllm_rate:.0f} tokens/s in its fastest test"),
+        ("time per notebook", f"{each}; {clock(sum(seconds.values()))} in all, without the start of each"),
+        ("spent on", ", ".join(f"{kind} {clock(spent)}" for kind, spent in work.items())),
+    ]
 
 
-def table(run: Run) -> str:
-    """The rows as a Markdown table, with the settings that differ from the notebooks' defaults, if any."""
-    from helpers.course.cli import notebook_parameters
-
-    defaults = notebook_parameters()
-    changed = sorted(
-        {
-            f"-p {name}={value}"
-            for stage in STAGES
-            for name, value in run.stage(stage)["parameters"].items()
-            if name in defaults[stage] and value != defaults[stage][name]
-        }
+def heading(run: Run) -> str:
+    """Which run it was, with the settings that differ from the notebooks' defaults, if any."""
+    entries = [run.stage(stage) for stage in STAGES]
+    changed = {f"-p {name}={value}" for entry in entries for name, value in entry.settings.changed.items()}
+    packages = run.manifest.packages
+    command = " ".join(["course run", *sorted(changed)])
+    return (
+        f"From the run `{run.name}` of {run.manifest.created:%Y-%m-%d}, with the settings of `{command}`, "
+        f"with tinker {packages['tinker']}, torch {packages['torch']} "
+        f"and transformers {packages['transformers']}:"
     )
-    packages = run.manifest["packages"]
-    lines = [
-        f"From the run `{run.name}` of {run.manifest['created'][:10]}, with the settings of `course run {' '.join(changed)}".rstrip()
-        + "`, "
-        f"with tinker {packages['tinker']}, torch {packages['torch']} and transformers {packages['transformers']}:",
-        "",
-        "| | |",
-        "|---|---|",
-    ]
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in numbers(run))])
+
+
+def table(run: Run, names: tuple[str, ...] = ()) -> str:
+    """The rows as a Markdown table under its heading; only those of these names, if any are given."""
+    rows = [row for row in numbers(run) if not names or row[0] in names]
+    lines = [heading(run), "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines)
+
+
+def replace_table(page: Path, rows: str) -> None:
+    """Put the table between the marks of a page.
+
+    Raises:
+        RunError: the page has no marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise RunError(f"{page.name} has no {START} and {END}", "put the two marks where the table belongs")
+    before, rest = text.split(START, 1)
+    write_text(page, f"{before}{START}\n{rows}\n{END}{rest.split(END, 1)[1]}")
 
 
 def main(arguments: list[str]) -> int:
     run = open_run(arguments[0] if arguments else "latest")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise RunError(f"README.md has no {START} and {END}", "put the two marks where the table belongs")
-    before, rest = text.split(START, 1)
-    rows = table(run)
+    replace_table(README, table(run, IN_README))
+    replace_table(ALL, table(run))
     save_picture(read_json(run.file("evaluate/model_evaluation.json")), PICTURE)
-    write_text(readme, f"{before}{START}\n{rows}\n{END}{rest.split(END, 1)[1]}")
-    print(
-        f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1e3:.0f} kB; README.md: table of run {run.name}"
-    )
+    size = PICTURE.stat().st_size / 1e3
+    print(f"{PICTURE.relative_to(ROOT)}: {size:.0f} kB; {README.name}, {ALL.name}: tables of run {run.name}")
     return 0
 
 
