@@ -406,12 +406,12 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
     """
     figure = new_figure(max(6.0, 4.6 * len(swept)), 4.0)
     for axes, name in zip(figure.subplots(1, len(swept), squeeze=False, sharey=True)[0], swept):
-        values = _in_order(row["parameters"][name] for row in rows)
+        values = _in_order(row["settings"][name] for row in rows)
         others = _in_order(_other_settings(row, swept, name) for row in rows)
         for place, other in enumerate(others):
             same = [row for row in rows if _other_settings(row, swept, name) == other]
             shift = 0.6 * ((place + 0.5) / len(others) - 0.5)
-            across = [values.index(row["parameters"][name]) + shift for row in same]
+            across = [values.index(row["settings"][name]) + shift for row in same]
             up = [100 * row["validation"]["accuracy"] for row in same]
             sides = [
                 [100 * abs(row["validation"]["accuracy"] - row["validation"]["ci95"][end]) for row in same]
@@ -454,7 +454,7 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
 
 
 def _other_settings(row: dict, swept: list[str], name: str) -> str:
-    return ", ".join(f"{other}={row['parameters'][other]}" for other in swept if other != name)
+    return ", ".join(f"{other}={row['settings'][other]}" for other in swept if other != name)
 
 
 def _in_order(values: "Iterable") -> list:

@@ -79,11 +79,11 @@ def _runs_of(name: str) -> list[RunInfo]:
     """The run of this name, or the runs of a sweep that were begun."""
     if not is_sweep(runs_dir() / name):
         return [readable_run(name)]
-    from helpers.runs.sweep.sweep import open_sweep
+    from helpers.runs.sweep.plan import open_sweep
 
     runs = [
         readable_run(run)
-        for run in open_sweep(name).parameters
+        for run in open_sweep(name).settings
         if (runs_dir() / run / "manifest.json").exists()
     ]
     if not runs:
