@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from helpers.weights.parity import Scores
+    from helpers.weights import Scores
 
 
 # For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS and Windows.
@@ -109,7 +109,7 @@ def weight_change_heatmap(description: dict) -> "Figure":
     """Where an adapter changed the weights: one cell a matrix, layers across, modules down.
 
     Args:
-        description: what `helpers.weights.export.describe_adapter` returns; the colour is each module's `norm`.
+        description: what `helpers.weights.describe_adapter` returns; the colour is each module's `norm`.
     """
     import numpy as np
 
@@ -134,7 +134,7 @@ def parity_scatter(reference: "Scores", others: list) -> "Figure":
     """Log-probability of each token: the trained model across, the others up. Equal models lie on the diagonal.
 
     Args:
-        reference: `helpers.weights.parity.Scores` of the trained model.
+        reference: `helpers.weights.Scores` of the trained model.
         others: `Scores` of the same tokens by other models.
     """
     across = [value for row in reference.logprobs for value in row]

@@ -44,7 +44,7 @@ class Notebooks:
 
 
 def finish(run: Run, stage: str, **chosen: Any) -> None:
-    """What a notebook leaves. A higher rank is better, up to 16; a higher learning rate leaves a higher loss."""
+    """What a notebook leaves. A higher rank is better, up to 16; a higher learning rate gives more loss."""
     results = {"base_from": chosen.get("base_run") or None} if stage == "evaluate" else {}
     finish_stage(run, stage, results=results, **chosen)
     run.file(f"{stage}/by.txt").write_text(run.name)

@@ -136,7 +136,7 @@ SMALL = {
 
 
 def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder):
-    """Two settings until evaluate, through two worker processes, which share the split and the base's answers."""
+    """Two settings until evaluate, through two worker processes, which share split and base answers."""
     import joblib
     from distributed import Client, LocalCluster
     from distributed.diagnostics.plugin import SchedulerPlugin
