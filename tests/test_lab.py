@@ -57,7 +57,7 @@ def test_lab_refuses(arguments, words, became, capsys):
 
 def test_lab_that_cant_start(became, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CourseError, match="(?s)jupyterlab is not installed.*make install"):
+    with pytest.raises(CourseError, match=r"(?s)jupyterlab is not installed.*make install"):
         lab.start_lab()
     monkeypatch.undo()
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import tinker
 from commands import COURSE, course, set_ctrl_c
-from test_stub_server import train
 
 from helpers.course import serve as serve_class
 from helpers.errors import BackendError
@@ -78,8 +77,7 @@ def test_two_learners_do_not_see_each_other(lesson):
     clients = []
     for key in (ada[1], emile[1]):
         service = tinker.ServiceClient(base_url=lesson.url, api_key=key)
-        client = service.create_lora_training_client(lesson.model, rank=4, seed=1).result()
-        assert train(client, 1)[0] > 0
+        service.create_lora_training_client(lesson.model, rank=4, seed=1).result()
         runs = tinker.RestClient(base_url=lesson.url, api_key=key).list_training_runs().result().training_runs
         assert len(runs) == 1
         clients.append((service, key, runs[0].training_run_id))
@@ -94,7 +92,7 @@ def test_two_learners_do_not_see_each_other(lesson):
 
 def test_a_wrong_key_is_refused(lesson, monkeypatch):
     monkeypatch.setenv("TINKER_API_KEY", "tml-not-of-this-class")
-    with pytest.raises(BackendError, match="(?s)refused the connection.*check TINKER_API_KEY"):
+    with pytest.raises(BackendError, match=r"(?s)refused the connection.*check TINKER_API_KEY"):
         connect(lesson.url)
 
 

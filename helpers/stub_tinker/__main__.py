@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -322,5 +323,6 @@ async def _finish(app, task: asyncio.Task) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it was started as ignored
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     sys.exit(main())
