@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from helpers.files import write_json
 from helpers.weights.base_model import load_base, weight_shapes
 from helpers.weights.scores import Scores
 
@@ -291,4 +292,16 @@ def make_sharded(folder: Path, files: int, hidden: int, inner: int) -> Path:
             }
         )
     )
+    return folder
+
+
+def make_merged_folder(folder: Path) -> Path:
+    """A folder that has all that a merged model needs, and no more."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"model.norm.weight": torch.ones(1000)}, folder / "model.safetensors")
+    write_json(folder / "config.json", {"model_type": "llama"})
+    write_json(folder / "tokenizer.json", {"model": {}})
+    write_json(folder / "generation_config.json", {})
     return folder
