@@ -276,22 +276,19 @@ def make_sharded(folder: Path, files: int, hidden: int, inner: int) -> Path:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
-    (folder / "config.json").write_text(
-        json.dumps(
-            {
-                "architectures": ["LlamaForCausalLM"],
-                "model_type": "llama",
-                "hidden_size": hidden,
-                "intermediate_size": inner,
-                "num_hidden_layers": files,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 1,
-                "vocab_size": VOCABULARY,
-                "tie_word_embeddings": True,
-                "dtype": "bfloat16",
-            }
-        )
-    )
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": files,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }
+    write_json(folder / "config.json", config)
     return folder
 
 
