@@ -2,11 +2,12 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import RunError
+from helpers.errors import CourseError, RunError
 
 
 def write_text(path: str | Path, text: str, private: bool = False) -> Path:
@@ -99,3 +100,17 @@ def read_jsonl(path: str | Path) -> list[dict]:
                 f"{path}, line {number} is damaged: {error}", "delete the file and run its notebook again"
             ) from error
     return rows
+
+
+def read_toml(
+    path: str | Path, fix: str = "correct it there, or get it back: git checkout helpers/"
+) -> dict[str, Any]:
+    """Read a TOML file that users edit.
+
+    Raises:
+        CourseError: it is missing, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CourseError(f"{path} can't be read: {error}", fix) from error

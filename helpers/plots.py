@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from helpers.weights.parity import Scores
+    from helpers.weights import Scores
 
 
 # For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS and Windows.
@@ -109,7 +109,7 @@ def weight_change_heatmap(description: dict) -> "Figure":
     """Where an adapter changed the weights: one cell a matrix, layers across, modules down.
 
     Args:
-        description: what `helpers.weights.export.describe_adapter` returns; the colour is each module's `norm`.
+        description: what `helpers.weights.describe_adapter` returns; the colour is each module's `norm`.
     """
     import numpy as np
 
@@ -134,7 +134,7 @@ def parity_scatter(reference: "Scores", others: list) -> "Figure":
     """Log-probability of each token: the trained model across, the others up. Equal models lie on the diagonal.
 
     Args:
-        reference: `helpers.weights.parity.Scores` of the trained model.
+        reference: `helpers.weights.Scores` of the trained model.
         others: `Scores` of the same tokens by other models.
     """
     across = [value for row in reference.logprobs for value in row]
@@ -406,12 +406,12 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
     """
     figure = new_figure(max(6.0, 4.6 * len(swept)), 4.0)
     for axes, name in zip(figure.subplots(1, len(swept), squeeze=False, sharey=True)[0], swept):
-        values = _in_order(row["parameters"][name] for row in rows)
+        values = _in_order(row["settings"][name] for row in rows)
         others = _in_order(_other_settings(row, swept, name) for row in rows)
         for place, other in enumerate(others):
             same = [row for row in rows if _other_settings(row, swept, name) == other]
             shift = 0.6 * ((place + 0.5) / len(others) - 0.5)
-            across = [values.index(row["parameters"][name]) + shift for row in same]
+            across = [values.index(row["settings"][name]) + shift for row in same]
             up = [100 * row["validation"]["accuracy"] for row in same]
             sides = [
                 [100 * abs(row["validation"]["accuracy"] - row["validation"]["ci95"][end]) for row in same]
@@ -454,7 +454,7 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
 
 
 def _other_settings(row: dict, swept: list[str], name: str) -> str:
-    return ", ".join(f"{other}={row['parameters'][other]}" for other in swept if other != name)
+    return ", ".join(f"{other}={row['settings'][other]}" for other in swept if other != name)
 
 
 def _in_order(values: "Iterable") -> list:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinker
@@ -22,7 +23,7 @@ logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 
 @pytest.fixture(scope="session")
 def base_model() -> Path:
-    """The folder of the local base model, in its usual place; made once (about 15 s) if it is not there yet."""
+    """The folder of the local base model, in its usual place; made once (about 15 s) if it is missing."""
     from helpers.local_model import local_base_model
 
     return local_base_model()
@@ -30,7 +31,7 @@ def base_model() -> Path:
 
 @pytest.fixture(scope="session")
 def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
-    """Environment of a user with an empty home for runs and the stub, and the base model already made. Ends the stub."""
+    """Environment of a user with an empty home for runs and the stub, and the base model. Ends the stub."""
     home = tmp_path_factory.mktemp("course-home")
     (home / "models").symlink_to(base_model.parent)
     env = {key: value for key, value in os.environ.items() if not key.startswith("TINKER_")}
@@ -73,7 +74,7 @@ def small_model(tmp_path_factory, base_model) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory, base_model) -> Path:
-    """Two narrow layers with large weights: its loss falls by a third in twelve steps, and a step takes hundredths of a second."""
+    """Two narrow layers with large weights: its loss falls by a third in twelve steps, which take no time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("toys") / "models" / LOCAL_MODEL
@@ -111,3 +112,26 @@ def service(server) -> Iterator[tinker.ServiceClient]:
     client = server.connect()
     yield client
     client.close("success").result()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> dict[str, Any]:
+    """Base, adapter, PEFT form, merged model, and the score of the model merged by hand."""
+    from tiny_models import PAIRS, by_hand, make_adapter, make_base
+
+    from helpers.weights import adapter_to_peft, merge_adapter, score_with_transformers
+
+    folder = tmp_path_factory.mktemp("merge")
+    base = make_base(folder / "base")
+    adapter = make_adapter(folder / "adapter", base)
+    adapter_to_peft(base, adapter, folder / "peft")
+    report = merge_adapter(base, adapter, folder / "merged")
+    return {
+        "folder": folder,
+        "base": base,
+        "adapter": adapter,
+        "peft": folder / "peft",
+        "merged": folder / "merged",
+        "report": report,
+        "scores": score_with_transformers(by_hand(base, adapter), PAIRS, "by hand"),
+    }

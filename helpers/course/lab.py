@@ -5,16 +5,47 @@ import importlib.util
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from helpers.course import completers
+from helpers.course.arguments import add_command
+from helpers.course.interrupt import heed_ctrl_c
 from helpers.errors import CourseError
 from helpers.paths import NOTEBOOKS, ROOT
 
+FIRST = "00_start_here"
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "lab",
+        lambda options: start_lab(options.notebook, options.port, options.no_browser, options.more),
+        "open JupyterLab at a notebook of the course",
+        "Starts JupyterLab with this environment's Python and opens it in a browser. Ctrl-C ends it. What "
+        "stands after -- are JupyterLab's own options: course lab -- --ip 0.0.0.0",
+        "course lab",
+        "course lab 02_train --no-browser          # prints the address to open",
+    )
+    notebook = parser.add_argument(
+        "notebook",
+        nargs="?",
+        default=FIRST,
+        metavar="NOTEBOOK",
+        help=f"its name, or a path (default: {FIRST})",
+    )
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8888, or the next free one)")
+    parser.add_argument("--no-browser", action="store_true", help="start no browser; print the address")
+    completers.offer(notebook, completers.notebooks)
+
 
 def start_lab(
-    notebook: str = "00_start_here", port: int | None = None, no_browser: bool = False, more: list[str] = ()
+    notebook: str = FIRST, port: int | None = None, no_browser: bool = False, more: Sequence[str] = ()
 ) -> int:
-    """Become JupyterLab: this process is replaced by it, so that Ctrl-C and its exit status are JupyterLab's own.
+    """Become JupyterLab: this process is replaced by it, so that Ctrl-C and its exit status are JupyterLab's
+    own.
 
     Args:
         notebook: a name in notebooks/, its number, or a path.
@@ -50,11 +81,11 @@ def start_lab(
         *(["--no-browser"] if no_browser else []),
         *more,
     ]
+    heed_ctrl_c()  # what this process ignores, JupyterLab would ignore
     print(f"JupyterLab opens {os.path.relpath(path, ROOT)}; Ctrl-C here ends it", flush=True)
     os.chdir(ROOT)
-    os.execve(
-        sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}
-    )  # the kernel of this environment, not one in HOME
+    # The kernel of this environment, not one in HOME.
+    os.execve(sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})
 
 
 def find_notebook(name: str) -> Path:

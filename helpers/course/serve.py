@@ -1,7 +1,7 @@
 """`course serve`: one stub Tinker backend for a class, with a key for each learner.
 
-A key is what keeps learners apart: what belongs to one does not exist for another. So the keys are the instructor's list of the
-class, and are kept from lesson to lesson.
+A key is what keeps learners apart: what belongs to one does not exist for another. So the keys are the
+instructor's list of the class, and are kept from lesson to lesson.
 """
 
 import argparse
@@ -11,80 +11,175 @@ import os
 import re
 import secrets
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers import paths
+from helpers.course.arguments import add_command
+from helpers.course.interrupt import heed_ctrl_c
 from helpers.errors import CourseError, UsageError
 from helpers.files import write_text
 
 COLUMNS = ("learner", "key", "first line to type", "second line to type")
 MOST = 500
 
-# From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-24, 2 cores): memory while it trains 16 × 256 tokens, and what a
-# client with a LoRA of rank 32 and its optimizer adds. From the run in README.md, "What a run gives": tokens of one pass of notebook 02.
+# From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-24, 2 cores): memory while it trains 16
+# × 256 tokens, and what a client with a LoRA of rank 32 and its optimizer adds. From the committed outputs
+# of notebook 02: tokens of one pass.
 SERVER_BYTES = 3.1 * 2**30
 LEARNER_BYTES = 221 * 2**20
 TOKENS_OF_A_RUN = 67701
 
 
-def serve_class(options: argparse.Namespace) -> int:
-    """Make or extend the file of keys, start the stub in the foreground, say what learners have to type.
+@dataclass(frozen=True)
+class Lesson:
+    """A class to serve.
 
-    Args:
-        options: `learners` (a number, or a file with a name a line), `keys` (the file), `new_keys`, `show_keys`, `host`, `port`,
-            `address` (what learners type), `state_dir`.
-
-    Returns:
-        The exit status: 0 when it was stopped.
-
-    Raises:
-        UsageError: no learners, or no port that can be written down.
-        CourseError: a file can't be used, or the port is taken.
+    Attributes:
+        keys_file: the table of keys.
+        state: folder for checkpoints.
+        learners: a number, or a file with a name a line; None for those that have keys.
+        new_keys: replace all keys.
+        show_keys: print the keys too.
+        host: address to listen on.
+        address: what learners type for this machine; empty: found out.
+        base_models: folders; none for the course's own.
     """
-    from helpers.stub_tinker.__main__ import bind, parse_arguments, run
 
+    keys_file: Path
+    state: Path
+    learners: str | None = None
+    new_keys: bool = False
+    show_keys: bool = False
+    host: str = "127.0.0.1"
+    port: int = 8765
+    address: str = ""
+    base_models: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        return f"http://{typed_address(self.host, self.address)}:{self.port}"
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "serve",
+        run,
+        "one stub Tinker backend for a class, with a key for each learner",
+        "Writes a table with a key for each learner, says what they have to type and how many this machine "
+        "carries, and serves until Ctrl-C. Keys that are there are kept: run it again for the next lesson, "
+        "or with more names for those who came late.",
+        "course serve --learners 12                       # try it here; only this machine can reach it",
+        "course serve --learners names.txt --host 0.0.0.0 # a name a line; open to the network",
+        "course serve --host 0.0.0.0                      # the next lesson, with the same keys",
+    )
+    parser.add_argument(
+        "--learners",
+        metavar="N|FILE",
+        help="how many, or a file with a name a line; those without a key get one",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="the table of keys (default: class/learners.csv in the course's cache folder)",
+    )
+    parser.add_argument(
+        "--new-keys",
+        action="store_true",
+        help="replace all keys; nobody can reach what belongs to the old ones",
+    )
+    parser.add_argument(
+        "--show-keys", action="store_true", help="print the keys too; else they are in the table only"
+    )
+    _add_place(parser)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8765, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--address",
+        default="",
+        metavar="NAME",
+        help="what learners type for this machine (default: found out)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="for checkpoints (default: class/stub in the course's cache folder)",
+    )
+    parser.add_argument(
+        "--base-model",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="another base model than the course's; may be given more than once",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
     if not 1 <= options.port <= 65535:
         raise UsageError(
             f"learners can't be told the port {options.port}", "choose one from 1 to 65535: --port 8765"
         )
     home = paths.cache_dir() / "class"
-    path, state = (
-        (options.keys or home / "learners.csv").absolute(),
-        (options.state_dir or home / "stub").absolute(),
+    heed_ctrl_c()
+    return serve_class(
+        Lesson(
+            keys_file=(options.keys or home / "learners.csv").absolute(),
+            state=(options.state_dir or home / "stub").absolute(),
+            learners=options.learners,
+            new_keys=options.new_keys,
+            show_keys=options.show_keys,
+            host=options.host,
+            port=options.port,
+            address=options.address,
+            base_models=tuple(options.base_model),
+        )
     )
-    names = learner_names(options.learners) if options.learners else []
-    known = {} if options.new_keys or not path.exists() else read_keys(path)
+
+
+def serve_class(lesson: Lesson) -> int:
+    """Make or extend the file of keys, start the stub in the foreground, say what learners have to type.
+
+    Returns:
+        The exit status: 0 when it was stopped.
+
+    Raises:
+        UsageError: there are no learners.
+        CourseError: a file can't be used, or the port is taken.
+    """
+    from helpers.stub_tinker.__main__ import bind, parse_arguments
+    from helpers.stub_tinker.__main__ import run as run_stub
+
+    path = lesson.keys_file
+    names = learner_names(lesson.learners) if lesson.learners else []
+    known = {} if lesson.new_keys or not path.exists() else read_keys(path)
     keys = known | {name: f"tml-{secrets.token_urlsafe(18)}" for name in names if name not in known}
     if not keys:
         raise UsageError(
             f"there are no learners: {path} does not exist yet",
             "say how many, course serve --learners 12, or name a file with a name a line",
         )
-    bind(options.host, options.port).close()  # a port that is taken is found before anything is written
-    url = f"http://{address(options)}:{options.port}"
-    write_keys(path, keys, url)
+    bind(lesson.host, lesson.port).close()  # a port that is taken is found before anything is written
+    write_keys(path, keys, lesson.url)
     print(f"{len(keys)} learners, {len(keys.keys() - known.keys())} of them new; their keys are in {path}")
     print(f"{capacity(len(keys))}\nstarting …", flush=True)
 
     def say(_: str, stub: argparse.Namespace, service: Any) -> None:
-        print(_welcome(url, path, options.host, state, list(service.engine.bases)), flush=True)
-        if options.show_keys:
+        print(_welcome(lesson, list(service.engine.bases)), flush=True)
+        if lesson.show_keys:
             print("\n".join(["", *(f"{name}  {key}" for name, key in keys.items())]), flush=True)
 
-    stub = parse_arguments(
-        [
-            "--host",
-            options.host,
-            "--port",
-            str(options.port),
-            "--state-dir",
-            str(state),
-            *(word for folder in options.base_model for word in ("--base-model", folder)),
-        ]
-    )
+    where = ["--host", lesson.host, "--port", str(lesson.port), "--state-dir", str(lesson.state)]
+    bases = [word for folder in lesson.base_models for word in ("--base-model", folder)]
+    stub = parse_arguments([*where, *bases])
     stub.api_key = list(keys.values())  # not as words of a command, which everybody on the machine can list
-    return run(stub, say)
+    return run_stub(stub, say)
 
 
 def learner_names(learners: str) -> list[str]:
@@ -134,7 +229,7 @@ def read_keys(path: Path) -> dict[str, str]:
     Raises:
         CourseError: it is no such file; names the line.
     """
-    fix = "mend that line, name another file with --keys, or replace all keys with --new-keys"
+    fix = "correct that line, name another file with --keys, or replace all keys with --new-keys"
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -159,7 +254,8 @@ def read_keys(path: Path) -> dict[str, str]:
             )
         if name in keys or key in keys.values():
             raise CourseError(
-                f"{path}, line {number}: this learner or this key is there already, and a shared key shares everything",
+                f"{path}, line {number}: this learner or this key is there already, and a shared key shares "
+                "everything",
                 fix,
             )
         keys[name] = key
@@ -178,10 +274,15 @@ def write_keys(path: Path, keys: dict[str, str], url: str) -> None:
     write_text(path, text.getvalue(), private=True)
 
 
-def address(options: argparse.Namespace) -> str:
-    """What learners type for this machine."""
-    host = options.address or options.host
-    if host in ("0.0.0.0", "::", ""):  # listens on all addresses, and none of these words is one to type
+def typed_address(host: str, address: str = "") -> str:
+    """What learners type for this machine.
+
+    Args:
+        host: the address to listen on.
+        address: the name that the instructor gave, or empty.
+    """
+    host = address or host
+    if host in ("0.0.0.0", "::", ""):  # listens on all addresses, and none of these can be typed
         host = _own_address()
     return f"[{host}]" if ":" in host else host
 
@@ -206,32 +307,36 @@ def capacity(learners: int) -> str:
     alone = TOKENS_OF_A_RUN / TOKENS_PER_SECOND["training"] / 60
     lines = [
         f"memory: {free / 2**30:.1f} GiB are free, enough for about {fit} learners who train at once",
-        f"        ({SERVER_BYTES / 2**30:.1f} GiB for the server, {LEARNER_BYTES / 2**20:.0f} MiB for each: the course's model, rank 32)",
-        f"cores:  {os.cpu_count()} here. On 2 cores, the training of notebook 02 takes about {alone:.0f} minutes for one learner alone,",
-        f"        and {learners * alone:.0f} minutes for {learners} at once. More cores have not been measured",
+        f"        ({SERVER_BYTES / 2**30:.1f} GiB for the server, {LEARNER_BYTES / 2**20:.0f} MiB for each: "
+        "the course's model, rank 32)",
+        f"cores:  {os.cpu_count()} here. On 2 cores, the training of notebook 02 takes about {alone:.0f} "
+        "minutes for one learner alone,",
+        f"        and {learners * alone:.0f} minutes for {learners} at once. More cores have not been "
+        "measured",
     ]
     if learners > fit:
         lines.append(
-            f"note:   {learners} learners may need more memory than is free: let them work in groups, or set a smaller rank"
+            f"note:   {learners} learners may need more memory than is free: let them work in groups, or set "
+            "a smaller rank"
         )
     return "\n".join(lines)
 
 
-def _welcome(url: str, path: Path, host: str, state: Path, bases: list[str]) -> str:
+def _welcome(lesson: Lesson, bases: list[str]) -> str:
     from helpers.stub_tinker.__main__ import is_loopback
     from helpers.stub_tinker.status import TOKEN_FILE
 
-    reach = (
-        "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP"
-        if is_loopback(host)
-        else ""
-    )
+    url, reach = lesson.url, ""
+    if is_loopback(lesson.host):
+        reach = "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP"
+    token = lesson.state / TOKEN_FILE
     return f"""
 the class can begin: {url}{reach}
-  hand out:     one row of {path} to each learner, and no other row
+  hand out:     one row of {lesson.keys_file} to each learner, and no other row
   they type:    export TINKER_BASE_URL={url}
                 export TINKER_API_KEY=(the key of their row)
                 and then `make lab` or `course run`, in the same terminal
   they need:    the base model at the same path as here: {", ".join(bases)}
-  who does what: {url} in a browser; any name, and as password the text in {state / TOKEN_FILE}
-Ctrl-C ends it, after the work that was accepted. Keys and checkpoints stay: `course serve` goes on with them."""
+  who does what: {url} in a browser; any name, and as password the text in {token}
+Ctrl-C ends it, after the work that was accepted. Keys and checkpoints stay: `course serve` goes on with
+them."""

@@ -1,139 +1,212 @@
-"""The command `course sweep`: which settings, where they run, and what is printed."""
+"""`course sweep`: a run for each of many settings, and their comparison."""
 
 import argparse
-import contextlib
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from helpers.errors import BackendError, RunError, UsageError
-from helpers.runs.settings import chosen_parameters
-from helpers.runs.sweep.results import best_row, collect, plan_text, results_text, time_line
-from helpers.runs.sweep.settings import estimate_sweep, grid, grid_values, read_settings
-from helpers.runs.sweep.sweep import Sweep, open_sweep, plan_sweep, run_sweep
+from helpers.course import completers
+from helpers.course.arguments import add_command, add_settings, chooses_settings, chosen_settings
+from helpers.course.interrupt import ended_like_ctrl_c, heed_ctrl_c
+from helpers.errors import RunError, UsageError
+from helpers.runs.stages import STAGES
 from helpers.text import plural
 
+if TYPE_CHECKING:
+    from helpers.runs.sweep.plan import Sweep
 
-def sweep(options: argparse.Namespace) -> int:
-    """Plan, run or resume a sweep and print its table. Returns the exit status: 1 if a run is not done.
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What the user wants, parsed and checked.
+
+    Attributes:
+        name: of the sweep.
+        varied: settings, one dictionary a run; empty to go on with those that the sweep has.
+        common: settings of all runs.
+        last: the stage to end with.
+        resume: go on with a sweep that was begun before.
+        jobs: runs at a time.
+        dry_run: say what would happen, and do nothing.
+        as_json: the results, or the plan, as JSON.
+    """
+
+    name: str
+    varied: list[dict[str, Any]]
+    common: dict[str, Any]
+    last: str
+    resume: bool = False
+    jobs: int | None = None
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "sweep",
+        run,
+        "run many settings, a run each, and compare them",
+        "Run every combination of --grid, or every setting of a file, and compare them on the validation "
+        "data. Each is a run like any other: runs/NAME-01, runs/NAME-02, …. What they share is done once: "
+        "the split, and the answers of the base model. A run that fails does not stop the others. Table and "
+        "plot go into runs/NAME, and at the end runs/latest names the best by validation.",
+        "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 --dry-run",
+        "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 -p epochs=2",
+        "course sweep --name ranks --resume           # the failed and missing ones",
+        "course sweep --name seeds --grid seed=1,2,3  # how much is luck?",
+        "course sweep --name mine --settings settings.csv --until train",
+        "course show ranks                            # the table again",
+    )
+    name = parser.add_argument("--name", required=True, metavar="SWEEP", help="name of the sweep")
+    grid = parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,VALUE",
+        help="values of a notebook parameter; may be given more than once, for all combinations",
+    )
+    parser.add_argument(
+        "--settings",
+        metavar="FILE",
+        help="the settings, a run each: a .json list of objects, or a .csv table with a head",
+    )
+    add_settings(parser)
+    parser.add_argument(
+        "--until", dest="last", choices=STAGES, help="end after this stage (default: evaluate)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: 1). On one stub they share its cores"
+    )
+    _add_ways(parser)
+    completers.offer(name, completers.sweeps)
+    completers.offer(grid, completers.settings)
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a sweep: do what failed or is missing, with its settings",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would run, how long and at what cost; start and write nothing",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="the results, or the plan, as JSON; progress goes to the error output",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs {options.jobs}", "give 1 or more")
+    varied = _varied(options)
+    request = SweepRequest(
+        name=options.name,
+        varied=varied,
+        common=chosen_settings(options, "quick") if varied else {},
+        last=options.last or "evaluate",
+        resume=options.resume,
+        jobs=options.jobs,
+        dry_run=options.dry_run,
+        as_json=options.json,
+    )
+    return run_request(request)
+
+
+def _varied(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The settings of the runs, one dictionary a run; empty if the user goes on with those of the sweep."""
+    from helpers.runs.sweep.grid import grid, grid_values, read_settings
+
+    if options.resume and not (options.grid or options.settings or options.last or chooses_settings(options)):
+        return []
+    if bool(options.grid) == bool(options.settings):
+        raise UsageError(
+            "a sweep takes its settings from --grid or from --settings",
+            "leave out all settings to go on with the sweep's own"
+            if options.resume
+            else "give one of the two, for example --grid rank=8,32",
+        )
+    if options.settings:
+        return read_settings(Path(options.settings))
+    values = grid_values(options.grid)
+    given = {text.partition("=")[0].strip() for text in options.parameter}
+    if twice := given.intersection(values):
+        raise UsageError(f"{min(twice)} is set by -p and by --grid", "leave one of them out")
+    return grid(values)
+
+
+def run_request(request: SweepRequest) -> int:
+    """Plan, run or resume a sweep and print its table.
+
+    Returns:
+        The exit status: 1 if a run is not done.
 
     Raises:
         CourseError: the settings can't be used, as far as that shows before the first run starts.
     """
-    if options.jobs is not None and (options.jobs < 1 or options.dask):
-        what = f"--jobs {options.jobs}" + (" with --dask" if options.dask else "")
-        raise UsageError(
-            what, "give 1 or more; with --dask, leave it out: each thread of a worker takes a run"
-        )
-    chosen = _chosen_sweep(options)
-    plan = estimate_sweep(chosen)
-    if options.dry_run:
-        print(
-            json.dumps(plan, indent=2)
-            if options.json
-            else "dry run: nothing is started or written. It would be\n" + plan_text(plan)
-        )
+    from helpers.runs.sweep.estimate import estimate_sweep, plan_text, time_line
+    from helpers.runs.sweep.results import collect
+    from helpers.runs.sweep.run import run_sweep
+
+    sweep = choose_sweep(request)
+    plan = estimate_sweep(sweep)
+    if request.dry_run:
+        text = "dry run: nothing is started or written. It would be\n" + plan_text(plan)
+        print(json.dumps(plan, indent=2) if request.as_json else text)
         return 0
-    say = print if not options.json else lambda text: print(text, file=sys.stderr)
-    done = [row["run"] for row in collect(chosen) if row["status"] == "done"]
+    heed_ctrl_c()
+    say = _say_as_error if request.as_json else print
+    done = [row["run"] for row in collect(sweep) if row["status"] == "done"]
     before = f", done before: {len(done)}" if done else ""
-    say(
-        f"sweep {chosen.name}: {plural(len(chosen.parameters), 'run')} until {chosen.until}{before} → {chosen.folder}"
-    )
+    runs = f"{plural(len(sweep.settings), 'run')} until {sweep.until}"
+    say(f"sweep {sweep.name}: {runs}{before} → {sweep.folder}")
     say(time_line(plan, done))
     try:
-        with _ended_like_ctrl_c(), _workers(options):
-            run_sweep(chosen, options.jobs, say)
+        with ended_like_ctrl_c():
+            run_sweep(sweep, request.jobs, say)
     except KeyboardInterrupt:
-        print(
-            f"\nWhat was done is kept. To go on:  course sweep --resume --name {chosen.name}", file=sys.stderr
-        )
+        again = f"course sweep --resume --name {sweep.name}"
+        print(f"\nWhat was done is kept. To go on:  {again}", file=sys.stderr)
         raise
-    return print_results(chosen.name, options.json)
+    return print_results(sweep.name, request.as_json)
 
 
-def _chosen_sweep(options: argparse.Namespace) -> Sweep:
+def _say_as_error(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def choose_sweep(request: SweepRequest) -> "Sweep":
     """The sweep to start, or to go on with.
 
     Raises:
         CourseError: the settings can't be used, or are not those that the sweep was started with.
     """
-    old = open_sweep(options.name) if options.resume else None
-    others = (
-        options.profile,
-        options.parameter,
-        options.data,
-        options.columns,
-        options.backend,
-        options.last,
-    )
-    if old and not options.grid and not options.settings and not any(others):
+    from helpers.runs.sweep.plan import open_sweep, plan_sweep
+
+    old = open_sweep(request.name) if request.resume else None
+    if old and not request.varied:
         return old
-    if bool(options.grid) == bool(options.settings):
-        fix = (
-            "leave out all settings to go on with the sweep's own"
-            if old
-            else "give one of the two, for example --grid rank=8,32"
-        )
-        raise UsageError("a sweep takes its settings from --grid or from --settings", fix)
-    settings = read_settings(options.settings) if options.settings else grid(grid_values(options.grid))
-    parameters = chosen_parameters(argparse.Namespace(**{**vars(options), "resume": False}))
-    for_all = {text.partition("=")[0].strip() for text in options.parameter}
-    if options.grid and (twice := for_all.intersection(settings[0])):
-        raise UsageError(f"{min(twice)} is set by -p and by --grid", "leave one of them out")
-    new = plan_sweep(options.name, settings, parameters, options.last or "evaluate", new=old is None)
+    new = plan_sweep(request.name, request.varied, request.common, request.last, new=old is None)
     if old and old != new:
-        names = [
-            name
-            for name in {**old.parameters, **new.parameters}
-            if old.parameters.get(name) != new.parameters.get(name)
-        ]
-        what = f"it went until {old.until}, now {new.until}"
-        if names:
-            what = f"{names[0]} had {old.parameters.get(names[0])}, now {new.parameters.get(names[0])}"
         raise RunError(
-            f"sweep {old.name} was started with other settings: {what}",
+            f"sweep {old.name} was started with other settings: {_difference(old, new)}",
             "leave them out to go on with it, or start another with another --name",
         )
     return new
 
 
-@contextlib.contextmanager
-def _workers(options: argparse.Namespace) -> Iterator[None]:
-    """The workers of the Dask scheduler that the user named; without one, this machine."""
-    if not options.dask:
-        yield
-        return
-    import joblib
-    from distributed import Client
-
-    try:
-        client = Client(options.dask, timeout=10)
-        client.wait_for_workers(1, timeout=30)
-    except (OSError, ValueError) as error:
-        raise BackendError(
-            f"no Dask scheduler with workers at {options.dask}: {error}",
-            "start both, or correct the address: tcp://host:8786",
-        ) from error
-    with client, joblib.parallel_config(backend="dask"):
-        yield
-
-
-@contextlib.contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """A request to end (`kill`, a time limit, a closed terminal) interrupts, so that no run goes on without its sweep."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _difference(old: "Sweep", new: "Sweep") -> str:
+    for name in old.settings | new.settings:
+        if old.settings.get(name) != new.settings.get(name):
+            return f"{name} had {old.settings.get(name)}, now {new.settings.get(name)}"
+    return f"it went until {old.until}, now {new.until}"
 
 
 def print_results(name: str, as_json: bool = False) -> int:
@@ -142,25 +215,21 @@ def print_results(name: str, as_json: bool = False) -> int:
     Raises:
         RunError: there is no such sweep, or it is damaged.
     """
+    from helpers.runs.sweep.plan import open_sweep
+    from helpers.runs.sweep.results import best_row, collect, results_text
+
     sweep = open_sweep(name)
     rows = collect(sweep)
     if as_json:
         best = best_row(sweep, rows)
-        found = {
-            "sweep": name,
-            "path": str(sweep.folder),
-            "until": sweep.until,
-            "best": best and best["run"],
-            "runs": rows,
-        }
+        found = {"sweep": name, "path": str(sweep.folder), "until": sweep.until}
+        found |= {"best": best["run"] if best else None, "runs": rows}
         print(json.dumps(found, indent=2))
     else:
         print("\n" + results_text(sweep, rows))
         print(f"table, plot and a page that compares the runs: {sweep.folder}")
     not_done = [row for row in rows if row["status"] != "done"]
     if not_done:
-        print(
-            f"\nnot done: {len(not_done)} of {len(rows)} runs. To do them:  course sweep --resume --name {name}",
-            file=sys.stderr,
-        )
+        again = f"course sweep --resume --name {name}"
+        print(f"\nnot done: {len(not_done)} of {len(rows)} runs. To do them:  {again}", file=sys.stderr)
     return 1 if not_done else 0

@@ -20,7 +20,7 @@ from helpers.runs.manifest import BackendUsed, Failure, now
 from helpers.runs.run import Run, data_fingerprints, new_run, open_run
 from helpers.runs.settings import SETTINGS, TrainSettings, settings_of
 from helpers.runs.stages import STAGES
-from helpers.weights.parity import Scores
+from helpers.weights import Scores
 
 
 def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":

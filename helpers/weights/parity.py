@@ -1,242 +1,51 @@
-"""Is the model that answers the model that was trained? Compare log-probabilities of the same tokens, two ways.
+"""Is this the model that was trained? Compare the log-probabilities that both give to the same tokens.
 
     trained = score_with_sampler(sampling_client, pairs)
     merged = score_with_transformers(model, pairs)
-    noise = logit_noise("float32", "float32", layers=30, hidden=576, logit_std=merged.logit_std)
-    compare_logprobs(trained, merged, noise)["passed"]
+    results = compare_logprobs(trained, [merged], precisions=("float32", "float32"))
+    results["transformers"]["passed"]
 
-Equal answers prove little: a wrong merge can still give the right number on easy questions. Log-probabilities show a
-wrong scale, a lost layer or the wrong adapter at once. What they may differ by is not a matter of taste; it follows
-from the precision of the two computations (see `logit_noise` and `compare_logprobs`).
+Equal answers prove little: a wrong merge can still give the right number on easy questions. Log-probabilities
+show a wrong scale, a lost layer or the wrong adapter at once. What they may differ by is not a matter of
+taste; it follows from the precision of the two computations (see `logit_noise` and `compare_two`).
 """
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.clock import worked
-from helpers.errors import BackendError, ModelError
+from helpers.errors import ModelError
+from helpers.text import table
+from helpers.weights.scores import ModelShape, Scores
 
 # Half the distance between 1 and the next number: the largest relative error of one rounding.
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# In one layer: two norms, q, k, v, their rotation, attention weights, attention output, o, gate, up, silu·up, down, two sums
-# (14 results), and the seven weight matrices themselves.
+# In one layer: two norms, q, k, v, their rotation, attention weights, attention output, o, gate, up, silu·up,
+# down, two sums (14 results), and the seven weight matrices themselves.
 ROUNDINGS_PER_LAYER = 14 + 7
 FLOOR = 1e-5  # log-softmax over tens of thousands of float32 logits, and float32 on the wire
 
-Pairs = list[tuple[list[int], list[int]]]  # (prompt tokens, continuation tokens)
 
-
-@dataclass(frozen=True)
-class Scores:
-    """How one model scores the continuations.
-
-    Attributes:
-        name: what was scored, for tables and plots.
-        logprobs: for each pair, log p of each continuation token, in nats.
-        greedy: for each pair, the token the model would have chosen at each of these places; None if it can't say.
-        logit_std: spread of the logits over the vocabulary, averaged over these places; None if it can't say.
-    """
-
-    name: str
-    logprobs: list[list[float]]
-    greedy: list[list[int]] | None = None
-    logit_std: float | None = field(default=None)
-
-
-def check_pairs(pairs: Pairs) -> None:
-    """Raises ModelError when there is no pair, or a prompt or continuation without tokens."""
-    if not pairs or any(not prompt or not continuation for prompt, continuation in pairs):
-        raise ModelError(
-            "parity needs prompts and continuations that hold tokens",
-            "take them from the evaluation's samples",
-        )
-
-
-# ---- three ways to score
-
-
-def score_with_sampler(sampling_client: Any, pairs: Pairs, name: str = "Tinker sampler") -> Scores:
-    """Score through Tinker: all requests are sent, then awaited.
-
-    `sampling_client.compute_logprobs` is this request without the top token.
-
-    Raises:
-        BackendError: a request fails, or the answer has no logprobs.
-    """
-    from tinker import types
-
-    check_pairs(pairs)
-    params = types.SamplingParams(max_tokens=1, temperature=0.0)
-    futures = [
-        sampling_client.sample(
-            types.ModelInput.from_ints(prompt + continuation),
-            1,
-            params,
-            include_prompt_logprobs=True,
-            topk_prompt_logprobs=1,
-        )
-        for prompt, continuation in pairs
-    ]
-    logprobs, greedy = [], []
-    for (prompt, continuation), future in zip(pairs, futures):
-        try:
-            response = future.result()
-        except Exception as error:
-            raise BackendError(
-                f"the sampler can't score: {error}", "check that the checkpoint still exists"
-            ) from error
-        places = slice(len(prompt), len(prompt) + len(continuation))
-        scored = (response.prompt_logprobs or [])[places]
-        if len(scored) != len(continuation) or any(value is None for value in scored):
-            raise BackendError(
-                "the sampler gave no logprobs for the continuation",
-                "use a server that returns prompt logprobs",
-            )
-        logprobs.append([float(value) for value in scored])
-        top = (response.topk_prompt_logprobs or [])[places]
-        greedy.append([place[0][0] for place in top] if len(top) == len(continuation) and all(top) else None)
-    return Scores(name, logprobs, greedy if all(greedy) else None)
-
-
-def score_with_transformers(
-    model: Any, pairs: Pairs, name: str = "transformers", batch_size: int = 16, progress: bool = False
-) -> Scores:
-    """Score with a `transformers` or PEFT model, right-padded batches, in the model's own precision.
-
-    Only the continuation's places go through the output layer: at 49,152 logits a token the rest would cost more than
-    the layers do.
-    """
-    import torch
-    from tqdm import tqdm
-
-    check_pairs(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    logprobs: list = [None] * len(pairs)
-    greedy: list = [None] * len(pairs)
-    spreads: list[float] = []
-    starts = range(0, len(order), batch_size)
-    with torch.inference_mode():
-        for start in tqdm(starts, desc=name, file=sys.stdout, mininterval=1, ncols=90, disable=not progress):
-            rows = order[start : start + batch_size]
-            for i, logits in zip(rows, _continuation_logits(model, [pairs[i] for i in rows])):
-                targets = torch.tensor(pairs[i][1], device=logits.device)
-                logprobs[i] = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0].tolist()
-                greedy[i] = logits.argmax(-1).tolist()
-                spreads += logits.std(-1).tolist()
-    return Scores(name, logprobs, greedy, sum(spreads) / len(spreads))
-
-
-def _continuation_logits(model: Any, pairs: Pairs) -> list[Any]:
-    """For each pair the float32 logits that predict its continuation, (tokens, vocabulary)."""
-    import torch
-
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    sequences = [prompt + continuation for prompt, continuation in pairs]
-    longest = max(len(s) for s in sequences)
-    tokens = torch.zeros(len(pairs), longest, dtype=torch.long)
-    mask = torch.zeros(len(pairs), longest, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    device = next(causal.parameters()).device
-    hidden = causal.model(
-        input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state
-    return [
-        causal.lm_head(hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(continuation)]).float()
-        for row, (prompt, continuation) in enumerate(pairs)
-    ]
-
-
-@worked("vllm")
-def score_with_vllm(llm: Any, pairs: Pairs, name: str = "vLLM") -> Scores:
-    """Score with a vLLM engine (`vllm.LLM`): its prompt logprobs, with the top token of each place.
-
-    Raises:
-        ModelError: the engine gives no logprobs for a token.
-    """
-    from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
-
-    check_pairs(pairs)
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
-    outputs = llm.generate([TokensPrompt(prompt_token_ids=p + c) for p, c in pairs], params, use_tqdm=False)
-    logprobs, greedy = [], []
-    for (prompt, continuation), output in zip(pairs, outputs):
-        places = (output.prompt_logprobs or [])[len(prompt) :]
-        if len(places) != len(continuation) or any(
-            token not in place for token, place in zip(continuation, places)
-        ):
-            raise ModelError(
-                "vLLM gave no logprobs for the continuation",
-                "check the vLLM version against requirements.lock",
-            )
-        logprobs.append([place[token].logprob for token, place in zip(continuation, places)])
-        greedy.append([max(place, key=lambda token: place[token].logprob) for place in places])
-    return Scores(name, logprobs, greedy)
-
-
-# ---- the tokenizer
-
-
-def check_same_tokenizer(reference: Any, other: Any, texts: Sequence[str]) -> None:
-    """Check that two tokenizers make the same tokens of some texts, and the same texts of those.
-
-    Log-probabilities can't show it: whoever scores tokens by their numbers never asks what the numbers stand for.
-
-    Args:
-        reference: the tokenizer of training.
-        other: the one that was saved with the merged model.
-        texts: real prompts and answers; more texts see more of the vocabulary.
-
-    Raises:
-        ModelError: they differ, with the first text at which they do; or there are no texts.
-    """
-    if not texts:
-        raise ModelError(
-            "no texts to compare the tokenizers with", "give prompts and answers of the test set"
-        )
-    fix = "merge again: the base model's own tokenizer belongs beside the merged weights"
-    if reference.eos_token_id != other.eos_token_id:
-        raise ModelError(
-            f"the tokenizers end a text with different tokens: {reference.eos_token_id} and {other.eos_token_id}",
-            fix,
-        )
-    for text in texts:
-        a, b = reference.encode(text), other.encode(text)
-        if a != b or reference.decode(a) != other.decode(b):
-            place = next((n for n, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
-            raise ModelError(
-                f"the tokenizers differ on {text[:60]!r}: token {place} is {a[place : place + 3]} and {b[place : place + 3]}",
-                fix,
-            )
-
-
-# ---- what rounding alone may do
-
-
-def logit_noise(*precisions: str, layers: int, hidden: int, logit_std: float) -> float:
+def logit_noise(*precisions: str, shape: ModelShape) -> float:
     """Standard deviation of the difference of two logits that only rounding sets apart, in nats.
 
-    Each rounding moves a number by at most u relative to its size, and by u/√3 in the root mean square. A layer rounds its
-    14 results and its 7 weight matrices; each is counted in full, though those inside a branch weigh less. Independent
-    errors add in squares, so after L layers the last hidden state is off by ρ = u_eff · √(21·L/3) relative to its length.
-    Matrix products are summed in float32 in all three precisions, which adds about √n · 2⁻²⁴ for n terms, so
-    u_eff = u + √n · 2⁻²⁴ with n the hidden width. A logit is a product with the last hidden state, so it moves by ρ times
-    the spread of the logits. Two computations with errors of their own: the squares add.
+    Each rounding moves a number by at most u relative to its size, and by u/√3 in the root mean square. A
+    layer rounds its 14 results and its 7 weight matrices; each is counted in full, though those inside a
+    branch weigh less. Independent errors add in squares, so after L layers the last hidden state is off by ρ
+    = u_eff · √(21·L/3) relative to its length. Matrix products are summed in float32 in all three precisions,
+    which adds about √n · 2⁻²⁴ for n terms, so u_eff = u + √n · 2⁻²⁴ with n the hidden width. A logit is a
+    product with the last hidden state, so it moves by ρ times the spread of the logits. Two computations with
+    errors of their own: the squares add.
 
-    The estimate takes it that errors neither grow nor cancel on their way through the layers. In float32 it is generous: a
-    fine-tuned SmolLM2-135M, merged, was off by 2e-5 at most (bound 7e-4, 1,236 tokens). In bfloat16 the errors of that
-    model do grow, to 1.1 to 1.9 times the estimate; so for 16-bit precisions take the larger of this and `measured_noise`.
+    The estimate takes it that errors neither grow nor cancel on their way through the layers. In float32 it
+    is generous: a fine-tuned SmolLM2-135M, merged, was off by 2e-5 at most (bound 7e-4, 1,236 tokens). In
+    bfloat16 the errors of that model do grow, to 1.1 to 1.9 times the estimate; so for 16-bit precisions take
+    the larger of this and `measured_noise`.
 
     Args:
-        precisions: of each side, `float32`, `bfloat16` or `float16`: the coarsest that its weights or activations have.
-        layers: number of layers of the model.
-        hidden: width of its hidden state.
-        logit_std: spread of the logits over the vocabulary (`Scores.logit_std`).
+        precisions: of each side, `float32`, `bfloat16` or `float16`: the coarsest that its weights or
+            activations have.
+        shape: of the model (`Scores.shape`).
 
     Raises:
         ModelError: a precision has another name.
@@ -246,16 +55,17 @@ def logit_noise(*precisions: str, layers: int, hidden: int, logit_std: float) ->
         raise ModelError(
             f"no precision {', '.join(sorted(unknown)) or 'given'}", f"use {', '.join(UNIT_ROUNDOFF)}"
         )
-    sums = math.sqrt(hidden) * UNIT_ROUNDOFF["float32"]
-    path = math.sqrt(ROUNDINGS_PER_LAYER * layers / 3)
-    return logit_std * path * math.sqrt(sum((UNIT_ROUNDOFF[p] + sums) ** 2 for p in precisions))
+    sums = math.sqrt(shape.hidden) * UNIT_ROUNDOFF["float32"]
+    path = math.sqrt(ROUNDINGS_PER_LAYER * shape.layers / 3)
+    return shape.logit_std * path * math.sqrt(sum((UNIT_ROUNDOFF[p] + sums) ** 2 for p in precisions))
 
 
 def measured_noise(exact: Scores, rounded: Scores) -> float:
-    """The same quantity as `logit_noise`, measured on a pair that is known to be equal: one model's weights in two precisions.
+    """The same quantity as `logit_noise`, measured on one model's weights in two precisions.
 
-    A third computation, such as vLLM's, rounds in other places but as often, so it should be as far away as `rounded` is. On
-    SmolLM2-135M in bfloat16, vLLM's mean difference was within 10% of that of `transformers` in bfloat16.
+    A third computation, such as vLLM's, rounds in other places but as often, so it should be as far away as
+    `rounded` is. On SmolLM2-135M in bfloat16, vLLM's mean difference was within 10% of that of `transformers`
+    in bfloat16.
 
     Args:
         exact: the model in float32.
@@ -264,7 +74,7 @@ def measured_noise(exact: Scores, rounded: Scores) -> float:
     Raises:
         ModelError: the two are not scores of the same tokens.
     """
-    result = compare_logprobs(exact, rounded, noise=0.0)
+    result = compare_two(exact, rounded, noise=0.0)
     doubts = [1 - math.exp(min(v, 0.0)) for row in exact.logprobs for v in row]
     # The mean size of a normal error is √(2/π) times its standard deviation, here √2·δ·(1 − p).
     return result["mean_abs_logprob_diff"] / (
@@ -272,14 +82,62 @@ def measured_noise(exact: Scores, rounded: Scores) -> float:
     )
 
 
-def compare_logprobs(reference: Scores, other: Scores, noise: float) -> dict[str, Any]:
+class Comparisons(dict[str, dict[str, Any]]):
+    """What `compare_two` found for each model, by its name. Printed, it is a table."""
+
+    def __str__(self) -> str:
+        reference = next(iter(self.values()))["reference"]
+        head = [f"against {reference}", "largest", "bound", "mean", "bound", "same choice", "passed"]
+        return table([head, *(_row(name, result) for name, result in self.items())], right={1, 2, 3, 4, 5})
+
+
+def _row(name: str, result: dict[str, Any]) -> list[str]:
+    keys = ("max_abs_logprob_diff", "tolerance", "mean_abs_logprob_diff", "mean_tolerance")
+    agreement = result["token_agreement"]
+    same = "not known" if agreement is None else f"{agreement:.1%}"
+    return [name, *(f"{result[key]:.1e}" for key in keys), same, "yes" if result["passed"] else "NO"]
+
+
+def compare_logprobs(
+    reference: Scores, others: Sequence[Scores], precisions: Sequence[str] = ("float32", "float32")
+) -> Comparisons:
+    """Compare models' scores with those of a reference, against what rounding alone may do.
+
+    How far rounding may move a logit is estimated by `logit_noise`, from the first of the scores that know
+    their model's shape. Where one of them was scored in a coarser precision too, the larger of the estimate
+    and of `measured_noise` counts.
+
+    Args:
+        reference: the trained model, as the server has it.
+        others: what was made from it; names must differ.
+        precisions: of the reference and of the others, `float32`, `bfloat16` or `float16`.
+
+    Returns:
+        For each of `others`, by name, what `compare_two` returns.
+
+    Raises:
+        ModelError: no scores know their model's shape; the scores aren't of the same tokens, or hold values
+            that are not log-probabilities; or a precision has another name.
+    """
+    known = [scores for scores in (reference, *others) if scores.shape]
+    if not known or known[0].shape is None:
+        raise ModelError(
+            f"no bound for the differences from '{reference.name}': none of the scores knows its model's shape",
+            "compare scores of score_with_transformers along with these",
+        )
+    measured = [measured_noise(scores, scores.rounded) for scores in known if scores.rounded]
+    noise = max(logit_noise(*precisions, shape=known[0].shape), *measured, 0.0)
+    return Comparisons({other.name: compare_two(reference, other, noise) for other in others})
+
+
+def compare_two(reference: Scores, other: Scores, noise: float) -> dict[str, Any]:
     """Compare two models' scores of the same continuations, against what rounding alone may do.
 
-    When every logit moves by δ (`noise`), log p of a token moves by at most √2·δ·(1 − p): a token the model is sure of
-    can't move. From this, two bounds, each over all N tokens:
+    When every logit moves by δ (`noise`), log p of a token moves by at most √2·δ·(1 − p): a token the model
+    is sure of can't move. From this, two bounds, each over all N tokens:
 
     - largest difference: √2·δ·max(1 − p) · √(2 ln 2N), the largest of N normal errors;
-    - mean difference: √2·δ·mean(1 − p). Its expected value is 0.8 of that, so it is the sharper test of the two.
+    - mean difference: √2·δ·mean(1 − p). Its expected value is 0.8 of that, so it is the sharper test.
 
     Both get 1e-5 on top, for the float32 log-softmax itself.
 
@@ -289,9 +147,9 @@ def compare_logprobs(reference: Scores, other: Scores, noise: float) -> dict[str
         noise: from `logit_noise`, or the larger of it and `measured_noise`.
 
     Returns:
-        `max_abs_logprob_diff`, `mean_abs_logprob_diff`, `token_agreement` (share of places where both would choose the
-        same token; None if one can't say), `prompts`, `tokens`, `tolerance`, `mean_tolerance`, `logit_noise`, `passed`,
-        `reference`, `other`.
+        `max_abs_logprob_diff`, `mean_abs_logprob_diff`, `token_agreement` (share of places where both would
+        choose the same token; None if one can't say), `prompts`, `tokens`, `tolerance`, `mean_tolerance`,
+        `logit_noise`, `passed`, `reference`, `other`.
 
     Raises:
         ModelError: the two are not scores of the same tokens, or hold values that are not log-probabilities.
@@ -304,7 +162,7 @@ def compare_logprobs(reference: Scores, other: Scores, noise: float) -> dict[str
     left, right = ([v for row in s.logprobs for v in row] for s in (reference, other))
     if not left or any(math.isnan(v) or v > 1e-3 for v in left + right):
         raise ModelError("there are values that are not log-probabilities", "score both models again")
-    differences = [abs(a - b) for a, b in zip(left, right)]
+    differences = [abs(a - b) for a, b in zip(left, right, strict=True)]
     doubt = [1 - math.exp(min(v, 0.0)) for v in left]
     count = len(differences)
     tolerance = math.sqrt(2) * noise * max(doubt) * math.sqrt(2 * math.log(2 * count)) + FLOOR
@@ -328,5 +186,5 @@ def compare_logprobs(reference: Scores, other: Scores, noise: float) -> dict[str
 def _agreement(left: list[list[int]] | None, right: list[list[int]] | None) -> float | None:
     if left is None or right is None:
         return None
-    same = [a == b for x, y in zip(left, right) for a, b in zip(x, y)]
+    same = [a == b for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)]
     return sum(same) / len(same)

@@ -1,0 +1,192 @@
+"""What a sweep is to run: made from settings, checked, kept in its folder."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from helpers.errors import CourseError, RunError
+from helpers.files import read_json, write_text
+from helpers.paths import runs_dir
+from helpers.runs.base_answers import check_base_run
+from helpers.runs.chosen import checked
+from helpers.runs.manifest import now
+from helpers.runs.run import SWEEP_FILE, Run, check_new_run
+from helpers.runs.settings import OTHER_RUNS, defaults_of, settings_until
+from helpers.runs.stages import STAGES, stages_until
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Settings to run, a run each.
+
+    Attributes:
+        folder: the sweep's own, in the runs folder; its name is the sweep's.
+        until: the last stage of each run.
+        swept: names of the settings that differ, in the user's order.
+        settings: what each run gets, by its name: `{"ranks-01": {"rank": 8, "epochs": 1}, …}`.
+    """
+
+    folder: Path
+    until: str
+    swept: tuple[str, ...]
+    settings: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def stages(self) -> list[str]:
+        return stages_until(self.until)
+
+    def run(self, name: str) -> Run:
+        return Run(self.folder.parent / name)
+
+    def setting(self, name: str) -> dict[str, Any]:
+        """The swept settings of a run, with today's default where it sets none."""
+        return {
+            key: self.settings[name].get(key, next(iter(defaults_of(key).values()), None))
+            for key in self.swept
+        }
+
+    def text(self, name: str) -> str:
+        """The same to read: `rank=8 learning_rate=0.001`."""
+        return " ".join(f"{key}={value}" for key, value in self.setting(name).items())
+
+    def stage_settings(self, name: str, until: str = "") -> dict[str, Any]:
+        """All settings of a run's stages, by stage."""
+        return settings_until(until or self.until, self.settings[name])
+
+    def is_done(self, name: str, until: str = "") -> bool:
+        """Whether a run has all stages up to one, or all of the sweep, and none of them failed since."""
+        manifest, stages = self.run(name).manifest, stages_until(until or self.until)
+        failed = manifest.failure is not None and manifest.failure.stage in stages
+        return not failed and all(manifest.stages.is_done(stage) for stage in stages)
+
+    def save(self) -> None:
+        """Write it into its folder, once.
+
+        Raises:
+            RunError: the folder can't be written.
+        """
+        path = self.folder / SWEEP_FILE
+        if not path.is_file():
+            plan = _Plan(
+                name=self.name, created=now(), until=self.until, swept=list(self.swept), runs=self.settings
+            )
+            write_text(path, plan.model_dump_json(indent=2) + "\n")
+
+
+class _Plan(BaseModel):
+    """sweep.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    created: AwareDatetime
+    until: str
+    swept: list[str]
+    runs: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("until")
+    @classmethod
+    def _a_stage(cls, name: str) -> str:
+        if name not in STAGES:
+            raise ValueError("no such stage")
+        return name
+
+
+def plan_sweep(
+    name: str,
+    settings: list[dict[str, Any]],
+    common: dict[str, Any] | None = None,
+    until: str = "evaluate",
+    new: bool = True,
+) -> Sweep:
+    """A sweep that is checked, but not begun. Makes nothing.
+
+    Args:
+        name: of the sweep; its runs are called NAME-01, NAME-02, …
+        settings: by name, one dictionary a run, from `grid`, `read_settings` or by hand.
+        common: what all runs get; a run's own settings beat it.
+        until: the last stage.
+        new: False if a sweep of this name may exist, to be compared with.
+
+    Raises:
+        CourseError: an unknown setting, a value that is not allowed, the same settings twice, or a name that
+            is taken.
+    """
+    names = [f"{name}-{number:0{max(2, len(str(len(settings))))}}" for number in range(1, len(settings) + 1)]
+    swept = tuple(dict.fromkeys(key for setting in settings for key in setting))
+    own = {run: (common or {}) | setting for run, setting in zip(names, settings, strict=True)}
+    sweep = Sweep(runs_dir() / name, until, swept, own)
+    if not own:
+        raise CourseError("a sweep needs settings", "give --grid or --settings")
+    if other := [key for key in swept if key in OTHER_RUNS]:
+        raise CourseError(
+            f"{other[0]} names a run: it is nothing to compare",
+            "leave it out; a sweep takes over what its runs share by itself",
+        )
+    for run in names:
+        with named(sweep, run):
+            own[run] = checked(own[run])
+            check_base_run(own[run])
+    _refuse_twins(sweep)
+    for taken in (name, *names) if new else ():
+        check_new_run(taken)
+    return sweep
+
+
+def _refuse_twins(sweep: Sweep) -> None:
+    seen: list[tuple[str, Any]] = []
+    for name in sweep.settings:
+        values = sweep.stage_settings(name)
+        if twin := next((other for other, theirs in seen if theirs == values), None):
+            raise CourseError(
+                f"settings {_number(sweep, twin)} and {_number(sweep, name)} are the same in the stages up "
+                f"to {sweep.until}: {_given(sweep, name)}",
+                "leave one out; a repetition needs another seed, such as --grid seed=1,2",
+            )
+        seen.append((name, values))
+
+
+def open_sweep(name: str) -> Sweep:
+    """A sweep that was begun before.
+
+    Raises:
+        RunError: there is none of this name, or its file is damaged.
+    """
+    path = runs_dir() / name / SWEEP_FILE
+    if not path.is_file():
+        raise RunError(
+            f"there is no sweep {name!r} in {runs_dir()}",
+            "start one: leave out --resume, and give --grid or --settings",
+        )
+    try:
+        plan = _Plan.model_validate(read_json(path))
+    except (RunError, ValidationError) as error:
+        raise RunError(f"{path} is damaged", f"`course clean {name}` deletes the sweep") from error
+    return Sweep(path.parent, plan.until, tuple(plan.swept), plan.runs)
+
+
+@contextlib.contextmanager
+def named(sweep: Sweep, name: str) -> Iterator[None]:
+    """Puts in front of an error's text which setting it is about."""
+    try:
+        yield
+    except CourseError as error:
+        error.what = f"setting {_number(sweep, name)} ({_given(sweep, name)}): {error.what}"
+        raise
+
+
+def _number(sweep: Sweep, name: str) -> int:
+    return list(sweep.settings).index(name) + 1
+
+
+def _given(sweep: Sweep, name: str) -> str:
+    own = sweep.settings[name]
+    return " ".join(f"{key}={own[key]}" for key in sweep.swept if key in own) or "nothing set"

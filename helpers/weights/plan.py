@@ -1,0 +1,118 @@
+"""Which factors of an adapter change which weight of a base model, and whether the two belong together.
+
+The plan is the cookbook's: `plan_merge_ops` knows each architecture's names, fused projections and experts.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.errors import ModelError
+from helpers.weights.adapter import pairs_of, read_adapter, trains_output_layer
+from helpers.weights.base_model import cause, is_tied, read_config, weight_shapes
+
+if TYPE_CHECKING:
+    from tinker_cookbook.weights._merge import MergeOp
+    from torch import Tensor
+
+BLOCK = 1 << 22  # numbers worked on at once: 16 MiB in float32
+
+
+def plan_merge(base: str | Path, adapter_folder: str | Path) -> dict[str, list["MergeOp"]]:
+    """Which factors change which weight, as the cookbook sees it for this architecture.
+
+    Returns:
+        `{weight name: [MergeOp]}`.
+
+    Raises:
+        ModelError: the adapter's ranks don't fit together, or it doesn't fit this base model.
+    """
+    from tinker_cookbook.exceptions import WeightsMergeError
+    from tinker_cookbook.weights._merge import detect_merge_profile, plan_merge_ops, validate_merge_op_shapes
+
+    config, tensors = read_adapter(adapter_folder)
+    _check_ranks(adapter_folder, config, tensors)
+    shapes = weight_shapes(base)
+    try:
+        profile = detect_merge_profile(read_config(base), set(shapes))
+        plan = plan_merge_ops(tensors, config, set(shapes), profile)
+        validate_merge_op_shapes(plan, shapes)
+    except (WeightsMergeError, ValueError, KeyError, IndexError) as error:
+        raise _does_not_fit(base, adapter_folder, cause(error)) from error
+    if changed := [name for name in plan if name.endswith("embed_tokens.weight")]:
+        raise _does_not_fit(
+            base, adapter_folder, f"it changes the input embedding {changed[0]}, which Tinker does not train"
+        )
+    return plan
+
+
+def _does_not_fit(base: str | Path, adapter_folder: str | Path, why: str) -> ModelError:
+    return ModelError(
+        f"the adapter in {adapter_folder} was not trained on {base}: {why}",
+        "use the base model that the run's manifest names, or the right checkpoint",
+    )
+
+
+def _check_ranks(folder: str | Path, config: dict[str, Any], tensors: dict[str, "Tensor"]) -> None:
+    """The scale is alpha / r, so a wrong r scales every change. Experts (3-D) may have their own rank."""
+    for module, (a, b) in pairs_of(tensors).items():
+        matrices = a.dim() >= 2 and b.dim() >= 2 and a.shape[-2] == b.shape[-1]
+        if not matrices or (a.dim() == 2 and a.shape[0] != config["r"]):
+            raise ModelError(
+                f"the ranks in {folder} differ: {module} has factors of shape {tuple(a.shape)} and "
+                f"{tuple(b.shape)}, and adapter_config.json says r = {config['r']}",
+                "export the checkpoint again",
+            )
+
+
+def check_adapter_fits(base: str | Path, adapter_folder: str | Path) -> None:
+    """Check that each pair of factors has a weight of its shape in the base model, and the config's rank.
+
+    Raises:
+        ModelError: one has not, or the adapter changes an output layer that the base model shares with its
+            input embedding (in PEFT's form both would change; `merge_adapter` gives the output layer a weight
+            of its own).
+    """
+    if trains_output_layer(adapter_folder) and is_tied(base):
+        raise ModelError(
+            f"the adapter changes the output layer, which {base} shares with its input embedding",
+            "merge it with merge_adapter, or train with train_unembed=False",
+        )
+    plan_merge(base, adapter_folder)
+
+
+def row_blocks(shape: Iterable[int]) -> list[tuple[int, int]]:
+    """A weight's rows (or experts) in runs of about `BLOCK` numbers: `[(start, stop)]`."""
+    count, *rest = shape
+    step = max(1, BLOCK // max(1, math.prod(rest)))
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def exact_rows(weight: Any, start: int, stop: int, ops: Iterable["MergeOp"]) -> "Tensor":
+    """Rows (or experts) `start` to `stop` of a trained weight: W + (alpha / r)·B·A in float32.
+
+    Args:
+        weight: the base model's, a tensor or a safetensors slice.
+        start: the first row.
+        stop: the row after the last.
+        ops: what the plan has for this weight.
+    """
+    rows = weight[start:stop].float()
+    for op in ops:
+        _add_rows(rows, start, op)
+    return rows
+
+
+def _add_rows(rows: "Tensor", start: int, op: "MergeOp") -> None:
+    """Add to `rows`, which begin at row `start` of a weight, their share of the operation `op`."""
+    from tinker_cookbook.weights._merge import apply_merge_op
+
+    first = op.slice_start or 0
+    low, high = max(start, first), min(start + len(rows), first + len(op.lora_B))
+    if low < high:
+        mine = slice(low - first, high - first)
+        a = op.lora_A[mine] if op.is_expert_3d else op.lora_A
+        part = dataclasses.replace(op, slice_start=None, lora_A=a, lora_B=op.lora_B[mine])
+        apply_merge_op({op.target_key: rows[low - start : high - start]}, part)
