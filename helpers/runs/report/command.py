@@ -21,7 +21,8 @@ def report_runs(
 
     Args:
         names: of runs, or of sweeps, which stand for their runs; none for the newest run.
-        output: the file to write. Default: report.html of the run or the sweep, or comparison.html in the runs folder.
+        output: the file to write. Default: report.html of the run or the sweep, or comparison.html in the
+            runs folder.
         open_it: show it in a browser.
         as_json: print path, runs and problems as JSON.
 

@@ -1,7 +1,7 @@
-"""Several runs on one page: what differs between them, and what came of it.
+"""Several runs on one page: what differs between them, and how they score.
 
-A reader wants to know whether a setting made the difference. So settings come first, then scores with their intervals,
-then the paired test on the same problems, which sees smaller differences than the intervals do.
+A reader wants to know whether a setting made the difference. So settings come first, then scores with their
+intervals, then the paired test on the same problems, which sees smaller differences than the intervals do.
 """
 
 from dataclasses import dataclass

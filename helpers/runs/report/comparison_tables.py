@@ -46,8 +46,8 @@ def overview(runs: list[RunInfo], scores: Scores) -> Table:
 def compare_settings(runs: list[RunInfo]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Settings that differ, with the value of each run, and those that do not, with the one value.
 
-    A run that did not come to a stage has no values of it, which is no difference. Nor is another run's name. A setting
-    of several stages is named once where they agree.
+    A run that did not come to a stage has no values of it, which is no difference. Nor is another run's name.
+    A setting of several stages is named once where they agree.
     """
     different: dict[str, list[str]] = {}
     same: dict[str, str] = {}
@@ -81,7 +81,7 @@ def _settings(runs: list[RunInfo]) -> dict[str, dict[str, list[str]]]:
 
 
 def different_settings(runs: list[RunInfo], different: Mapping[str, list[str]]) -> Table:
-    """A row a setting where they are more than the runs, else a row a run: columns are few on a phone and on paper."""
+    """A row a setting if they outnumber the runs, else a row a run: a phone has room for few columns."""
     head = ["run", *different]
     rows = [[run.name, *values] for run, *values in zip(runs, *different.values(), strict=True)]
     if len(different) > len(runs):
@@ -160,9 +160,7 @@ def pairs(pairs: Sequence["Pair"]) -> Table:
     return Table("Paired comparison on the same test problems", head, rows, right=range(1, 8), code=(0,))
 
 
-def training(
-    metrics: Mapping[str, list[Step]], checkpoints: Mapping[str, list[Checkpoint]]
-) -> Table:
+def training(metrics: Mapping[str, list[Step]], checkpoints: Mapping[str, list[Checkpoint]]) -> Table:
     """The first and the last checkpoint of each run."""
     rows = [
         [
@@ -213,9 +211,7 @@ def times(runs: list[RunInfo]) -> Table:
 
 def work(runs: list[RunInfo], metrics: Mapping[str, list[Step]]) -> Table:
     """What the time went to, and how fast training was."""
-    spent = {
-        run.name: [entry.work_seconds for _, entry in run.manifest.stages.items()] for run in runs
-    }
+    spent = {run.name: [entry.work_seconds for _, entry in run.manifest.stages.items()] for run in runs}
     kinds = list(dict.fromkeys(kind for stages in spent.values() for work in stages for kind in work))
     rows = []
     for name, stages in spent.items():
@@ -239,7 +235,5 @@ def versions(runs: list[RunInfo]) -> tuple[Table, list[str]]:
     rows = [
         [run.name, *(run.manifest.packages.get(name, "not installed") for name in different)] for run in runs
     ]
-    table = Table(
-        "Packages whose versions differ", ["run", *different], rows, code=range(len(different) + 1)
-    )
+    table = Table("Packages whose versions differ", ["run", *different], rows, code=range(len(different) + 1))
     return table, [f"{name} {packages[0][name]}" for name in names if name not in different]

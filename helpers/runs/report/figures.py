@@ -17,7 +17,7 @@ from helpers.runs.result_files import Checkpoint, Evaluation, Speed, Step
 NLL = "NLL, nats per answer token"
 RIGHT = "right answers, %"
 
-# Colours of figures in plots.py, by what stands for them on the page: one value in the light, one in the dark.
+# What stands on the page for the colours of plots.py: style.css has values for light and dark.
 COLOURS = {
     "#000000": "currentColor",
     "#1f77b4": "var(--c0)",
@@ -31,7 +31,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """What stands inside an `<svg>`, its `viewBox`, and what it shows, for who can't see it and as its caption."""
+    """The inside of an `<svg>`, its `viewBox`, and what it shows: its caption, also for who can't see it."""
 
     box: str
     inside: Markup
@@ -48,7 +48,7 @@ def _figure(name: str, caption: str, draw: Callable[[], Any]) -> Figure:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "text.parse_math": False,
@@ -95,14 +95,13 @@ def loss(metrics: list[Step], checkpoints: list[Checkpoint] | None) -> Figure:
     """Loss of the training batches and on the validation part."""
     first, last = metrics[0], metrics[-1]
     caption = (
-        f"Loss: {first.train_nll:.3f} in the batch of step {first.step}, {last.train_nll:.3f} in that of step "
-        f"{last.step}"
+        f"Loss: {first.train_nll:.3f} in the batch of step {first.step}, "
+        f"{last.train_nll:.3f} in that of step {last.step}"
     )
     if checkpoints:
         start, end = checkpoints[0], checkpoints[-1]
-        caption += (
-            f"; on the validation part {start.loss:.3f} at step {start.step}, {end.loss:.3f} at step {end.step}"
-        )
+        caption += f"; on the validation part {start.loss:.3f} at step {start.step}, "
+        caption += f"{end.loss:.3f} at step {end.step}"
     lines = {"training batch": _batch_losses(metrics), "validation": _losses(checkpoints or [])}
     return _figure("loss", caption, lambda: curves(lines, NLL, "Loss", log=True))
 
@@ -111,9 +110,7 @@ def validation(checkpoints: list[Checkpoint], best: Checkpoint | None) -> Figure
     """Right answers on the validation part, with intervals, the chosen checkpoint marked."""
     first, last = checkpoints[0], checkpoints[-1]
     chosen = (
-        f"chosen: step {best.step}, {best.correct} of {best.total}"
-        if best
-        else "no checkpoint is chosen yet"
+        f"chosen: step {best.step}, {best.correct} of {best.total}" if best else "no checkpoint is chosen yet"
     )
     caption = (
         f"Right answers on the validation part: {first.correct} of {first.total} at step {first.step}, "
@@ -121,7 +118,7 @@ def validation(checkpoints: list[Checkpoint], best: Checkpoint | None) -> Figure
     )
     name = "validation, 95% interval"
     lines = {name: _rates(checkpoints)}
-    limits = {name: [tuple(100 * end for end in row.score.ci95) for row in checkpoints]}
+    limits = {name: [(100 * low, 100 * high) for low, high in (row.score.ci95 for row in checkpoints)]}
     star = _rates([best])[0] if best else None
     return _figure(
         "validation",
@@ -140,9 +137,7 @@ def categories(evaluation: Evaluation) -> Figure:
         drawn.axes[0].set(title="", xlim=(-8, 108), ylim=(len(evaluation.by_category) + 0.6, -0.8))
         return drawn
 
-    caption = (
-        "Right answers of base and tuned model by category, with 95% intervals; numbers: right of all"
-    )
+    caption = "Right answers of base and tuned model by category, with 95% intervals; numbers: right of all"
     return _figure("categories", caption, draw)
 
 

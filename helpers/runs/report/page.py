@@ -1,6 +1,6 @@
 """The page of one run, to read or to send, however far the run came.
 
-Each section shows what is there, and says which stage or file is missing, stale or damaged. Several runs: comparison.py.
+Each section shows what is there, and says which stage or file is missing, stale or damaged.
 """
 
 from pathlib import Path

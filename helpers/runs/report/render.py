@@ -1,6 +1,6 @@
 """From templates to a page: one file of HTML that needs no network, no script and no other file.
 
-All that comes from data or models is escaped on its way in: nothing in it can become markup or break the file.
+All that comes from data or models is escaped: nothing in it can become markup or break the file.
 """
 
 from collections.abc import Collection, Sequence
@@ -73,7 +73,7 @@ def minute(when: datetime) -> str:
 def render(template: str, **values: Any) -> str:
     """A page, from a template in `templates/`. A name that the template uses and nobody gave is an error."""
     environment = Environment(
-        loader=PackageLoader(__package__),
+        loader=PackageLoader("helpers.runs.report"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=printable,

@@ -43,9 +43,7 @@ def data_files(files: list[DataFile]) -> Table:
 
 def split(results: SplitResults) -> Table:
     """The parts of the split."""
-    rows = [
-        [part, f"{size:,}", f"{results.left_out.get(part, 0):,}"] for part, size in results.sizes.items()
-    ]
+    rows = [[part, f"{size:,}", f"{results.left_out.get(part, 0):,}"] for part, size in results.sizes.items()]
     return Table("The split", ["part", "records", "left out by a limit"], rows, right=(1, 2))
 
 
