@@ -1,9 +1,9 @@
 """The result files of a run: read, checked for their form, and named when they are missing or damaged.
 
-    rows = METRICS.read(run.path)     # raises a RunError that says "train/metrics.jsonl, line 3, is damaged: …"
+    rows = METRICS.read(run.path)     # or a RunError: "train/metrics.jsonl, line 3, is damaged: …"
     results = Results(run)            # all of them: results.metrics, results.problems, results.scores
 
-`course show`, `course report` and the comparison of runs read through here, so none of them passes over a damaged file.
+`course show`, `course report` and sweeps read through here, so none of them passes over a damaged file.
 Fields that nobody reads are not listed.
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
-from helpers.errors import DataError, RunError
+from helpers.errors import RunError
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task, measures_text
 from helpers.runs.info import RunInfo
@@ -27,7 +27,6 @@ Total = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What is in them
 
 
@@ -123,7 +122,7 @@ class Evaluation(BaseModel):
     @property
     def measured(self) -> list[str]:
         """The measures of the task, in lines of text; none for math."""
-        return measures_text(self.task, self.measures.base, self.measures.tuned).splitlines()
+        return measures_text(self.task, dict(self.measures.base), dict(self.measures.tuned)).splitlines()
 
     @property
     def base_and_tuned(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -148,7 +147,7 @@ class Sample(BaseModel):
 
 
 class Flip(BaseModel):
-    """A test problem that only one of the two models got right: only the tuned one (`gained`), or only the base model."""
+    """A test problem that only one model got right: the tuned one (`gained`), or the base model (`lost`)."""
 
     flip: Literal["gained", "lost"]
     problem: str
@@ -192,7 +191,6 @@ class Speed(BaseModel):
     dtype: str
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Reading them
 
 F = TypeVar("F", bound=BaseModel)
@@ -227,8 +225,8 @@ class ResultFile(ABC, Generic[R]):
             run: the run's folder.
 
         Raises:
-            RunError: it is missing or damaged; names it, with the line and field where that is known, and what makes
-                it again.
+            RunError: it is missing or damaged; names it, with the line and field where that is known, and
+                what makes it again.
         """
 
     def _text(self, run: Path) -> str:
@@ -323,10 +321,9 @@ class Results:
         self.scores = self._scores()
 
     def has(self, stage: str) -> bool:
-        """Whether a stage has files to show: it is done or stale, or it is training, which writes as it goes."""
-        return self._run.statuses.get(stage) in ("done", "stale") or (
-            stage == "train" and stage in self._run.statuses
-        )
+        """Whether a stage has files to show: it is done or stale, or is training, which writes as it goes."""
+        status = self._run.statuses.get(stage)
+        return status in ("done", "stale") or (status == "started" and stage == "train")
 
     def _read(self, file: ResultFile[R]) -> R | None:
         finished = self._run.statuses.get(file.stage) in ("done", "stale")
@@ -348,10 +345,11 @@ class Results:
             if not entry or entry.status != "done":
                 continue
             try:
-                found[model] = Score(entry.results.correct, entry.results.total)
-            except (AttributeError, DataError):
+                counts = Counts.model_validate(entry.results, from_attributes=True)
+            except ValidationError:
                 again = f"`course run --from {stage} --name {self._run.name}` makes it again"
-                self.problems[f"manifest.json, {stage}"] = (
-                    f"manifest.json has no usable score of the {model}: {again}"
-                )
+                words = f"manifest.json has no usable score of the {model}: {again}"
+                self.problems[f"manifest.json, {stage}"] = words
+            else:
+                found[model] = counts.score
         return found
