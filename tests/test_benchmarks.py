@@ -21,7 +21,8 @@ import pytest
 from inspect_ai.log import read_eval_log
 
 from helpers.errors import BackendError, DataError, ModelError
-from helpers.evaluate.benchmarks import own_data, run_inspect_eval
+from helpers.evaluate.benchmarks import run_inspect_eval
+from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
 from helpers.train.models import load_tokenizer
 from helpers.train.prompts import prompt_format, question_text, renderer_for
@@ -416,7 +417,7 @@ def test_the_task_runs_from_the_shell_and_inspect_view_shows_its_log(served, tmp
         [
             inspect,
             "eval",
-            "helpers/evaluate/benchmarks.py@own_data",
+            "helpers/evaluate/inspect_tasks.py@own_data",
             "-T",
             f"data={data}",
             "--model",

@@ -11,8 +11,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import BackendError, ModelError
-from helpers.evaluate.benchmarks import own_data, run_inspect_eval
+from helpers.evaluate.benchmarks import run_inspect_eval
 from helpers.evaluate.grading import check_final_answer
+from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
 from helpers.serve.engine import generate_with_transformers
 from helpers.serve.server import GUIDE_TEMPLATE, _wait, ask_server, serve_vllm

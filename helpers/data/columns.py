@@ -4,12 +4,12 @@ parse_columns("instruction=text,output=label")         # {"instruction": "text",
 guess_columns(["id", "text", "label"], "tickets.csv")  # the same
 """
 
-import csv
 import difflib
 import json
 from collections.abc import Iterable
 from typing import Any
 
+from helpers.data.csv_files import split_cells
 from helpers.errors import DataError
 
 FIELDS = ("instruction", "input", "output", "answer", "category", "template", "id")
@@ -69,7 +69,7 @@ def parse_columns(text: str) -> dict[str, str]:
     if not text.strip():
         return {}
     found: dict[str, str] = {}
-    for part in next(csv.reader([text], skipinitialspace=True)):
+    for part in split_cells(text):
         field, sign, column = (word.strip() for word in part.partition("="))
         if not sign or not column or field not in FIELDS:
             raise DataError(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from helpers.evaluate.evaluation import mcnemar
+from helpers.evaluate.paired import mcnemar
 from helpers.runs.stage import Stage
 
 

@@ -1,7 +1,6 @@
 """The settings of a sweep: from a grid, or from a file; what is refused before it starts; and how long it would take."""
 
 import contextlib
-import csv
 import itertools
 import json
 import tomllib
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.runs.base_answers import check_base_run
+from helpers.data.csv_files import read_table
 from helpers.errors import CourseError, DataError
 from helpers.runs.settings import OTHER_RUNS, check_parameters, notebook_parameters, parse_value, stage_values
 
@@ -84,23 +84,8 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
-    lines = csv.reader(text.splitlines())
-    head = [name.strip() for name in next(lines, [])]
-    if not all(head) or len(set(head)) < len(head):
-        raise DataError(
-            f"{path}, line 1: the names must be there, each once; got {', '.join(head) or 'nothing'}",
-            "write for example rank,learning_rate",
-        )
-    rows = []
-    for line in lines:
-        if line and len(line) != len(head):
-            raise DataError(
-                f"{path}, line {lines.line_num} has {len(line)} cells, the head has {len(head)}",
-                "put a value with a comma in it into quotes",
-            )
-        if line:
-            rows.append({name: parse_value(cell.strip()) for name, cell in zip(head, line) if cell.strip()})
-    return rows
+    rows = [row for _, row in read_table(path, text)]
+    return [{name: parse_value(cell.strip()) for name, cell in row.items()} for row in rows]
 
 
 def setting_text(setting: dict[str, Any]) -> str:
