@@ -81,11 +81,11 @@ def course(*arguments: object) -> subprocess.CompletedProcess:
 
 def split_run(name: str) -> Run:
     """A run whose split stage is done, as notebook 01 leaves it."""
-    from helpers.data.split import load_json_files, save_split, split_data
+    from helpers.data import load_json_files, split_data
 
     run = new_run(name)
     stage = run.begin("split", {})
-    files = save_split(split_data(load_json_files(DATA), **SMALL), stage.path)
+    files = split_data(load_json_files(DATA), **SMALL).save(stage.path)
     stage.finish("split", artefacts=files)
     return run
 

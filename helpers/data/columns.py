@@ -82,7 +82,9 @@ def parse_columns(text: str) -> dict[str, str]:
             )
         found[field] = column
     if "output" not in found and any(";" in column and "=" in column for column in found.values()):
-        raise DataError(f"columns: {text!r} is parted by semicolons", f"part them by commas: {EXAMPLE}")
+        raise DataError(
+            f"columns: {text!r} is separated by semicolons", f"separate them by commas: {EXAMPLE}"
+        )
     if "output" not in found or not {"instruction", "input"} & set(found):
         raise DataError(
             f"columns: {text!r} does not say which columns hold the question and the answer",
@@ -119,7 +121,8 @@ def guess_columns(names: Iterable[str], source: str, instruction: str = "") -> d
             )
     found = {"input" if instruction else "instruction": asked[0], "output": answers[0]}
     if not instruction:
-        found |= {"input": name for name in names if name.strip().casefold() == "input" and name != asked[0]}
+        inputs = [name for name in names if name.strip().casefold() == "input" and name != asked[0]]
+        found |= {"input": inputs[-1]} if inputs else {}
     return found | {name: name for name in KEPT_BY_NAME if name in names and name not in found.values()}
 
 

@@ -13,11 +13,11 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.data.patches import only_the_cache
 from helpers.errors import DataError
 from helpers.net import hub_problem
 
@@ -44,8 +44,8 @@ class HubData:
     sha256: str
 
 
-def hub_parts(text: str) -> dict[str, str | None]:
-    """`name`, `config`, `revision` and `split` of `hub:OWNER/NAME:CONFIG@REVISION#SPLIT`.
+def hub_parts(text: str) -> dict[str, Any]:
+    """`name`, `config`, `revision` and `split` of `hub:OWNER/NAME:CONFIG@REVISION#SPLIT`; None for what is left out.
 
     Raises:
         DataError: it is not of this form.
@@ -76,7 +76,7 @@ def load_hub(text: str) -> HubData:
     offline = None if Path(parts["name"]).is_dir() else hub_problem(WAIT_SECONDS)
     datasets.disable_progress_bars()
     try:
-        with _only_the_cache() if offline else contextlib.nullcontext():
+        with only_the_cache() if offline else contextlib.nullcontext():
             builder = datasets.load_dataset_builder(
                 parts["name"], parts["config"], revision=parts["revision"]
             )
@@ -94,23 +94,6 @@ def load_hub(text: str) -> HubData:
     return HubData(
         rows, split, revision[1] if revision else parts["revision"], len(raw), hashlib.sha256(raw).hexdigest()
     )
-
-
-@contextlib.contextmanager
-def _only_the_cache() -> Iterator[None]:
-    """Keep the libraries from asking a hub that does not answer, which takes them half a minute, and only for now."""
-    import datasets
-    import huggingface_hub
-
-    modules = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    for module in modules:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value
 
 
 def _advice(offline: str | None) -> str:
