@@ -76,7 +76,8 @@ class Client:
         try:
             texts = self.reply(text, attempt)
             texts = [texts] * num_samples if isinstance(texts, str) else texts
-            future.set_result(types.SampleResponse(sequences=[sequence(text) for text in texts]))
+            ends = ["length" if text.endswith("Therefore") else "stop" for text in texts]
+            future.set_result(types.SampleResponse(sequences=list(map(sequence, texts, ends))))
         except Exception as error:
             future.set_exception(error)
 

@@ -5,7 +5,7 @@
 
     run_inspect_eval(sampling_client, "gsm8k", dataset_path="test.jsonl")         # without the model hub
     run_inspect_eval(benchmark="gsm8k", server_url="http://127.0.0.1:8000/v1")    # the same task, asked of vLLM
-    run_inspect_eval(sampling_client, own_data(test_set), renderer="guide")       # our own data: inspect_tasks.py
+    run_inspect_eval(sampling_client, test_set, renderer="guide", grader=task.grader)        # our own records
 
 A request that fails twice ends the evaluation: a missing answer is never left out of a score.
 """
@@ -14,12 +14,14 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.clock import worked
 from helpers.errors import BackendError, DataError
+from helpers.evaluate.evaluation import Grader
+from helpers.evaluate.grading import check_final_answer
 from helpers.paths import runs_dir
 
 if TYPE_CHECKING:
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
 @worked("sampling")
 def run_inspect_eval(
     sampling_client: Any = None,
-    benchmark: "str | Task" = "gsm8k",
+    benchmark: "str | Sequence[dict] | Task" = "gsm8k",
     batch_size: int = 32,
     limit: int | None = None,
     *,
     dataset_path: str | Path | None = None,
     renderer: Any = None,
+    grader: Grader = check_final_answer,
     max_tokens: int = 1024,
     temperature: float = 0.0,
     seed: int = 42,
@@ -49,13 +52,14 @@ def run_inspect_eval(
 
     Args:
         sampling_client: Tinker's sampling client; None if `server_url` is given.
-        benchmark: `gsm8k`, `mmlu`, `hellaswag`, another task's name in `inspect_evals`, or an Inspect `Task`, for one
-            `own_data(records)`.
+        benchmark: `gsm8k`, `mmlu`, `hellaswag`, another task's name in `inspect_evals`, records of our own, or an
+            Inspect `Task`.
         batch_size: requests under way at once.
         limit: ask only the first `limit` samples; None for all.
         dataset_path: the benchmark's own published file, to do without the model hub (JSON Lines; for MMLU CSV).
         renderer: name of the prompt format: `guide`, or a renderer of `tinker_cookbook`. By default the one that the
             model was made for. A served model is asked by its server's chat template; here it gives the stop rule.
+        grader: of our own records: takes an answer and a reference, gives a verdict.
         max_tokens: longest answer; a task that sets its own keeps it.
         temperature: 0 is greedy.
         seed: of sampling, where the temperature is above 0.
@@ -75,9 +79,17 @@ def run_inspect_eval(
         BackendError: a request failed twice.
     """
     _check_arguments(sampling_client, server_url, batch_size, max_tokens, limit)
-    from helpers.evaluate.inspect_models import stop_texts
+    from inspect_ai import Task
 
-    made, name = _task_of(benchmark, dataset_path, task_args or {})
+    from helpers.evaluate.inspect_models import renderer_name, stop_texts
+    from helpers.evaluate.inspect_tasks import make_task, own_data
+
+    if isinstance(benchmark, str):
+        made, name = make_task(benchmark, dataset_path, task_args or {}), benchmark
+    else:
+        own = isinstance(benchmark, Task)
+        made = benchmark if own else own_data(benchmark, renderer_name(renderer) or "chat", grader)
+        name = made.name
     with _progress(name, min(limit or len(made.dataset), len(made.dataset))) as on_answer:
         asked, used = _model_of(sampling_client, renderer, server_url, api_key, model, on_answer)
         start = time.monotonic()
@@ -107,16 +119,6 @@ def _check_arguments(
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens), ("limit", limit)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise DataError(f"{name}={value!r}", "it must be a whole number, 1 or more")
-
-
-def _task_of(
-    benchmark: "str | Task", dataset_path: str | Path | None, task_args: dict[str, Any]
-) -> "tuple[Task, str]":
-    from helpers.evaluate.inspect_tasks import make_task
-
-    if isinstance(benchmark, str):
-        return make_task(benchmark, dataset_path, task_args), benchmark
-    return benchmark, benchmark.name
 
 
 def _model_of(

@@ -34,7 +34,7 @@ def tinker_model(sampling_client: Any, renderer: Any = None) -> tuple[Model, str
         ModelError: none is given, and none is known for the model.
     """
     base = sampling_client.get_base_model()
-    name = _renderer_name(renderer) or renderer_for(base, sampling_client.get_tokenizer())
+    name = renderer_name(renderer) or renderer_for(base, sampling_client.get_tokenizer())
     try:
         api = _Sampler(name, base, sampling_client=sampling_client)
     except ValueError as error:
@@ -77,10 +77,10 @@ def served_model(server_url: str, api_key: str, wanted: str | None = None) -> Mo
 
 def stop_texts(renderer: Any) -> list[str] | None:
     """The guide's stop texts, for a server; chat templates end an answer with a token that the server knows."""
-    return list(GUIDE_STOP) if _renderer_name(renderer) == "guide" else None
+    return list(GUIDE_STOP) if renderer_name(renderer) == "guide" else None
 
 
-def _renderer_name(renderer: Any) -> str | None:
+def renderer_name(renderer: Any) -> str | None:
     """Of a name, a renderer of the cookbook, a `PromptFormat`, or None."""
     if renderer is None or isinstance(renderer, str):
         return renderer

@@ -53,7 +53,7 @@ def own_data(
     Args:
         data: a file of any form that `load_json_files` reads, or records.
         prompt_format: of the renderer that asks; it decides how an `input` follows its instruction.
-        grader: takes an answer and a reference, gives a verdict; `task_of(run).grader` is that of a run.
+        grader: takes an answer and a reference, gives a verdict; `stage.task.grader` is that of a run.
 
     Raises:
         DataError: the file is not usable, or there are no records.

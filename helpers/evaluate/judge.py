@@ -2,9 +2,9 @@
 
     judge = ProofJudge(sampling_client)                    # a strong model; it need not be the one that is judged
     verdicts = judge(cases)                                # cases: records with `problem` and `proof`
-    print(judge_agreement(verdicts, [case["correct"] for case in cases]))
+    print(judge.agreement())                               # with people, on data/proof_cases.json
 
-Never use a judge whose agreement with labels from people you have not looked at. `data/proof_cases.json` has 24 to start with.
+Never use a judge before you have seen how far it agrees with people. `data/proof_cases.json` has 24 proofs to start with.
 """
 
 import re
@@ -17,6 +17,8 @@ from helpers.errors import DataError
 from helpers.evaluate.grading.verdict import Verdict
 from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
+from helpers.files import read_json
+from helpers.paths import ROOT
 from helpers.train.prompts import PromptFormat, prompt_format, renderer_for
 
 INSTRUCTION = """You grade proofs. Read the statement and the proof between the marks, and check every step: a proof by example, a missing case, \
@@ -98,6 +100,20 @@ class ProofJudge:
             word="accepted",
         )
         return [_read(said[index]) for index in range(len(questions))]
+
+    def agreement(self, cases: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """How far it agrees with people, as `judge_agreement` says, and its `verdicts`.
+
+        Args:
+            cases: records with `problem`, `proof` and `correct`; by default those of data/proof_cases.json.
+
+        Raises:
+            DataError: there are no cases, or one has no problem or proof.
+            BackendError: requests failed twice.
+        """
+        cases = read_json(ROOT / "data/proof_cases.json") if cases is None else cases
+        verdicts = self(cases)
+        return judge_agreement(verdicts, [case["correct"] for case in cases]) | {"verdicts": verdicts}
 
 
 def _question(case: dict[str, Any], number: int) -> str:

@@ -56,7 +56,7 @@ def evaluate_math_reasoning(
         `answer_accuracy`, `step_accuracy`, `completeness`: shares of all samples, each with its counts and an interval
         under `counts` and `ci95`. With several samples the intervals treat them as independent, which samples of one
         problem are not: read them as too narrow. `pass_at_k` maps k to a share, `majority_vote` holds accuracy,
-        correct, total and ci95; `samples` has one record a sample, with the three verdicts.
+        correct, total, ci95 and `score`; `samples` has one record a sample, with the three verdicts.
 
     Raises:
         DataError: the test set is empty or `num_samples` is below 1.
@@ -136,7 +136,7 @@ def _several(
     )
     return {
         "pass_at_k": {k: sum(pass_at_k(num_samples, count, k) for count in right) / len(right) for k in ks},
-        "majority_vote": votes.fields(),
+        "majority_vote": votes.fields() | {"score": votes},
     }
 
 

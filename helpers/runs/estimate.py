@@ -118,8 +118,9 @@ def count_parts(
     Raises:
         DataError: the data can't be read, split or prompted with.
     """
-    from helpers.data.split import PARTS, load_data, load_part, split_data
-    from helpers.evaluate.tasks import choose_task, finish_task, task_of
+    from helpers.data.records import load_data
+    from helpers.data.split import PARTS, load_part, split_data
+    from helpers.evaluate.tasks import choose_task
 
     about: dict[str, Any] = {"records": None, "sources": [], "notes": []}
     if "split" in values:
@@ -136,7 +137,7 @@ def count_parts(
             max_validation=own["max_validation"],
             max_test=own["max_test"],
         )
-        task, notes = finish_task(task, split)
+        task, notes = task.finish(split)
         about = {
             "records": len(rows),
             "sources": [asdict(source) for source in data.sources],
@@ -145,7 +146,7 @@ def count_parts(
         }
         examples = {name: getattr(split, name) for name in PARTS}
     else:
-        task = task_of(run)
+        task = run.stage("split").results.task
         examples = {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
     settings = values.get("train") or values.get("split") or (run.stage("train")["parameters"] if run else {})
     counter, counted_by = token_counter(

@@ -14,7 +14,8 @@ from helpers.runs.info import RunInfo
 from helpers.text import size_text
 from helpers.course.tables import artefacts, changed_parameters
 from helpers.runs.settings import notebook_parameters, run_parameters
-from helpers.evaluate.tasks import Task, measures_text
+from helpers.evaluate.paired import measures_text
+from helpers.evaluate.tasks import Task
 
 SAMPLES = 6  # right ones, and as many wrong ones
 FLIPS = 60  # of each kind
