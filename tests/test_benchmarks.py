@@ -25,7 +25,7 @@ from helpers.evaluate.benchmarks import run_inspect_eval
 from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
 from helpers.train.models import load_tokenizer
-from helpers.train.prompts import prompt_format, question_text, renderer_for
+from helpers.train.prompts import get_format, question_text, renderer_for
 
 GSM8K = [
     {
@@ -283,7 +283,7 @@ def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_pa
     )
     results = run_inspect_eval(client, own_data(ROWS), renderer="guide", log_dir=tmp_path)
     assert results["score"] == 100 and results["benchmark"] == "own_data" and results["renderer"] == "guide"
-    fmt = prompt_format("guide", client.tokenizer)
+    fmt = get_format("guide", client.tokenizer)
     assert sorted(client.prompts) == sorted(client.tokenizer.decode(fmt.prompt_tokens(row)) for row in ROWS)
     assert client.params.stop == fmt.stop
     floor = run_inspect_eval(
@@ -299,7 +299,7 @@ def test_the_guide_renderer_gives_the_tokens_of_training(base_model):
     from tinker_cookbook.renderers.base import ParseTermination
 
     tokenizer = load_tokenizer(base_model)
-    renderer, fmt = renderers.get_renderer("guide", tokenizer), prompt_format("guide", tokenizer)
+    renderer, fmt = renderers.get_renderer("guide", tokenizer), get_format("guide", tokenizer)
     for row in ROWS:
         question = [{"role": "user", "content": question_text(row, "guide")}]
         assert renderer.build_generation_prompt(question).to_ints() == fmt.prompt_tokens(row)

@@ -310,9 +310,9 @@ def test_several_samples_give_pass_at_k_and_a_vote():
 def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
     from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
-    from helpers.train.prompts import prompt_format
+    from helpers.train.prompts import get_format
 
-    renderer = prompt_format("guide", Characters())
+    renderer = get_format("guide", Characters())
     evaluator = evaluate_completions(
         sampling_client=Client(wrong_on_odd), test_dataset=ROWS, renderer=renderer
     )

@@ -167,11 +167,11 @@ VLLM_RUN = """
 import json, sys
 from helpers.serve.engine import generate_with_vllm, load_vllm
 from helpers.weights.parity import score_with_vllm
-from helpers.train.prompts import prompt_format
+from helpers.train.prompts import get_format
 from transformers import AutoTokenizer
 folder = sys.argv[1]
 job = json.loads(sys.stdin.read())
-fmt = prompt_format("guide", AutoTokenizer.from_pretrained(folder))
+fmt = get_format("guide", AutoTokenizer.from_pretrained(folder))
 llm = load_vllm(folder, dtype="float32", max_model_len=128)
 answers = generate_with_vllm(llm, fmt, job["prompts"], 10, progress=False)
 scores = score_with_vllm(llm, [tuple(pair) for pair in job["pairs"]])

@@ -18,7 +18,7 @@ from helpers.paths import ROOT
 from helpers.serve.engine import generate_with_transformers
 from helpers.serve.server import GUIDE_TEMPLATE, _wait, ask_server, serve_vllm
 from helpers.train.models import load_tokenizer
-from helpers.train.prompts import prompt_format, question_text
+from helpers.train.prompts import get_format, question_text
 
 ROWS = [
     {
@@ -32,7 +32,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def fmt(base_model):
-    return prompt_format("guide", load_tokenizer(base_model))
+    return get_format("guide", load_tokenizer(base_model))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_inspect_asks_it_the_same_task(started, tmp_path):
         log_dir=tmp_path,
     )
     answers = ask_server(
-        server, [question_text(row, "guide") for row in ROWS], prompt_format("guide", None), 16
+        server, [question_text(row, "guide") for row in ROWS], get_format("guide", None), 16
     )
     right = sum(bool(check_final_answer(answer["text"], row["output"])) for answer, row in zip(answers, ROWS))
     assert results["samples"] == len(ROWS) and 0 < right < len(ROWS)

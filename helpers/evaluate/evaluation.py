@@ -20,7 +20,7 @@ from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import reference_of
 from helpers.files import write_jsonl
-from helpers.train.prompts import PromptFormat, prompt_format
+from helpers.train.prompts import PromptFormat, get_format
 
 Grader = Callable[[str, str], Any]
 
@@ -65,7 +65,7 @@ def evaluate_model(
         RequestsFailed: requests failed twice; its `failed` lists their indices. They never count as wrong answers.
     """
     test_data = check_test_data(test_data)
-    fmt = fmt or prompt_format("guide", tokenizer)
+    fmt = fmt or get_format("guide", tokenizer)
     samples: dict[int, dict] = {}
 
     def on_answer(index: int, response: Any) -> int:

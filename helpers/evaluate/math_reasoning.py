@@ -17,7 +17,7 @@ from helpers.evaluate.grading import check_completeness, check_final_answer, che
 from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import reference_of
-from helpers.train.prompts import PromptFormat, prompt_format
+from helpers.train.prompts import PromptFormat, get_format
 
 Judge = Callable[[Sequence[dict]], Sequence[Any]]
 
@@ -65,7 +65,7 @@ def evaluate_math_reasoning(
     test_data = check_test_data(test_data)
     if num_samples < 1:
         raise DataError(f"num_samples={num_samples}", "use 1, or more for pass@k and majority vote")
-    fmt = fmt or prompt_format("guide", tokenizer)
+    fmt = fmt or get_format("guide", tokenizer)
     by_problem: dict[int, list[dict]] = {}
 
     def on_answer(index: int, response: Any) -> int:

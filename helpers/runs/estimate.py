@@ -282,7 +282,7 @@ def stage_work(stage: str, values: dict[str, dict[str, Any]], parts: dict[str, P
 
 
 def _train_work(own: dict[str, Any], parts: dict[str, Part]) -> Work:
-    from helpers.train.loop import evaluation_steps, plan_steps
+    from helpers.train.plan import evaluation_steps, plan_steps
 
     train, validation = parts["train"], parts["validation"]
     plan = plan_steps(train.records, own["batch_size"], own["epochs"], own["learning_rate"], own["seed"])

@@ -128,7 +128,7 @@ def best_metric(sweep: Sweep) -> str:
 
 def best_row(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The finished run that is best on the validation data, as notebook 02 compares checkpoints. None if none was scored there."""
-    from helpers.train.loop import BEST
+    from helpers.train.log import BEST
 
     goodness = BEST[best_metric(sweep)]
     scored = [row for row in rows if row["status"] == "done" and row["validation"]]
