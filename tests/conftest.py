@@ -22,7 +22,7 @@ logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 
 @pytest.fixture(scope="session")
 def base_model() -> Path:
-    """The folder of the local base model, in its usual place; made once (about 15 s) if it is not there yet."""
+    """The folder of the local base model, in its usual place; made once (half a minute) if it is not there yet."""
     from helpers.local_model import local_base_model
 
     return local_base_model()
