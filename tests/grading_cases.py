@@ -387,7 +387,8 @@ FINAL_ANSWERS = [
         "a bare reference is taken whole",
     ),
     (
-        "\\boxed{\\left( -\\infty, -\\frac{7}{2} \\right) \\cup \\left( \\frac{3}{2}, \\infty \\right) \\cup \\{0\\}}",
+        "\\boxed{\\left( -\\infty, -\\frac{7}{2} \\right) \\cup \\left( \\frac{3}{2}, \\infty \\right) \\cup "
+        "\\{0\\}}",
         "\\left( -\\infty, -\\frac{7}{2} \\right) \\cup \\left( \\frac{3}{2}, \\infty \\right) \\cup \\{0\\}",
         True,
         "a bare reference is taken whole",
@@ -399,7 +400,8 @@ FINAL_ANSWERS = [
         "a bare reference is taken whole",
     ),
     (
-        "\\boxed{\\begin{pmatrix} 1/3 & 2/3 & -2/3 \\\\ 2/3 & 1/3 & 2/3 \\\\ -2/3 & 2/3 & 1/3 \\end{pmatrix}}",
+        "\\boxed{\\begin{pmatrix} 1/3 & 2/3 & -2/3 \\\\ 2/3 & 1/3 & 2/3 \\\\ -2/3 & 2/3 & 1/3 "
+        "\\end{pmatrix}}",
         "\\begin{pmatrix} 1/3 & 2/3 & -2/3 \\\\ 2/3 & 1/3 & 2/3 \\\\ -2/3 & 2/3 & 1/3 \\end{pmatrix}",
         True,
         "a bare reference is taken whole",
@@ -567,7 +569,8 @@ FINAL_ANSWERS = [
     ("Tom ate 3 of the 8 slices.", "8", False, "last number"),
     ("So he needs 12 more apples to reach 30.", "12", True, "last number"),
     (
-        "Money saved in piggy bank for 5 days = $4 x 5 = $20\n\nAnswer:\nMarisa puts $20 in her piggy bank if she saves for 5 days.",
+        "Money saved in piggy bank for 5 days = $4 x 5 = $20\n\nAnswer:\nMarisa puts $20 in her piggy bank "
+        "if she saves for 5 days.",
         "20",
         True,
         "'Answer:' followed by a sentence with two numbers",
@@ -836,7 +839,8 @@ COMPLETE = [
         "a result on a line of its own",
     ),
     (
-        "Therefore, the probability that Alice wins is 2/3.\n\nI hope this helps! Let me know if you have any questions.",
+        "Therefore, the probability that Alice wins is 2/3.\n\nI hope this helps! Let me know if you have "
+        "any questions.",
         None,
         True,
         "a result on a line of its own",

@@ -1,4 +1,6 @@
-"""helpers.clock: which kind of work a second counts as. Time is moved by hand, so nothing depends on the machine."""
+"""helpers.clock: which kind of work a second counts as. Time is moved by hand, so nothing depends on the
+machine.
+"""
 
 import threading
 

@@ -53,7 +53,9 @@ def sequence(text, stop_reason="stop"):
 
 
 class Client:
-    """Answers `reply(prompt text, attempt)` after a moment, from other threads and out of order, as a server does."""
+    """Answers `reply(prompt text, attempt)` after a moment, from other threads and out of order, as a server
+    does.
+    """
 
     def __init__(self, reply):
         self.reply, self.attempts, self.flying, self.most, self.lock = reply, {}, 0, 0, threading.Lock()
@@ -165,7 +167,7 @@ def test_a_request_that_fails_twice_is_reported_and_never_scored(error):
         return right(prompt, attempt)
 
     client = Client(broken)
-    with pytest.raises(BackendError, match="1 of 30 requests failed twice.*test record 3") as raised:
+    with pytest.raises(BackendError, match=r"1 of 30 requests failed twice.*test record 3") as raised:
         evaluate_model(client, ROWS, Characters())
     assert (
         raised.value.failed == [3] and raised.value.__cause__ is error and max(client.attempts.values()) == 2
@@ -179,7 +181,7 @@ def test_answers_that_came_before_a_failure_are_kept(tmp_path):
         return right(prompt, attempt)
 
     path = tmp_path / "samples.jsonl"
-    with pytest.raises(BackendError, match="29 answers that came are in .*samples.partial.jsonl"):
+    with pytest.raises(BackendError, match=r"29 answers that came are in .*samples.partial.jsonl"):
         evaluate_model(Client(broken), ROWS, Characters(), samples_path=path)
     kept = [
         json.loads(line)
@@ -287,7 +289,8 @@ def test_math_reasoning_tells_answer_steps_and_completeness_apart():
         return [bare, good, good.split("\nFinal")[0] + "\nTherefore", good.replace("= ", "= 1")][n % 4]
 
     result = evaluate_math_reasoning(Client(reply), ROWS[:28], Characters())
-    # bare: answer, complete. good: all three. cut: steps only. wrong sum: complete, right answer, wrong equation.
+    # bare: answer, complete. good: all three. cut: steps only. wrong sum: complete, right answer, wrong
+    # equation.
     assert result["counts"] == {"answer_accuracy": 21, "step_accuracy": 14, "completeness": 21}
     assert (
         result["answer_accuracy"] == 0.75

@@ -178,9 +178,8 @@ def test_throughput_counts_tokens_and_calls():
 @pytest.mark.parametrize("room", ["data", "train", "evaluate", "evaluate.grading", "serve", "plots"])
 def test_importing_a_room_loads_nothing_heavy(room):
     """`course` and the Tab key import rooms; whatever takes long to import waits until it is needed."""
-    heavy = (
-        "torch transformers vllm datasets sklearn matplotlib inspect_ai tinker tinker_cookbook peft".split()
-    )
+    heavy = ["torch", "transformers", "vllm", "datasets", "sklearn", "matplotlib"]
+    heavy += ["inspect_ai", "tinker", "tinker_cookbook", "peft"]
     code = f"import sys, helpers.{room}; print([name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
@@ -209,7 +208,8 @@ fmt = get_format("guide", AutoTokenizer.from_pretrained(folder))
 llm = load_vllm(folder, dtype="float32", max_model_len=128)
 answers = generate_with_vllm(llm, fmt, job["prompts"], 10, progress=False)
 scores = score_with_vllm(llm, [tuple(pair) for pair in job["pairs"]])
-print("RESULT" + json.dumps({"tokens": [a.tokens for a in answers], "logprobs": scores.logprobs, "greedy": scores.greedy}))
+tokens = [answer.tokens for answer in answers]
+print("RESULT" + json.dumps({"tokens": tokens, "logprobs": scores.logprobs, "greedy": scores.greedy}))
 """
 
 

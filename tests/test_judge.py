@@ -7,9 +7,9 @@ import pytest
 from test_evaluation import Characters, Client
 
 from helpers.errors import BackendError, DataError
-from helpers.evaluate.math_reasoning import evaluate_math_reasoning
 from helpers.evaluate.grading import Verdict
 from helpers.evaluate.judge import ProofJudge, judge_agreement
+from helpers.evaluate.math_reasoning import evaluate_math_reasoning
 from helpers.paths import ROOT
 from helpers.train.prompts import get_format
 

@@ -65,7 +65,10 @@ def test_a_table_that_cant_be_used_says_where(tmp_path, content, parts):
 
 
 def test_a_table_in_a_known_form_keeps_its_fields(tmp_path):
-    content = "instruction,input,output,answer,category,unseen\nWhat?,,It is 4.,4,sums,\nWhen?,now,It is 5.,5,,true\n"
+    content = (
+        "instruction,input,output,answer,category,unseen\nWhat?,,It is 4.,4,sums,\nWhen?,now,It is "
+        "5.,5,,true\n"
+    )
     first, second = load_data(write(tmp_path / "a.csv", content)).records
     assert first == {
         "instruction": "What?",
@@ -176,7 +179,10 @@ def test_a_comma_in_the_name_of_a_column(tmp_path):
 
 
 def test_short_inputs_below_one_long_instruction_are_no_repeats():
-    long = "Say of each of the following mails whether it asks about a bill, about a broken thing, or about something else than these two: "
+    long = (
+        "Say of each of the following mails whether it asks about a bill, about a broken thing, or about "
+        "something else than these two: "
+    )
     records = [{"instruction": long * 3, "input": text} for text in ("a bill", "a thing", "a bill")]
     assert [group.indices for group in find_duplicates(records)] == [(0, 2)]
 

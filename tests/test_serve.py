@@ -1,4 +1,6 @@
-"""vLLM's server, really started: the answers and scores are those of the model in `transformers`, and nothing stays behind."""
+"""vLLM's server, really started: the answers and scores are those of the model in `transformers`, and nothing
+stays behind.
+"""
 
 import os
 import subprocess
@@ -139,7 +141,10 @@ def test_a_server_that_does_not_come_up_says_why(tmp_path, base_model, monkeypat
 
 def test_a_dead_notebook_takes_its_server_along(tmp_path):
     """`python` is killed while the server starts: the kernel of the machine ends the server."""
-    script = "import sys; from helpers.serve.server import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: pass"
+    script = (
+        "import sys; from helpers.serve.server import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: "
+        "pass"
+    )
     from helpers.local_model import local_base_model
 
     process = subprocess.Popen(

@@ -35,7 +35,10 @@ def plain(count, **more):
 
 # --- duplicates
 
-LONG = "A farmer walks along the old road to the market with 7 baskets of red apples and 3 baskets of green pears today"
+LONG = (
+    "A farmer walks along the old road to the market with 7 baskets of red apples and 3 baskets of green "
+    "pears today"
+)
 
 
 def questions(*texts):
@@ -182,7 +185,9 @@ def test_count_leaks_sees_a_leak():
     ],
 )
 def test_rare_categories_fall_back_with_a_note(categories):
-    records = [{**record, "category": category} for record, category in zip(plain(30), categories)]
+    records = [
+        {**record, "category": category} for record, category in zip(plain(30), categories, strict=True)
+    ]
     split = split_data(records)
     assert sum(split.report["sizes"].values()) == 30
     assert split.report["notes"], "what could not be stratified is said"
@@ -270,8 +275,8 @@ def test_the_same_seed_writes_the_same_files(problems, tmp_path):
 
 
 def test_a_missing_or_wrong_part_is_named(tmp_path):
-    with pytest.raises(RunError, match="train.json does not exist"):
+    with pytest.raises(RunError, match=r"train.json does not exist"):
         load_part(tmp_path / "train.json")
     (tmp_path / "train.json").write_text("[]")
-    with pytest.raises(DataError, match="train.json does not hold"):
+    with pytest.raises(DataError, match=r"train.json does not hold"):
         load_part(tmp_path / "train.json")

@@ -1,4 +1,6 @@
-"""Tasks other than maths: their graders, and what notebook 01 finds out about the data. Real runs of two are in test_readme.py."""
+"""Tasks other than maths: their graders, and what notebook 01 finds out about the data. Real runs of two are
+in test_readme.py.
+"""
 
 import json
 
@@ -7,7 +9,7 @@ import pytest
 from helpers.data.split import Split, split_data
 from helpers.errors import DataError
 from helpers.evaluate.grading import check_fields, check_label, check_text
-from helpers.evaluate.paired import before_after_table, measures_text
+from helpers.evaluate.paired import measures_text
 from helpers.evaluate.tasks import TASKS, Task, choose_task, reference_of
 
 SPAM, MOODS, STARS = ["spam", "ham"], ["满意", "不满意", "垃圾邮件"], ["1", "2", "3", "-1", "1.5"]

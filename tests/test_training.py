@@ -127,7 +127,7 @@ def test_the_change_of_the_loss_in_words(losses, words, tmp_path):
 @pytest.mark.parametrize("losses", [[1.0, 1.1, 1.2], [1.0, float("nan")], [1.0, float("inf")]])
 def test_a_loss_that_did_not_fall_is_an_error(losses, tmp_path):
     with pytest.raises(
-        CourseError, match="did not fall: from 1.000 .*\n→ start another run with a smaller learning_rate"
+        CourseError, match=r"did not fall: from 1.000 .*\n→ start another run with a smaller learning_rate"
     ):
         log_with(tmp_path, losses).loss_change()
 
@@ -213,7 +213,9 @@ log.finish()
 
 
 def test_a_tracker_that_is_installed_gets_the_curves(tmp_path, monkeypatch):
-    """W&B by a stand-in of that name, since it is no part of the course; all that comes to it goes through the cookbook."""
+    """W&B by a stand-in of that name, since it is no part of the course; all that comes to it goes through
+    the cookbook.
+    """
     (tmp_path / "wandb.py").write_text(FAKE_WANDB)
     said = tmp_path / "said.jsonl"
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}:{ROOT / 'tests'}")

@@ -15,7 +15,8 @@ from helpers.errors import DataError
 FIELDS = ("instruction", "input", "output", "answer", "category", "template", "id")
 NEEDED = ("instruction", "output")
 
-# Names that say what a column holds, in lower case. LAST are names that could be something else too: taken if no other fits.
+# Names that say what a column holds, in lower case. LAST are names that could be something else too: taken if
+# no other fits.
 QUESTIONS = {
     "instruction",
     "prompt",
@@ -61,10 +62,12 @@ EXAMPLE = "instruction=text,output=label"
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """The parameter `columns`, as field to column: FIELD=COLUMN, separated by commas. A part with a comma in it stands in double quotes.
+    """The parameter `columns`, as field to column: FIELD=COLUMN, separated by commas. A part with a comma in
+    it stands in double quotes.
 
     Raises:
-        DataError: a part is not FIELD=COLUMN, names no field, or names one twice; or `output`, or what is asked, is missing.
+        DataError: a part is not FIELD=COLUMN, names no field, or names one twice; or `output`, or what is
+            asked, is missing.
     """
     if not text.strip():
         return {}
@@ -99,7 +102,8 @@ def guess_columns(names: Iterable[str], source: str, instruction: str = "") -> d
     Args:
         names: the columns that there are.
         source: file or data set, for the error.
-        instruction: the constant instruction, if there is one: the column that holds the question is then the `input`.
+        instruction: the constant instruction, if there is one: the column that holds the question is then the
+            `input`.
 
     Raises:
         DataError: none or several columns could be it. It lists the columns, and shows what to write.
@@ -109,7 +113,8 @@ def guess_columns(names: Iterable[str], source: str, instruction: str = "") -> d
     answers = _fitting([name for name in names if [name] != asked], ANSWERS, LAST_ANSWERS)
     for what, fitting in (("question", asked), ("answer", answers)):
         if len(fitting) != 1:
-            example = f"{'input' if instruction else 'instruction'}={(asked or ['COLUMN'])[0]},output={(answers or ['COLUMN'])[0]}"
+            field = "input" if instruction else "instruction"
+            example = f"{field}={(asked or ['COLUMN'])[0]},output={(answers or ['COLUMN'])[0]}"
             which = (
                 f"{' and '.join(map(repr, fitting))} could each hold"
                 if fitting
@@ -136,14 +141,16 @@ def check_columns(columns: dict[str, str], names: Iterable[str], source: str, in
     """Refuse a mapping that this source can't have.
 
     Raises:
-        DataError: a column is not there, or both a column and the constant text claim to be the instruction, or none does.
+        DataError: a column is not there, or both a column and the constant text claim to be the instruction,
+            or none does.
     """
     names = list(names)
     for field, column in columns.items():
         if column not in names:
             near = difflib.get_close_matches(column, names)
             raise DataError(
-                f"{source} has no column {column!r}, which is to be the {field}; columns are {', '.join(map(repr, names))}",
+                f"{source} has no column {column!r}, which is to be the {field}; columns are "
+                f"{', '.join(map(repr, names))}",
                 f"did you mean {' or '.join(map(repr, near))}?"
                 if near
                 else "correct the name: case and spaces count, and a column without any filled cell does not",

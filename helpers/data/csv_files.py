@@ -1,4 +1,5 @@
-"""Tables as text, in UTF-8: the one reader of CSV, for data files, benchmarks, settings of a sweep and keys of a class.
+"""Tables as text, in UTF-8: the one reader of CSV, for data files, benchmarks, settings of a sweep and keys
+of a class.
 
 rows, delimiter = read_csv(path, text)                # a data file: a header, commas or semicolons or tabs
 for where, row in read_table(path, text):             # any table with a header: {column: cell}
@@ -25,11 +26,12 @@ def read_csv(path: Path, text: str) -> tuple[list[tuple[str, dict[str, Any]]], s
         text: what is in it. Cells may be quoted, and hold line breaks then.
 
     Returns:
-        (where, column to cell) for each row, blank lines left out, without the empty cells; and `comma`, `semicolon`
-        or `tab`.
+        (where, column to cell) for each row, blank lines left out, without the empty cells; and `comma`,
+        `semicolon` or `tab`.
 
     Raises:
-        DataError: a row has more or fewer cells than the header, a quote is not closed, or the header can't be used.
+        DataError: a row has more or fewer cells than the header, a quote is not closed, or the header can't
+            be used.
     """
     delimiter = "\t" if path.suffix == ".tsv" else _sniff(text)
     rows: list[tuple[str, dict[str, Any]]] = []
@@ -69,8 +71,10 @@ def read_table(
         where = f"{path}, row {count} (line {line})"
         if len(cells) != len(header):
             raise DataError(
-                f"{where}: {len(cells)} cells, but the header has {len(header)} columns ({', '.join(header)})",
-                f"columns are separated by a {DELIMITERS[delimiter]}: put a cell that holds one in double quotes",
+                f"{where}: {len(cells)} cells, but the header has {len(header)} columns "
+                f"({', '.join(header)})",
+                f"columns are separated by a {DELIMITERS[delimiter]}: put a cell that holds one in double "
+                "quotes",
             )
         yield where, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
 
@@ -118,8 +122,9 @@ def _header(path: Path, cells: list[str], fewest: int) -> list[str]:
         )
     for number, name in enumerate(names, start=1):
         if not name or names.count(name) > 1:
+            lacks = f"has the name {name!r} of another one" if name else "has no name"
             raise DataError(
-                f"{path}, line 1: column {number} {f'has the name {name!r} of another one' if name else 'has no name'}",
+                f"{path}, line 1: column {number} {lacks}",
                 "the first line names each column, each with another name",
             )
     return names

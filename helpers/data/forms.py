@@ -3,14 +3,14 @@
 | form | recognised by | instruction | output | answer |
 |---|---|---|---|---|
 | guide, Alpaca | `instruction` | `instruction` (and `input`) | `output` | `answer` |
-| s1K, s1K-1.1 | `question`, `attempt` or `solution` | `question` | the first of S1K_OUTPUTS | from `solution` |
+| s1K, s1K-1.1 | `question`, `attempt` or `solution` | `question` | first of S1K_OUTPUTS | from `solution` |
 | GSM8K | `question`, `answer` | `question` | `answer`, unchanged | the number after `####` |
 | chat | `messages` | system text and the one user turn | the assistant turn | `answer` |
 
 Rows of another form have obvious names, or the user says which column is what: see helpers/data/columns.py.
 
-s1K's `thinking_trajectories` are left out: they are thousands of tokens long, and `attempt` is the worked solution that
-followed them.
+s1K's `thinking_trajectories` are left out: they are thousands of tokens long, and `attempt` is the worked
+solution that followed them.
 """
 
 import re

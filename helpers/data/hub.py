@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face hub, through the library `datasets`: `hub:OWNER/NAME`, perhaps with more behind it.
+"""Data sets of the Hugging Face hub, through the library `datasets`: `hub:OWNER/NAME`, perhaps with more
+behind it.
 
     hub:fancyzhx/ag_news                        the split `train`
     hub:nyu-mll/glue:sst2#train+validation      a configuration, and other splits
@@ -45,7 +46,8 @@ class HubData:
 
 
 def hub_parts(text: str) -> dict[str, Any]:
-    """`name`, `config`, `revision` and `split` of `hub:OWNER/NAME:CONFIG@REVISION#SPLIT`; None for what is left out.
+    """`name`, `config`, `revision` and `split` of `hub:OWNER/NAME:CONFIG@REVISION#SPLIT`; None for what is
+    left out.
 
     Raises:
         DataError: it is not of this form.
@@ -67,8 +69,8 @@ def load_hub(text: str) -> HubData:
         text: see the top of this module.
 
     Raises:
-        DataError: the form is wrong, the hub can't be reached and the cache has no copy, or there is no such data set,
-            configuration, revision or split.
+        DataError: the form is wrong, the hub can't be reached and the cache has no copy, or there is no such
+            data set, configuration, revision or split.
     """
     parts = hub_parts(text)
     import datasets
@@ -100,7 +102,8 @@ def _advice(offline: str | None) -> str:
     if offline is None:
         return "check the name, and what follows ':' (configuration), '@' (revision) and '#' (split)"
     return (
-        f"the hub can't be reached: {offline}; go online, or download the data set elsewhere and name its files, "
+        f"the hub can't be reached: {offline}; go online, or download the data set elsewhere and name its "
+        "files, "
         "or its folder as hub:/the/folder"
     )
 

@@ -1,7 +1,10 @@
-"""What `datasets` leaves no other way to do. tests/test_patches.py says whether it is still needed and still fits."""
+"""What `datasets` leaves no other way to do. tests/test_patches.py says whether it is still needed and still
+fits.
+"""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -14,12 +17,12 @@ def only_the_cache() -> Iterator[None]:
     import huggingface_hub.constants
     from datasets import config
 
-    modules = (vars(config), vars(huggingface_hub.constants))
-    before = [module["HF_HUB_OFFLINE"] for module in modules]
+    modules: list[Any] = [config, huggingface_hub.constants]
+    before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
-        module["HF_HUB_OFFLINE"] = True
+        module.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         for module, value in zip(modules, before, strict=True):
-            module["HF_HUB_OFFLINE"] = value
+            module.HF_HUB_OFFLINE = value

@@ -1,12 +1,14 @@
-"""From files to records: `.json`, `.jsonl`, `.csv`, `.tsv` and data sets of the hub in, one form of record out.
+"""From files to records: `.json`, `.jsonl`, `.csv`, `.tsv` and data sets of the hub in, one form of record
+out.
 
     data = load_data("tickets.csv", columns="instruction=text,output=label")
     data.records                        # a list of records
     print(data)                         # which column became what
 
-Every record that leaves here has `instruction`, `input` (may be empty) and `output`, all text, and, where its source
-has them, `answer`, `category`, `template`, `unseen`, `steps` and `id`. A record that can't be used is an error with its
-file, its line or index, and its field: dropping it in silence would change what the numbers of a run mean.
+Every record that leaves here has `instruction`, `input` (may be empty) and `output`, all text, and, where its
+source has them, `answer`, `category`, `template`, `unseen`, `steps` and `id`. A record that can't be used is
+an error with its file, its line or index, and its field: dropping it in silence would change what the numbers
+of a run mean.
 
 forms.py says which forms of record are known, columns.py what happens to others.
 """
@@ -72,9 +74,10 @@ def load_data(data_files: str, columns: str = "", instruction: str = "", root: P
     """Read examples from files and data sets, as notebook 01 does.
 
     Args:
-        data_files: paths, and names of data sets (`hub:OWNER/NAME`: see helpers/data/hub.py), separated by commas.
-        columns: which column becomes which field, for all sources: `instruction=text,output=label`. Empty: by form, or
-            by obvious names.
+        data_files: paths, and names of data sets (`hub:OWNER/NAME`: see helpers/data/hub.py), separated by
+            commas.
+        columns: which column becomes which field, for all sources: `instruction=text,output=label`. Empty: by
+            form, or by obvious names.
         instruction: one instruction for all records, whose own text is then the `input`.
         root: the folder from which relative paths start; the project's by default.
 
@@ -112,7 +115,8 @@ def _one_source(
 
 
 def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read examples from one or more `.json` (a list of records) and `.jsonl` (a record a line) files, in order.
+    """Read examples from one or more `.json` (a list of records) and `.jsonl` (a record a line) files, in
+    order.
 
     Args:
         paths: one path or several; the forms of record may differ from file to file and within one.
@@ -136,7 +140,9 @@ def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, 
 
 
 def data_paths(text: str, root: Path) -> list[Path | str]:
-    """What a comma-separated parameter names: paths, relative ones taken from `root`, and data sets of the hub, as text."""
+    """What a comma-separated parameter names: paths, relative ones taken from `root`, and data sets of the
+    hub, as text.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return [part if part.startswith(HUB) else root / part for part in parts]
 
@@ -152,7 +158,8 @@ def _read_file(path: Path) -> tuple[list[tuple[str, Any]], str]:
     if suffix not in SUFFIXES:
         raise DataError(
             f"{path} is neither {', '.join(SUFFIXES[:-1])} nor {SUFFIXES[-1]}",
-            "name a .json file (a list of records), .jsonl (a record a line), .csv or .tsv (the first line names the columns)",
+            "name a .json file (a list of records), .jsonl (a record a line), .csv or .tsv (the first line "
+            "names the columns)",
         )
     text = _read_text(path)
     if suffix in (".json", ".jsonl"):
@@ -187,14 +194,18 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        fix = "check the path: after --data, relative ones start at the current folder; in a notebook, at the project's"
+        fix = (
+            "check the path: after --data, relative ones start at the current folder; in a notebook, at the "
+            "project's"
+        )
         raise DataError(f"{path} does not exist", fix) from error
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder, not a file", "name the .json or .jsonl files in it") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {error.start} can't be read",
-            f"save it as UTF-8. If it is Chinese, for example: iconv -f GB18030 -t UTF-8 {path.name} > utf8-{path.name} "
+            f"save it as UTF-8. If it is Chinese, for example: iconv -f GB18030 -t UTF-8 {path.name} > "
+            f"utf8-{path.name} "
             "(Western European: CP1252 for GB18030)",
         ) from error
     except OSError as error:

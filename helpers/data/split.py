@@ -5,8 +5,9 @@
     split.count_leaks()                         # 0
     split.save("runs/mine/split")
 
-The test part is cut off first, as in the guide: scikit-learn's `train_test_split`, 80/20, `random_state=42`. The
-validation part then comes out of train: checkpoints are chosen on it, and the test set is scored once, at the end.
+The test part is cut off first, as in the guide: scikit-learn's `train_test_split`, 80/20, `random_state=42`.
+The validation part then comes out of train: checkpoints are chosen on it, and the test set is scored once, at
+the end.
 """
 
 import random
@@ -41,7 +42,7 @@ class Split:
     report: dict[str, Any] = field(default_factory=dict)
 
     def count_leaks(self, near_duplicate: float = 0.9) -> int:
-        """How many groups of duplicate questions reach across two parts. A split from `split_data` has none."""
+        """How many groups of duplicate questions reach across two parts. One from `split_data` has none."""
         parts = [name for name in PARTS for _ in getattr(self, name)]
         groups = find_duplicates([*self.train, *self.validation, *self.test], near_duplicate)
         return sum(len({parts[i] for i in group.indices}) > 1 for group in groups)
@@ -73,7 +74,8 @@ def split_data(
     max_validation: int = 0,
     max_test: int = 0,
 ) -> Split:
-    """Split records into train, validation and test. The same arguments give the same parts in the same order.
+    """Split records into train, validation and test. The same arguments give the same parts in the same
+    order.
 
     Args:
         records: examples with `instruction`, `input`, `output`; at least 10 different ones.
@@ -81,10 +83,11 @@ def split_data(
         validation_size: share of what is left for the validation part, over 0 and under 1.
         seed: `random_state` of every draw.
         stratify_by: a field whose values get the same shares in every part, where that can be done.
-        unseen_templates: values of `template` that only the test part may hold. Records with `"unseen": true` are
-            kept there too. They count towards `test_size`.
+        unseen_templates: values of `template` that only the test part may hold. Records with `"unseen": true`
+            are kept there too. They count towards `test_size`.
         near_duplicate: see `find_duplicates`. A group of duplicates goes into one part as a whole.
-        max_train, max_validation, max_test: most records a part may keep, drawn evenly over the same field; 0 for all.
+        max_train, max_validation, max_test: most records a part may keep, drawn evenly over the same field; 0
+            for all.
 
     Raises:
         DataError: a size is not possible, a template does not exist, or there are too few different records.
@@ -125,13 +128,16 @@ Group = tuple[int, ...]  # positions of records that ask the same, or of one rec
 def _parts(
     draw: "_Draw", groups: list[Group], held_out: list[Group], test_size: float, validation_size: float
 ) -> dict[str, list[Group]]:
-    """The groups of each part: the test part is cut off first, then validation; what is held out goes to the test part."""
+    """The groups of each part: the test part is cut off first, then validation; what is held out goes to the
+    test part.
+    """
     apart = set(held_out)
     seen = [group for group in groups if group not in apart]
     if len(seen) < MIN_RECORDS:
         repeats = len(draw.records) - len(groups)
         raise DataError(
-            f"only {len(seen)} different records are left to split ({len(draw.records)} records, {repeats} of them "
+            f"only {len(seen)} different records are left to split ({len(draw.records)} records, {repeats} "
+            "of them "
             "repeats)",
             f"bring at least {MIN_RECORDS} different ones",
         )
@@ -247,7 +253,8 @@ def _strata(values: list, size: int, notes: list[str], part: str) -> list[str] |
     rare = sorted(label for label, count in counts.items() if count < 2)
     if rare:
         notes.append(
-            f"{part}: too few records of {', '.join(rare[:5])}{' …' if len(rare) > 5 else ''} to have shares; "
+            f"{part}: too few records of {', '.join(rare[:5])}{' …' if len(rare) > 5 else ''} to have "
+            "shares; "
             "drawn as one kind"
         )
         labels = ["(rare)" if label in rare else label for label in labels]

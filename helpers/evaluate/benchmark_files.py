@@ -1,4 +1,6 @@
-"""Benchmarks of which we know the published files: how to read those without the model hub, and where to get them."""
+"""Benchmarks of which we know the published files: how to read those without the model hub, and where to get
+them.
+"""
 
 import json
 from collections.abc import Callable
@@ -21,7 +23,8 @@ class Benchmark:
         task: its function there.
         read: makes records in the hub's form from a published file.
         where: where to get that file.
-        train_file: name of the file beside it that few-shot examples are taken from; empty if the task has none.
+        train_file: name of the file beside it that few-shot examples are taken from; empty if the task has
+            none.
     """
 
     module: str
@@ -32,7 +35,8 @@ class Benchmark:
 
 
 def local_records(name: str, dataset_path: str | Path) -> dict[str, list[dict]]:
-    """Records by split: `test` and `validation` are the named file, `train` the one beside it if there is one.
+    """Records by split: `test` and `validation` are the named file, `train` the one beside it if there is
+    one.
 
     Args:
         name: one of BENCHMARKS.
@@ -109,7 +113,9 @@ def _read(path: Path) -> str:
 
 
 def _read_mmlu(path: Path) -> list[dict]:
-    """MMLU's CSV, without a header (question, four choices, letter) or with one. The file's name is the subject."""
+    """MMLU's CSV, without a header (question, four choices, letter) or with one. The file's name is the
+    subject.
+    """
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     if not files:
         raise DataError(

@@ -1,10 +1,11 @@
-"""Standard benchmarks through Inspect: the real `inspect_evals` tasks, asked of a Tinker sampler or of a served model.
+"""Standard benchmarks through Inspect: the real `inspect_evals` tasks, asked of a Tinker sampler or of a
+served model.
 
     results = run_inspect_eval(sampling_client=sampling_client, benchmark="gsm8k", batch_size=32)
     print(f"GSM8K Score: {results['score']:.2f}%")
 
     run_inspect_eval(sampling_client, "gsm8k", dataset_path="test.jsonl")         # without the model hub
-    run_inspect_eval(benchmark="gsm8k", server_url="http://127.0.0.1:8000/v1")    # the same task, asked of vLLM
+    run_inspect_eval(benchmark="gsm8k", server_url="http://127.0.0.1:8000/v1")    # the same, asked of vLLM
     run_inspect_eval(sampling_client, test_set, renderer="guide", grader=task.grader)        # our own records
 
 A request that fails twice ends the evaluation: a missing answer is never left out of a score.
@@ -51,60 +52,40 @@ def run_inspect_eval(
     """Run a benchmark through Inspect and give its score.
 
     Args:
-        sampling_client: Tinker's sampling client; None if `server_url` is given.
-        benchmark: `gsm8k`, `mmlu`, `hellaswag`, another task's name in `inspect_evals`, records of our own, or an
-            Inspect `Task`.
+        sampling_client: Tinker's; None if `server_url` is given.
+        benchmark: `gsm8k`, `mmlu`, `hellaswag`, another task's name in `inspect_evals`, records of our own,
+            or an Inspect `Task`.
         batch_size: requests under way at once.
         limit: ask only the first `limit` samples; None for all.
-        dataset_path: the benchmark's own published file, to do without the model hub (JSON Lines; for MMLU CSV).
-        renderer: name of the prompt format: `guide`, or a renderer of `tinker_cookbook`. By default the one that the
-            model was made for. A served model is asked by its server's chat template; here it gives the stop rule.
-        grader: of our own records: takes an answer and a reference, gives a verdict.
+        dataset_path: the benchmark's published file, to do without the model hub (JSON Lines; for MMLU CSV).
+        renderer: name of the prompt format; by default the one that the model was made for. A served model is
+            asked by its server's chat template; here it gives the stop rule.
+        grader: of our own records.
         max_tokens: longest answer; a task that sets its own keeps it.
-        temperature: 0 is greedy.
-        seed: of sampling, where the temperature is above 0.
+        temperature, seed: of sampling; 0 is greedy.
         task_args: arguments of the task, as `{"fewshot": 5}` for GSM8K.
         log_dir: where Inspect's log goes; `runs/inspect` by default. `inspect view --log-dir` shows it.
-        server_url: address of an OpenAI-compatible server, with `/v1`: vLLM's, to ask a merged model the same.
-        api_key: for that server.
-        model: which of the server's models or adapters to ask; needed where it has more than one.
+        server_url, api_key, model: an OpenAI-compatible server, with `/v1`; which of its models, if it has
+            several.
 
     Returns:
-        `score` and `stderr` in percent, `metric` (what the score is), `benchmark`, `samples` (number asked), `total`
-        (in the data set), `truncated` (answers cut off at `max_tokens`), `tokens` (sampled), `seconds`, `renderer`,
-        `metrics` (all of the task's), `log` (a path).
+        `score` and `stderr` in percent, `metric` (what the score is), `benchmark`, `samples` (asked), `total`
+        (in the data set), `truncated` (cut off at `max_tokens`), `tokens`, `seconds`, `renderer`, `metrics`,
+        `log`.
 
     Raises:
-        DataError: the benchmark, an argument or its file is not usable; the message says where to get the file.
+        DataError: the benchmark, an argument or its file is not usable; the message says where to get the
+            file.
         BackendError: a request failed twice.
     """
     _check_arguments(sampling_client, server_url, batch_size, max_tokens, limit)
-    from inspect_ai import Task
-
-    from helpers.evaluate.inspect_models import renderer_name, stop_texts
-    from helpers.evaluate.inspect_tasks import make_task, own_data
-
-    if isinstance(benchmark, str):
-        made, name = make_task(benchmark, dataset_path, task_args or {}), benchmark
-    else:
-        own = isinstance(benchmark, Task)
-        made = benchmark if own else own_data(benchmark, renderer_name(renderer) or "chat", grader)
-        name = made.name
+    made, name = _task_of(benchmark, dataset_path, task_args or {}, renderer, grader)
     with _progress(name, min(limit or len(made.dataset), len(made.dataset))) as on_answer:
-        asked, used = _model_of(sampling_client, renderer, server_url, api_key, model, on_answer)
-        start = time.monotonic()
-        log = _evaluate(
-            made,
-            asked,
-            limit=limit,
-            log_dir=str(log_dir or runs_dir() / "inspect"),
-            max_connections=batch_size,
-            max_samples=batch_size,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            stop_seqs=stop_texts(renderer) if server_url else None,
-        )
+        asked, used, stop = _model_of(sampling_client, renderer, server_url, api_key, model, on_answer)
+        start, folder = time.monotonic(), str(log_dir or runs_dir() / "inspect")
+        settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop_seqs": stop}
+        settings |= {"max_connections": batch_size, "max_samples": batch_size}
+        log = _evaluate(made, asked, limit=limit, log_dir=folder, **settings)
     return _summary(log, name, used, time.monotonic() - start)
 
 
@@ -121,6 +102,27 @@ def _check_arguments(
             raise DataError(f"{name}={value!r}", "it must be a whole number, 1 or more")
 
 
+def _task_of(
+    benchmark: "str | Sequence[dict] | Task",
+    dataset_path: str | Path | None,
+    task_args: dict[str, Any],
+    renderer: Any,
+    grader: Grader,
+) -> "tuple[Task, str]":
+    """The task, and its name."""
+    from inspect_ai import Task
+
+    from helpers.evaluate.inspect_models import renderer_name
+    from helpers.evaluate.inspect_tasks import make_task, own_data
+
+    if isinstance(benchmark, str):
+        return make_task(benchmark, dataset_path, task_args), benchmark
+    if isinstance(benchmark, Task):
+        return benchmark, benchmark.name
+    made = own_data(benchmark, renderer_name(renderer) or "chat", grader)
+    return made, made.name
+
+
 def _model_of(
     sampling_client: Any,
     renderer: Any,
@@ -128,21 +130,23 @@ def _model_of(
     api_key: str,
     model: str | None,
     on_answer: Callable[[], None],
-) -> "tuple[Model, str]":
-    """The model to ask, and what makes its prompts."""
-    from helpers.evaluate.inspect_models import served_model, tinker_model
+) -> "tuple[Model, str, list[str] | None]":
+    """The model to ask, what makes its prompts, and the stop texts to send with each request."""
+    from helpers.evaluate.inspect_models import served_model, stop_texts, tinker_model
     from helpers.evaluate.patches import counted
 
     if server_url is None:
         asked, used = tinker_model(sampling_client, renderer)
-    else:
-        asked, used = served_model(server_url, api_key, model), "chat template of the server"
-    return counted(asked, on_answer), used
+        return counted(asked, on_answer), used, None
+    asked = served_model(server_url, api_key, model)
+    return counted(asked, on_answer), "chat template of the server", stop_texts(renderer)
 
 
 @contextlib.contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar over answers. What it gives counts one, and raises once the reader has left: that ends the evaluation."""
+    """A bar over answers. What it gives counts one, and raises once the reader has left: that ends the
+    evaluation.
+    """
     from tqdm import tqdm
 
     left = False
@@ -165,7 +169,7 @@ _one_at_a_time = threading.Lock()
 
 
 def _evaluate(made: "Task", model: "Model", **settings: Any) -> Any:
-    """Run Inspect in a thread of its own: it starts an event loop, and a notebook's kernel has one already."""
+    """Run Inspect in a thread of its own: it starts an event loop, and a notebook's kernel has one."""
     import inspect_ai
 
     outcome: dict[str, Any] = {}

@@ -1,4 +1,6 @@
-"""The two models that Inspect can ask: Tinker's sampling client, and an OpenAI-compatible server such as vLLM's."""
+"""The two models that Inspect can ask: Tinker's sampling client, and an OpenAI-compatible server such as
+vLLM's.
+"""
 
 from typing import Any
 
@@ -13,7 +15,7 @@ guide_renderer.register()
 
 
 class _Sampler(InspectAPIFromTinkerSampling):
-    """The cookbook's bridge, with the truth about answers that were cut off: it calls every answer complete."""
+    """The cookbook's bridge calls every answer complete; this one knows which were cut off."""
 
     async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
         output = await super().generate(input, tools, tool_choice, config)
@@ -76,7 +78,7 @@ def served_model(server_url: str, api_key: str, wanted: str | None = None) -> Mo
 
 
 def stop_texts(renderer: Any) -> list[str] | None:
-    """The guide's stop texts, for a server; chat templates end an answer with a token that the server knows."""
+    """The guide's stop texts, for a server; chat templates end an answer with a token that it knows."""
     return list(GUIDE_STOP) if renderer_name(renderer) == "guide" else None
 
 

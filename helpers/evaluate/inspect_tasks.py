@@ -1,9 +1,9 @@
 """Tasks for Inspect: those of `inspect_evals` by name, and our own data as one.
 
-    inspect eval helpers/evaluate/inspect_tasks.py@own_data -T data=test_set.json --model …    # from the shell
+    inspect eval helpers/evaluate/inspect_tasks.py@own_data -T data=test_set.json --model …   # from a shell
 
-A task's prompts, examples and scorer are those of `inspect_evals`. Only its records may come from elsewhere: from a file
-that its authors publish, for machines that can't reach the model hub.
+A task's prompts, examples and scorer are those of `inspect_evals`. Only its records may come from elsewhere:
+from a file that its authors publish, for machines that can't reach the model hub.
 """
 
 import difflib

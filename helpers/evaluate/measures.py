@@ -1,4 +1,4 @@
-"""What to report beside the rate of right answers: how labels are told apart, and how many fields are right."""
+"""What to report beside the rate of right answers: which labels are mixed up, which fields are right."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,6 @@
-"""Two models on the same problems: which answers changed, whether that may be chance, and a table of before and after."""
+"""Two models on the same problems: which answers changed, whether that may be chance, and a table of before
+and after.
+"""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +18,8 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
         tuned_samples: the same problems, judged for the other model.
 
     Returns:
-        `gained` and `lost` (pairs of records: only the tuned, only the base model right), `both_right`, `both_wrong`
-        (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base).
+        `gained` and `lost` (pairs of records: only the tuned, only the base model right), `both_right`,
+        `both_wrong` (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base).
 
     Raises:
         DataError: the two lists are not about the same problems.
@@ -56,7 +58,8 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
 
 
 def before_after_table(base: dict[str, Any], tuned: dict[str, Any], task: Task | None = None) -> str:
-    """Two results of `evaluate_model` side by side: all, each category, each kind of template, and the task's measures.
+    """Two results of `evaluate_model` side by side: all, each category, each kind of template, and the task's
+    measures.
 
     Args:
         task: of the run; its measures, such as macro-F1, follow the table.

@@ -1,4 +1,6 @@
-"""What other packages leave no other way to do. Each has a test in tests/test_patches.py that it is still needed and still fits."""
+"""What other packages leave no other way to do. Each has a test in tests/test_patches.py that it is still
+needed and still fits.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -53,7 +55,8 @@ def records_from(module: ModuleType, records: dict[str, list[dict]] | None) -> I
 def counted(model: Model, on_answer: Callable[[], None]) -> Model:
     """The model, which calls `on_answer` after each answer. What that raises ends the evaluation.
 
-    Inspect's own progress display takes over the terminal, and nothing else of it tells of answers or stops a run.
+    Inspect's own progress display takes over the terminal, and nothing else of it tells of answers or stops a
+    run.
     """
     ask = model.api.generate
 

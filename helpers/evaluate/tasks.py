@@ -3,12 +3,12 @@
 | task | an answer is right if | beside the rate of right answers |
 |---|---|---|
 | `math` | its final answer has the value of the reference's | steps, in notebook 03 |
-| `classification` | it names the reference's label and no other | each label, confusion, macro-F1, the majority's score |
+| `classification` | it names the reference's label and no other | by label, confusion, macro-F1, majority |
 | `extraction` | all fields have the reference's values | precision, recall and F1 over fields |
 | `text` | its words overlap with the reference's: F1 of at least `text_threshold` | mean F1 |
 
-Notebook 01 chooses and checks it, and the manifest keeps it. All later notebooks take the grader from there, so that no
-run is graded in two ways:
+Notebook 01 chooses and checks it, and the manifest keeps it. All later notebooks take the grader from there,
+so that no run is graded in two ways:
 
     task, records = choose_task("classification", records)
     task, notes = task.finish(split)
@@ -90,8 +90,8 @@ class Task:
             samples: `samples` of a result of `evaluate_model`: `output`, `expected` and `score` of each.
 
         Returns:
-            Empty for math. Else numbers in [0, 1] by name; for a classification `confusion` too (reference to what was
-            answered to a count, `(none)` where no label or several were named), and `by_label`.
+            Empty for math. Else numbers in [0, 1] by name; for a classification `confusion` too (reference to
+            what was answered to a count, `(none)` where no label or several were named), and `by_label`.
         """
         pairs = [(sample["output"], sample["expected"]) for sample in samples]
         if self.name == "classification":
@@ -106,11 +106,12 @@ class Task:
         """Check the parts of a split, which was made of the records that `choose_task` gave.
 
         Returns:
-            The task, with what it needs to know of the training part, and notes on what makes a score worth less.
+            The task, with what it needs to know of the training part, and notes on what makes a score worth
+            less.
 
         Raises:
-            DataError: a test or validation record whose own output would be graded as wrong: no model could get it
-                right.
+            DataError: a test or validation record whose own output would be graded as wrong: no model could
+                get it right.
         """
         _check_scorable(self, [*split.test, *split.validation])
         records = [*split.train, *split.validation, *split.test]
@@ -132,9 +133,9 @@ def choose_task(
 ) -> tuple[Task, Records]:
     """The task, and the records for it.
 
-    Those of a classification without categories get their label as category: the split then gives every label the same
-    share in each part, and scores come by label. Those of `extraction` and `text` lose an `answer`, since their
-    reference is the whole output.
+    Those of a classification without categories get their label as category: the split then gives every label
+    the same share in each part, and scores come by label. Those of `extraction` and `text` lose an `answer`,
+    since their reference is the whole output.
 
     Args:
         name: one of TASKS.
@@ -161,11 +162,12 @@ def choose_task(
 
 
 def _labels(records: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """The labels with their counts, commonest first; refused if they are none, or can't be told in an answer."""
+    """The labels with their counts, commonest first; refused if they are none, or can't be told apart."""
     counts = _label_counts(records)
     if len(counts) < 2:
         raise DataError(
-            f"all {len(records)} records have the output {next(iter(counts), '')[:60]!r}: there is nothing to "
+            f"all {len(records)} records have the output {next(iter(counts), '')[:60]!r}: there is nothing "
+            "to "
             "classify",
             "bring records of at least two labels, or map another column to the output",
         )
@@ -197,7 +199,8 @@ def _check_scorable(task: Task, records: Records) -> None:
     output, verdict = wrong[0]
     others = ", ".join(other for other in TASKS if other != task.name)
     raise DataError(
-        f"{len(wrong)} of {len(records)} test and validation records can't be scored as {task.name}: their own output "
+        f"{len(wrong)} of {len(records)} test and validation records can't be scored as {task.name}: their "
+        "own output "
         f"would be wrong; the first: {output[:80]!r}, {verdict.why}",
         f"correct them or take them out, or choose another task: {others}",
     )
@@ -210,12 +213,14 @@ def _other_task(task: Task, records: Records) -> list[str]:
     few = len(kinds) <= len(records) / 5
     if task.name in ("math", "text") and few and not any(char.isdigit() for kind in kinds for char in kind):
         notes.append(
-            f"the {len(records)} outputs are of {len(kinds)} kinds, as labels are: task=classification scores those"
+            f"the {len(records)} outputs are of {len(kinds)} kinds, as labels are: task=classification "
+            "scores those"
         )
     without = sum(not any(char.isdigit() for char in reference_of(record)) for record in records)
     if task.name == "math" and without > len(records) / 2:
         notes.append(
-            f"{without} of {len(records)} answers hold no number, and task=math compares final answers by value; for "
+            f"{without} of {len(records)} answers hold no number, and task=math compares final answers by "
+            "value; for "
             "other data there are task=classification, extraction and text"
         )
     return notes
@@ -237,7 +242,8 @@ def _label_notes(task: Task, split: Split) -> list[str]:
     (majority, most), fewest = train.most_common(1)[0], min(train.values())
     if most >= UNBALANCED * fewest:
         notes.append(
-            f"unbalanced: {most} of {train.total()} training records are {majority!r}, {fewest} are of the rarest "
+            f"unbalanced: {most} of {train.total()} training records are {majority!r}, {fewest} are of the "
+            "rarest "
             "label; read macro-F1 beside the accuracy"
         )
     return notes
@@ -258,7 +264,8 @@ def _conflicts(task: Task, records: Records) -> list[str]:
         return []
     asked = (found[0].get("input") or found[0]["instruction"])[:60]
     return [
-        f"{len(found)} question{'s' * (len(found) > 1)} with different answers in different records, which no model can "
+        f"{len(found)} question{'s' * (len(found) > 1)} with different answers in different records, which "
+        "no model can "
         f"all get right; the first: {asked!r}"
     ]
 

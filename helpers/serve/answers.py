@@ -2,9 +2,9 @@
 
     answers = generate_with_transformers(model, fmt, prompts, max_tokens=96)
 
-An answer keeps the stop text in its tokens, as Tinker's samples do, and `fmt.answer_text` takes it off, so that the
-sampler, `transformers` and vLLM are read by the same code. Here and in vLLM the model's end-of-text token ends an
-answer, too.
+An answer keeps the stop text in its tokens, as Tinker's samples do, and `fmt.answer_text` takes it off, so
+that the sampler, `transformers` and vLLM are read by the same code. Here and in vLLM the model's end-of-text
+token ends an answer, too.
 """
 
 import sys
@@ -41,7 +41,8 @@ def generate_with_transformers(
 ) -> list[Answer]:
     """Greedy answers from a `transformers` or PEFT model.
 
-    Prompts are sorted by length, so that a batch is padded little; the answers come in the order of `prompts`.
+    Prompts are sorted by length, so that a batch is padded little; the answers come in the order of
+    `prompts`.
 
     Args:
         model: a causal language model.
@@ -69,14 +70,17 @@ def generate_with_transformers(
     ) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for i, answer in zip(rows, _generate_batch(model, fmt, [prompts[i] for i in rows], max_tokens)):
+            batch = _generate_batch(model, fmt, [prompts[i] for i in rows], max_tokens)
+            for i, answer in zip(rows, batch, strict=True):
                 answers[i] = answer
             bar.update(len(rows))
     return answers
 
 
 def check_prompts(prompts: list[list[int]], max_tokens: int, room: int | None) -> None:
-    """Raises ModelError for an empty prompt, for max_tokens below 1, and for a prompt too long for the model's context."""
+    """Raises ModelError for an empty prompt, for max_tokens below 1, and for a prompt too long for the
+    model's context.
+    """
     if max_tokens < 1:
         raise ModelError(f"max_tokens is {max_tokens}", "give at least 1")
     for number, prompt in enumerate(prompts):
@@ -84,7 +88,8 @@ def check_prompts(prompts: list[list[int]], max_tokens: int, room: int | None) -
             raise ModelError(f"prompt {number} has no tokens", "check the test set")
         if room is not None and len(prompt) + max_tokens > room:
             raise ModelError(
-                f"prompt {number} has {len(prompt)} tokens; with max_tokens={max_tokens} it exceeds the context of {room}",
+                f"prompt {number} has {len(prompt)} tokens; with max_tokens={max_tokens} it exceeds the "
+                f"context of {room}",
                 "lower max_tokens, raise max_model_len, or leave long examples out",
             )
 
@@ -108,7 +113,7 @@ def _generate_batch(model: Any, fmt: Any, prompts: list[list[int]], max_tokens: 
             stopping_criteria=StoppingCriteriaList([stopper]),
         )
     answers = []
-    for row, end in zip(out[:, longest:].tolist(), stopper.ends):
+    for row, end in zip(out[:, longest:].tolist(), stopper.ends, strict=True):
         kept = row if end is None else row[:end]
         answers.append(Answer(fmt.answer_text(kept), kept, "length" if end is None else "stop"))
     return answers
@@ -134,7 +139,8 @@ class _StopRule:
 
         for row, written in enumerate(tokens[:, self.start :].tolist()):
             if self.ends[row] is None:
-                # The last dozen tokens are enough: a stop text is shorter, and it was not there one token ago.
+                # The last dozen tokens are enough: a stop text is shorter, and it was not there one token
+                # ago.
                 tail = (
                     self.fmt.tokenizer.decode(written[-12:], skip_special_tokens=False) if self.texts else ""
                 )

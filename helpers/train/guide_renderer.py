@@ -1,4 +1,5 @@
-"""The guide's prompt format as a `tinker_cookbook` renderer, so that Inspect and the cookbook's own loops can use it.
+"""The guide's prompt format as a `tinker_cookbook` renderer, so that Inspect and the cookbook's own loops can
+use it.
 
     register()                                        # once; then "guide" names it everywhere in the cookbook
     renderer = renderers.get_renderer("guide", tokenizer)

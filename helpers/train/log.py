@@ -8,13 +8,13 @@
     log.finish()
 
     metrics.jsonl            one line a step: step, epoch, train_nll, learning_rate, tokens_per_second
-    checkpoints.jsonl        one line an evaluation: step, epoch, state_path, sampler_path, accuracy, loss, correct, total
+    checkpoints.jsonl        one line an evaluation: step, epoch, state_path, sampler_path, accuracy, loss, …
     evaluation_history.json  [{epoch, step, accuracy, loss}]
     best_checkpoint.json     the line of checkpoints.jsonl that is best by `best_metric`
 
-Every line is on disk before the next step starts, and one that a crash cut short is dropped: a run that was interrupted
-goes on from its last checkpoint and ends where an uninterrupted run ends. (The cookbook's JSON logger promises neither,
-so it doesn't write these files. Its other loggers do the rest: see trackers.py.)
+Every line is on disk before the next step starts, and one that a crash cut short is dropped: a run that was
+interrupted goes on from its last checkpoint and ends where an uninterrupted run ends. (The cookbook's JSON
+logger promises neither, so it doesn't write these files. Its other loggers do the rest: see trackers.py.)
 """
 
 import contextlib
@@ -53,9 +53,10 @@ class TrainingLog:
 
     Args:
         folder: the stage's folder.
-        settings: those of notebook 02. `best_metric` says what the best checkpoint has: the highest `accuracy` (of equals
-            the lowest loss), or the lowest `loss` (of equals the highest accuracy), on validation data. `patience` is the
-            number of evaluations without a new best after which `stop_early` is true; 0 for never.
+        settings: those of notebook 02. `best_metric` says what the best checkpoint has: the highest
+            `accuracy` (of equals the lowest loss), or the lowest `loss` (of equals the highest accuracy), on
+            validation data. `patience` is the number of evaluations without a new best after which
+            `stop_early` is true; 0 for never.
         facts: what else decides the result. Files of other settings, or of a finished run, are begun anew.
 
     Attributes:
@@ -214,7 +215,9 @@ class TrainingLog:
         write_json(self.folder / "best_checkpoint.json", self.best)
 
     def _forget_after(self, step: int) -> None:
-        """Drop steps made after the last checkpoint: they will be made again. Drop a line that was cut short, too."""
+        """Drop steps made after the last checkpoint: they will be made again. Drop a line that was cut short,
+        too.
+        """
         write_jsonl(self.folder / "metrics.jsonl", [row for row in self.metrics if row["step"] <= step])
         write_jsonl(self.folder / "checkpoints.jsonl", self.checkpoints)
         self._write_history()
@@ -249,7 +252,9 @@ class TrainingLog:
             ) from error
 
     def forget_old_state(self, backend: Any) -> None:
-        """Delete the training state of every checkpoint but the best and the last: it is the largest file of all."""
+        """Delete the training state of every checkpoint but the best and the last: it is the largest file of
+        all.
+        """
         import tinker
 
         keep = {self.best["state_path"], self.checkpoints[-1]["state_path"]}

@@ -41,7 +41,9 @@ def resolve_base_model(name: str) -> str:
 
 
 def _has_plain_tokenizer(folder: Path) -> bool:
-    """True if the tokenizer is all in tokenizer.json. AutoTokenizer imports torch and scikit-learn to find out: 5 s."""
+    """True if the tokenizer is all in tokenizer.json. AutoTokenizer imports torch and scikit-learn to find
+    out: 5 s.
+    """
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return (

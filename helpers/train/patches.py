@@ -1,4 +1,6 @@
-"""What the Tinker SDK leaves no other way to do. tests/test_patches.py says whether it is still needed and still fits."""
+"""What the Tinker SDK leaves no other way to do. tests/test_patches.py says whether it is still needed and
+still fits.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,7 +10,8 @@ from helpers import net
 from helpers.errors import BackendError
 
 STUB_ENDED = (
-    "run this notebook again from the top (or `course run --resume`): it starts another, and training goes on from its "
+    "run this notebook again from the top (or `course run --resume`): it starts another, and training goes "
+    "on from its "
     "last checkpoint; if you did not end it, it may have run out of memory"
 )
 
@@ -16,9 +19,9 @@ STUB_ENDED = (
 def stop_waiting_when_ended(url: str, *holders: Any) -> None:
     """Make requests to a stub that has ended fail at once with a BackendError.
 
-    The SDK (0.38) asks a silent server again for 5 minutes, and for a result it waits for ever: right for a service that
-    comes back, but a stub that was killed never does. No argument of its clients shortens that. All of its requests go
-    through `aclient` of a client's holder.
+    The SDK (0.38) asks a silent server again for 5 minutes, and for a result it waits for ever: right for a
+    service that comes back, but a stub that was killed never does. No argument of its clients shortens that.
+    All of its requests go through `aclient` of a client's holder.
     """
     import tinker
 

@@ -1,5 +1,5 @@
-"""The plan of a training run, made from its settings alone: which examples each step sees, how fast it learns, and when to
-evaluate. A run that was interrupted makes the same plan again.
+"""The plan of a training run, made from its settings alone: which examples each step sees, how fast it
+learns, and when to evaluate. A run that was interrupted makes the same plan again.
 """
 
 import math
@@ -11,7 +11,9 @@ from helpers.errors import DataError
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its number from 1, its epoch (a fraction, at its end), its examples and its learning rate."""
+    """One optimizer step: its number from 1, its epoch (a fraction, at its end), its examples and its
+    learning rate.
+    """
 
     number: int
     epoch: float
@@ -22,7 +24,8 @@ class Step:
 def plan_steps(
     size: int, batch_size: int, epochs: float, learning_rate: float, seed: int, warmup: int = 0
 ) -> list[Step]:
-    """All steps of a run: each epoch sees every example once, in a new order; the learning rate falls linearly to zero.
+    """All steps of a run: each epoch sees every example once, in a new order; the learning rate falls
+    linearly to zero.
 
     Args:
         size: number of training examples.
@@ -39,7 +42,8 @@ def plan_steps(
         raise DataError("there are no training examples", "run 01_split with more data")
     if batch_size < 1 or epochs <= 0 or learning_rate <= 0:
         raise DataError(
-            f"batch_size={batch_size}, epochs={epochs}, learning_rate={learning_rate}: each must be above zero",
+            f"batch_size={batch_size}, epochs={epochs}, learning_rate={learning_rate}: each must be above "
+            "zero",
             "correct the parameter",
         )
     per_epoch = math.ceil(size / batch_size)
@@ -56,7 +60,8 @@ def plan_steps(
 
 
 def evaluation_steps(total: int, every: int, epochs: float = 1.0, every_epochs: float = 0.0) -> list[int]:
-    """Steps after which to evaluate: 0 (before training), every `every`, and the last, which replaces one just before it.
+    """Steps after which to evaluate: 0 (before training), every `every`, and the last, which replaces one
+    just before it.
 
     Args:
         total: steps of the run.
@@ -69,7 +74,8 @@ def evaluation_steps(total: int, every: int, epochs: float = 1.0, every_epochs: 
     """
     if every < 1 or every_epochs < 0:
         raise DataError(
-            f"eval_every={every}, eval_every_epochs={every_epochs}: the first must be at least 1, the second at least 0",
+            f"eval_every={every}, eval_every_epochs={every_epochs}: the first must be at least 1, the second "
+            "at least 0",
             "correct the parameter",
         )
     if every_epochs:

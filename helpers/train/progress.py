@@ -9,7 +9,8 @@ from helpers.train.plan import Step
 
 
 class Progress:
-    """Iterates over the steps of a plan that come after the log's last checkpoint, until the log says to stop early.
+    """Iterates over the steps of a plan that come after the log's last checkpoint, until the log says to stop
+    early.
 
     What happens inside the loop counts as training; evaluations in it count as sampling.
 

@@ -3,8 +3,8 @@
     fmt = get_format("guide", base_model)
     fmt.prompt_tokens(example), fmt.answer_tokens(example), fmt.stop
 
-A prompt format decides three things together, because they only work together: the text before the answer, the text
-that ends the answer, and the stop rule for sampling.
+A prompt format decides three things together, because they only work together: the text before the answer,
+the text that ends the answer, and the stop rule for sampling.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 from helpers.errors import DataError, ModelError
 from helpers.train.models import load_tokenizer
 
-# The source guide's format, turn by turn: the one text that the renderer and vLLM's chat template are made of, too.
+# The source guide's format, turn by turn: the one text that the renderer and vLLM's chat template are made
+# of, too.
 END_OF_ANSWER = "\n\n"
 GUIDE_TURNS = {
     "system": f"{{}}{END_OF_ANSWER}",
@@ -41,7 +42,9 @@ def guide_chat_template() -> str:
 
 
 def question_text(example: dict[str, Any], format_name: str) -> str:
-    """What the user's turn says: the instruction, and its input below it (after `Input:` in the guide's format)."""
+    """What the user's turn says: the instruction, and its input below it (after `Input:` in the guide's
+    format).
+    """
     instruction, more = example["instruction"].strip(), (example.get("input") or "").strip()
     if not more:
         return instruction
@@ -55,7 +58,8 @@ class PromptFormat:
     Attributes:
         name: `guide`, or the name of a `tinker_cookbook` renderer.
         tokenizer: the base model's tokenizer.
-        stop: what ends an answer, in the form that Tinker's `SamplingParams.stop` takes (strings or token ids).
+        stop: what ends an answer, in the form that Tinker's `SamplingParams.stop` takes (strings or token
+            ids).
         renderer: the cookbook's renderer; None for `guide`.
     """
 
@@ -81,9 +85,11 @@ class PromptFormat:
             for text in self.stop:
                 if text in answer:
                     raise DataError(
-                        f"the output of {example.get('instruction', '')[:60]!r} holds {text!r}, where the guide's stop "
+                        f"the output of {example.get('instruction', '')[:60]!r} holds {text!r}, where the "
+                        "guide's stop "
                         "rule ends an answer",
-                        "use a chat renderer for such data (prompt_format='qwen3_instruct'), or take that text out",
+                        "use a chat renderer for such data (prompt_format='qwen3_instruct'), or take that "
+                        "text out",
                     )
             turn = GUIDE_TURNS["assistant"].format(answer)
             return self.tokenizer.encode(turn, add_special_tokens=False)
@@ -111,7 +117,8 @@ def get_format(name: str, model: Any = "") -> PromptFormat:
     """The prompt format named `guide`, or the one of a `tinker_cookbook` renderer for chat models.
 
     Args:
-        model: whose tokenizer it uses: a name on the hub, a folder, empty for the local base model; or a tokenizer.
+        model: whose tokenizer it uses: a name on the hub, a folder, empty for the local base model; or a
+            tokenizer.
 
     Raises:
         DataError: there is no renderer of that name.
@@ -171,7 +178,8 @@ def build_datum(example: dict[str, Any], fmt: PromptFormat, max_length: int = 20
     tokens = prompt + answer
     if len(tokens) > max_length:
         raise DataError(
-            f"{example.get('instruction', '')[:60]!r} is {len(tokens)} tokens long, over max_length={max_length}",
+            f"{example.get('instruction', '')[:60]!r} is {len(tokens)} tokens long, over "
+            f"max_length={max_length}",
             "raise max_length, or leave long examples out in the split",
         )
     weights = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)

@@ -3,7 +3,8 @@
     pip install trackio            # or wandb, or neptune-scale
     WANDB_PROJECT=my-project course run
 
-`WANDB_PROJECT` names the project for all three, as in the cookbook's own recipes. Without it nothing is tracked.
+`WANDB_PROJECT` names the project for all three, as in the cookbook's own recipes. Without it nothing is
+tracked.
 """
 
 import os

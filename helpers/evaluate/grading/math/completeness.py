@@ -12,8 +12,10 @@ from helpers.evaluate.grading.math.wording import WIDE, sentences
 from helpers.evaluate.grading.verdict import Verdict
 
 _DANGLING = re.compile(
-    r"(?:\b(?:therefore|thus|hence|so|because|since|and|or|but|the|an?|is|are|was|of|to|that|we|which|with|for|by|if|then|let|in|from|as|have|has|"
-    r"implies|consequently|equals|gives|get)|因此|所以|因为|由于|故|则|即|得|为|是|设|从而|[-+*/=<>≤≥,:;(\[{、，：；∈^_&]|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies))\s*$",
+    r"(?:\b(?:therefore|thus|hence|so|because|since|and|or|but|the|an?|is|are|was|of|to|that|we|which|with"
+    r"|for|by|if|then|let|in|from|as|have|has|"
+    r"implies|consequently|equals|gives|get)|因此|所以|因为|由于|故|则|即|得|为|是|设|从而|[-+*/=<>≤≥,:;(\[{、，：；∈^_&]"
+    r"|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies))\s*$",
     re.IGNORECASE,
 )
 
@@ -56,7 +58,8 @@ _WHOLE_COMMANDS = {
 }
 
 
-# What Tinker, vLLM, OpenAI's interface and Inspect say of an answer that ended by itself, and of one that was cut off.
+# What Tinker, vLLM, OpenAI's interface and Inspect say of an answer that ended by itself, and of one that was
+# cut off.
 _ENDED = ("stop", "eos", "end_turn")
 _CUT = ("length", "max_tokens")
 
@@ -66,8 +69,8 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
 
     Args:
         model_output: what the model wrote.
-        stop_reason: `stop` or `length`, as Tinker and vLLM report it. It knows whether the token limit cut the text, so it
-            decides. Without one, the text must have a conclusion, and leave nothing open.
+        stop_reason: `stop` or `length`, as Tinker and vLLM report it. It knows whether the token limit cut
+            the text, so it decides. Without one, the text must have a conclusion, and leave nothing open.
     """
     text = (model_output or "").strip()
     if not text:
@@ -157,7 +160,9 @@ def _stands_out(text: str, last_line: str) -> bool:
 
 
 def _left_open(text: str) -> str:
-    """What is opened and never closed: a fence, a formula, an environment, a box, a bracket in the last paragraph."""
+    """What is opened and never closed: a fence, a formula, an environment, a box, a bracket in the last
+    paragraph.
+    """
     if text.count("```") % 2:
         return "```"
     if len(re.findall(r"(?<!\\)\$\$", text)) % 2:
