@@ -18,7 +18,8 @@ from typing_extensions import TypedDict  # pydantic asks for it before Python 3.
 
 from helpers.errors import RunError
 from helpers.evaluate.score import Score
-from helpers.evaluate.tasks import Task, measures_text
+from helpers.evaluate.paired import measures_text
+from helpers.evaluate.tasks import Task
 from helpers.runs.info import RunInfo
 from helpers.runs.stages import STAGES
 
