@@ -9,8 +9,8 @@ from helpers.data.split import Split, split_data
 from helpers.errors import DataError
 from helpers.evaluate.grading import check_fields, check_label, check_text
 from helpers.evaluate.tasks import TASKS, Task, choose_task, finish_task, measures_text, reference_of, task_of
+from helpers.runs.result_forms import Measures
 from helpers.runs.run import new_run
-from helpers.runs.result_files import Measures
 
 SPAM, MOODS, STARS = ["spam", "ham"], ["满意", "不满意", "垃圾邮件"], ["1", "2", "3", "-1", "1.5"]
 COMPLAINTS = ["tech_support", "billing", "not urgent", "urgent", "C", "C++"]
