@@ -1,5 +1,6 @@
 """What several test files share. Keep it small."""
 
+import json
 import logging
 import os
 import shutil
@@ -38,11 +39,46 @@ def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
     env |= {"TINKER_COURSE_HOME": str(home), "COURSE_RUNS_DIR": str(tmp_path_factory.mktemp("runs"))}
     yield env
     subprocess.run(
-        [sys.executable, "-m", "helpers.course.cli", "stub", "stop"],
+        [sys.executable, "-m", "helpers.course", "stub", "stop"],
         env=env,
         check=True,
         stdout=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A runs folder that does not exist yet, and no key: what `course` finds for the length of a test."""
+    monkeypatch.setenv("COURSE_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # several seconds otherwise
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def small_data(tmp_path) -> Path:
+    """40 records; each prompt has 40 characters, each answer 20."""
+    rows = [
+        {"instruction": f"{i:03} " + chr(97 + i % 26) * 4, "output": f"Final answer: {i:03}"}
+        for i in range(40)
+    ]
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def notebooks(monkeypatch, folder):
+    """Runs of a sweep whose notebooks are done at once, and results without plot and page, which take seconds."""
+    from sweeps_for_tests import Notebooks, write_table
+
+    made = Notebooks()
+    monkeypatch.setattr("helpers.runs.sweep.run.write_results", write_table)
+    monkeypatch.setattr("helpers.runs.sweep.run.course_run", made)
+    monkeypatch.setattr("helpers.runs.sweep.progress.POLL_SECONDS", 0.01)
+    return made
 
 
 @pytest.fixture(scope="session")

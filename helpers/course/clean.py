@@ -123,7 +123,7 @@ def _chosen(names: list[str], older_than: float | None) -> "list[RunInfo]":
         if not names:
             for run in chosen:
                 if run.problem:
-                    print(f"left out: {run.name} is damaged ({run.problem}): name it to delete it")
+                    print(f"left out: {run.name} can't be used ({run.problem}): name it to delete it")
             chosen = [run for run in chosen if not run.problem]
     return chosen
 

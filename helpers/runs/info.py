@@ -86,10 +86,10 @@ class RunInfo:
     @property
     def accuracies(self) -> tuple[float, float] | None:
         """Accuracy of base and tuned model on the test set; None if notebook 03 is not done, or stale."""
-        if not self.found or not self.found.stages.is_done("evaluate"):
+        evaluate = self.found.stages.evaluate if self.found else None
+        if evaluate is None or evaluate.status != "done" or evaluate.results is None:
             return None
-        results = self.found.stages.evaluate.results
-        return results.base_accuracy, results.test_accuracy
+        return evaluate.results.base_accuracy, evaluate.results.test_accuracy
 
 
 def find_runs() -> list[RunInfo]:

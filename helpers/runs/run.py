@@ -21,7 +21,7 @@ from helpers.data.hub import hub_fingerprint
 from helpers.data.records import data_paths, source_name
 from helpers.errors import RunError
 from helpers.paths import ROOT, package_versions, runs_dir
-from helpers.runs.manifest import DataFile, Manifest, StageEntry, now
+from helpers.runs.manifest import DataFile, Manifest, now
 from helpers.runs.stages import STAGES
 
 RUN_LOCK = "run.lock"
@@ -181,8 +181,8 @@ class Run:
             for name, value in values.items():
                 setattr(manifest, name, value)
 
-    def stage(self, name: str) -> StageEntry[Any, Any]:
-        """What the manifest holds of a finished stage: `settings`, `results`, `artefacts`, `seconds`.
+    def stage(self, name: str) -> Any:
+        """The manifest's `StageEntry` of a finished stage: `settings`, `results`, `artefacts`, `seconds`.
 
         Raises:
             RunError: that stage is not done.

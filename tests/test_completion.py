@@ -1,0 +1,101 @@
+"""Help that teaches, and the Tab key as bash asks for it: argcomplete in the real command."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from commands import COURSE, course
+from runs_for_tests import make_run
+
+from helpers.course.main import COMMANDS, make_parser
+from helpers.paths import ROOT
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+def test_help_teaches(capsys):
+    status, out, _ = course(capsys, "--help")
+    assert status == 0 and "exit status:" in out and "130" in out
+    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    assert [name for name in names if not re.search(rf"^ +{name}\b", out, re.M)] == []
+    for name in names:
+        out = course(capsys, name, "--help")[1]
+        examples = re.findall(r"^  .*course .*$", out.partition("example")[2], re.M)
+        assert examples, name
+        for example in examples:
+            line = example.replace('eval "$(', "").replace(')"', "").split("|")[0].split(">")[0].split("#")[0]
+            make_parser().parse_args(line.split()[1:])
+
+
+def offered(line: str, **variables: str) -> list[str]:
+    """What a press of the Tab key at the end of `course LINE` offers, asked as bash asks."""
+    text = f"course {line}"
+    # Descriptor 8 is where argcomplete answers.
+    script = f'exec {" ".join(COURSE)} 8>"$ANSWER" 9>&2 >/dev/null </dev/null'
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+        "COMP_LINE": text,
+        "COMP_POINT": str(len(text.encode())),
+        "ANSWER": f"/dev/fd/{write}",
+    }
+    subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=os.environ | asked | variables, pass_fds=[write], timeout=60
+    )
+    os.close(write)
+    with os.fdopen(read) as answer:
+        return [word.strip() for word in answer.read().split("\n") if word.strip()]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("c", ["clean", "check", "completion"]),
+        ("run --re", ["--resume"]),
+        ("run --profile ", ["quick", "small", "full", "hosted"]),
+        ("run --from e", ["evaluate", "export"]),
+        ("run -p max_t", ["max_test=", "max_tokens=", "max_train="]),
+        ("run -p task=", ["math", "classification", "extraction", "text"]),
+        ("run -p task=ex", ["extraction"]),
+        ("run -p epochs=", []),
+        ("sweep --grid dtype=f", ["float32", "float16"]),
+        ("run --backend st", ["stub"]),
+        ("run --resume --name m", ["mine"]),
+        ("show ", ["latest", "mine", "sweep"]),
+        ("clean mine ", ["latest", "mine", "sweep"]),
+        ("sweep --name ", ["sweep"]),
+        ("stub st", ["status", "stop"]),
+        ("lab 03", ["03_evaluate"]),
+    ],
+)
+def test_the_tab_key(line, expected, folder):
+    make_run("mine", done=())
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "sweep.json").write_text("{}")
+    assert sorted(offered(line)) == sorted(expected)
+
+
+def test_the_tab_key_loads_nothing_that_takes_long(folder):
+    """It is pressed often: what takes seconds to import is imported where it is used."""
+    code = (
+        "import sys\nfrom helpers.course.completers import settings, profiles\nfrom helpers.course.main import make_parser\n"
+        "make_parser(), list(settings('task=')), list(profiles())\n"
+        "print(sorted({'torch', 'papermill', 'transformers', 'matplotlib', 'datasets', 'tinker'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_scripts(capsys):
+    pytest.importorskip("argcomplete")
+    assert (
+        "complete -o nospace -o default -o bashdefault -F _python_argcomplete course"
+        in (course(capsys, "completion", "bash")[1])
+    )
+    assert course(capsys, "completion", "zsh")[1].startswith("#compdef course\n")
