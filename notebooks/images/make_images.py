@@ -19,7 +19,8 @@ from helpers.files import write_text
 from helpers.paths import ROOT
 from helpers.plots import accuracy_by_category
 from helpers.runs import open_run
-from helpers.runs.result_files import BEST, CHECKPOINTS, EVALUATION, METRICS, Evaluation
+from helpers.runs.result_files import BEST, CHECKPOINTS, EVALUATION, METRICS
+from helpers.runs.result_forms import Evaluation
 from helpers.runs.run import Run
 from helpers.runs.stages import STAGES
 from helpers.text import clock, percent

@@ -15,7 +15,8 @@ from helpers.runs.info import RunInfo, readable_run
 from helpers.runs.report import comparison_tables, figures
 from helpers.runs.report.gaps import gaps
 from helpers.runs.report.render import render
-from helpers.runs.result_files import Results, Sample
+from helpers.runs.result_files import Results
+from helpers.runs.result_forms import Sample
 from helpers.runs.run import Run
 from helpers.runs.stages import STAGES
 

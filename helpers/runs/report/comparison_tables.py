@@ -8,7 +8,7 @@ from helpers.evaluate.score import Score
 from helpers.runs.info import RunInfo
 from helpers.runs.report.page import backend_kind, model_name
 from helpers.runs.report.render import NONE, Table, interval, minute, p_text, rate, small
-from helpers.runs.result_files import Checkpoint, Parity, Step
+from helpers.runs.result_forms import Checkpoint, Parity, Step
 from helpers.runs.settings import OTHER_RUNS, written
 from helpers.runs.stages import STAGES
 from helpers.text import clock, percent

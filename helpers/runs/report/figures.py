@@ -12,7 +12,7 @@ from markupsafe import Markup
 from helpers.evaluate.score import Score
 from helpers.plots import accuracy_by_category, accuracy_by_run, curves, throughput_plot
 from helpers.runs.report.render import printable
-from helpers.runs.result_files import Checkpoint, Evaluation, Speed, Step
+from helpers.runs.result_forms import Checkpoint, Evaluation, Speed, Step
 
 NLL = "NLL, nats per answer token"
 RIGHT = "right answers, %"

@@ -7,7 +7,7 @@ from helpers.runs.describe import Artefact, changed_settings
 from helpers.runs.info import RunInfo
 from helpers.runs.manifest import DataFile, Manifest, SplitResults
 from helpers.runs.report.render import NONE, Table, interval, small
-from helpers.runs.result_files import Checkpoint, Counts, Parity, Speed
+from helpers.runs.result_forms import Checkpoint, Counts, Parity, Speed
 from helpers.runs.settings import written
 from helpers.text import clock, percent, size_text
 
