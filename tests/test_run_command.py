@@ -66,7 +66,9 @@ def test_paths_of_the_user_reach_the_notebooks_whole(tmp_path, monkeypatch, base
     (tmp_path / "rows").mkdir()
     (tmp_path / "test.jsonl").write_text("")
     chosen = choose(
-        None, [f"base_model=models/{base_model.name}", "benchmark_file=test.jsonl"], ["hub:rows#test", "a.json"]
+        None,
+        [f"base_model=models/{base_model.name}", "benchmark_file=test.jsonl"],
+        ["hub:rows#test", "a.json"],
     )
     assert chosen == {
         "base_model": str(tmp_path / "models" / base_model.name),

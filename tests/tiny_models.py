@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from helpers.files import write_json
 from helpers.weights.base_model import load_base, weight_shapes
 from helpers.weights.scores import Scores
 
@@ -275,20 +276,29 @@ def make_sharded(folder: Path, files: int, hidden: int, inner: int) -> Path:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
-    (folder / "config.json").write_text(
-        json.dumps(
-            {
-                "architectures": ["LlamaForCausalLM"],
-                "model_type": "llama",
-                "hidden_size": hidden,
-                "intermediate_size": inner,
-                "num_hidden_layers": files,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 1,
-                "vocab_size": VOCABULARY,
-                "tie_word_embeddings": True,
-                "dtype": "bfloat16",
-            }
-        )
-    )
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": files,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }
+    write_json(folder / "config.json", config)
+    return folder
+
+
+def make_merged_folder(folder: Path) -> Path:
+    """A folder that has all that a merged model needs, and no more."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"model.norm.weight": torch.ones(1000)}, folder / "model.safetensors")
+    write_json(folder / "config.json", {"model_type": "llama"})
+    write_json(folder / "tokenizer.json", {"model": {}})
+    write_json(folder / "generation_config.json", {})
     return folder

@@ -122,7 +122,7 @@ def compare_logprobs(
     known = [scores for scores in (reference, *others) if scores.shape]
     if not known or known[0].shape is None:
         raise ModelError(
-            f"no bound for the differences from '{reference.name}': none of the scores knows its model's shape",
+            f"no bound for differences from '{reference.name}': none of the scores knows its model's shape",
             "compare scores of score_with_transformers along with these",
         )
     measured = [measured_noise(scores, scores.rounded) for scores in known if scores.rounded]

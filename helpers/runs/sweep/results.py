@@ -100,7 +100,7 @@ def best_row(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     None if no run was scored there.
     """
-    from helpers.train.loop import BEST as GOODNESS
+    from helpers.train.log import BEST as GOODNESS
 
     goodness = GOODNESS[best_metric(sweep)]
     return max(

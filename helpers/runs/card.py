@@ -1,0 +1,302 @@
+"""A merged model's card: `README.md` for the Hugging Face hub, from what the run recorded and nothing else.
+
+    write_model_card(run)
+
+The text is in `templates/model_card.md.jinja`; here is where its values come from.
+"""
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers import local_model
+from helpers.data.hub import HUB
+from helpers.errors import RunError
+from helpers.evaluate.score import Score
+from helpers.files import read_json, write_text
+from helpers.runs.manifest import Manifest, Stages
+from helpers.runs.run import Run
+from helpers.text import percent
+from helpers.train.prompts import GUIDE_STOP, guide_prompt
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+TEMPLATES = Path(__file__).parent / "templates"
+SERVICES = {"stub": "the Tinker course's stub backend", "hosted": "hosted Tinker"}
+SETTINGS = (
+    "rank",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "max_length",
+    "seed",
+    "best_metric",
+    "patience",
+)
+PARTS = {"train": "train.json", "validation": "validation.json", "test": "test_set.json"}
+# Of these, nothing is said if what was merged is a checkpoint from elsewhere.
+HOW_IT_WAS_TRAINED = ("split", "train", "evaluate")
+
+
+def write_model_card(run: Run) -> Path:
+    """Write `README.md`, a Hugging Face model card, into the run's merged model, over one that is there.
+
+    All in it is read from the run: stages that are not done are left out.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        RunError: the merge stage is not done, its folder is gone, or it can't be written.
+    """
+    import jinja2
+    from huggingface_hub import ModelCard
+
+    folder = merged_folder(run)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    card = ModelCard(environment.get_template("model_card.md.jinja").render(card_values(run)))
+    return write_text(folder / "README.md", str(card).rstrip() + "\n")
+
+
+def merged_folder(run: Run) -> Path:
+    """The folder of a run's merged model.
+
+    Raises:
+        RunError: the merge stage is not done, or the folder is gone.
+    """
+    run.stage("merge")
+    folder = run.file("merge/merged_model")
+    if not folder.is_dir():
+        raise RunError(
+            f"run {run.name} has no folder merge/merged_model", "run notebooks/05_merge.ipynb again"
+        )
+    return folder
+
+
+def card_values(run: Run) -> dict[str, Any]:
+    """What the template fills in, by name."""
+    manifest = run.manifest
+    stages = _stages_to_tell(run, manifest)
+    evaluation = read_json(run.file("evaluate/model_evaluation.json")) if stages.evaluate else {}
+    scores = _scores(stages, evaluation)
+    base = base_model_of(manifest.base_model or "")
+    places = _data_files(stages)
+    return {
+        "front_matter": _front_matter(run.name, base, stages, places).to_yaml(),
+        "name": run.name,
+        "base": base,
+        "where": SERVICES.get(manifest.backend.kind if manifest.backend else "", "a Tinker server"),
+        "stages": stages,
+        "task": stages.split.results.task if stages.split and stages.split.results else None,
+        "evaluation": evaluation,
+        "scores": [_score_row(name, score) for name, score in scores],
+        "stop": [f"`{text!r}`" for text in GUIDE_STOP],
+        "guide_prompt": guide_prompt({"instruction": "…", "input": "…"}),
+        "sources": [f"`{place}`" for place in places],
+        "hub_data": any(_of_hub(place) for place in places),
+        "parts": _parts(run),
+        "training": _training(stages, manifest),
+        "parities": _parities(run, stages),
+        "packages": manifest.packages,
+    }
+
+
+# ---- what is told, and what is not
+
+
+def _stages_to_tell(run: Run, manifest: Manifest) -> Stages:
+    """The stages that are done, without those that did not make this model."""
+    left_out = {name for name, entry in manifest.stages.items() if entry.status != "done"}
+    if not _made_by_this_run(run, manifest.stages):
+        left_out |= set(HOW_IT_WAS_TRAINED)
+    return manifest.stages.model_copy(update=dict.fromkeys(left_out))
+
+
+def _made_by_this_run(run: Run, stages: Stages) -> bool:
+    """Whether what was merged is the checkpoint that this run trained and scored, not one typed by hand."""
+    typed = stages.export.settings.checkpoint_path if stages.export else ""
+    if not typed:
+        return True
+    best = run.file("train/best_checkpoint.json")
+    found = read_json(best) if best.is_file() else {}
+    # The parity check compares the merged model with the best checkpoint.
+    same = stages.merge and stages.merge.results and stages.merge.results.parity_passed
+    return typed in (found.get("state_path"), found.get("sampler_path")) or bool(same)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """What a card says of the base model.
+
+    Attributes:
+        id: its name on the hub; empty if unknown.
+        licence: empty if unknown.
+        name: for people.
+        note: what a reader should know of it; may be empty.
+    """
+
+    id: str
+    licence: str
+    name: str
+    note: str = ""
+
+
+def base_model_of(recorded: str) -> BaseModel:
+    """The base model that a run recorded, a hub name or a local folder."""
+    if match := re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(:.+)?", recorded):  # Tinker's names may end in :variant
+        return BaseModel(id=match[1], licence="", name=recorded)
+    readme = Path(recorded) / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    if text == local_model.README:
+        return BaseModel(
+            id=f"HuggingFaceTB/{local_model.LOCAL_MODEL}",
+            licence="apache-2.0",
+            name=local_model.LOCAL_MODEL,
+            note="The base model came from a 4-bit file, dequantised, which costs a little quality against "
+            "its original weights.",
+        )
+    note = "The base model was a local folder; its name on the hub is not known."
+    return BaseModel(id="", licence=_licence(text), name=Path(recorded).name, note=note)
+
+
+def _licence(card: str) -> str:
+    """What the head of a model card names as licence; empty if it names none, or can't be read."""
+    from huggingface_hub import ModelCard
+
+    if not card.startswith("---"):
+        return ""
+    try:
+        return str(ModelCard(card, ignore_metadata_errors=True).data.to_dict().get("license") or "")
+    except Exception:  # someone's file, with anything in it
+        return ""
+
+
+# ---- the head
+
+
+def _front_matter(name: str, base: BaseModel, stages: Stages, places: list[str]) -> "ModelCardData":
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(
+        model_name=name,
+        base_model=base.id or None,
+        license=base.licence or "unknown",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["tinker", "tinker-cookbook", "lora", "merged"],
+        eval_results=_eval_results(stages, places),
+    )
+
+
+def _eval_results(stages: Stages, places: list[str]) -> "list[EvalResult]":
+    """This model's scores, as the hub lists them."""
+    from huggingface_hub import EvalResult
+
+    on_hub = [place.removeprefix(HUB) for place in places if _of_hub(place)]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=re.split("[:@#]", on_hub[0])[0] if len(on_hub) == 1 else "custom",
+            dataset_name=f"held-out part of {', '.join(places) or 'the data of its run'}",
+            metric_type="accuracy",
+            metric_value=round(score.accuracy, 4),
+            metric_name=f"{score.correct} of {score.total} right, {engine}",
+        )
+        for engine, score in _own_scores(stages)
+    ]
+
+
+# ---- the tables
+
+
+def _own_scores(stages: Stages) -> list[tuple[str, Score]]:
+    """What the merged model scored, by engine."""
+    entries = {"transformers": stages.merge, "vLLM": stages.vllm}
+    return [
+        (engine, Score(entry.results.correct, entry.results.total))
+        for engine, entry in entries.items()
+        if entry and entry.results
+    ]
+
+
+def _scores(stages: Stages, evaluation: dict[str, Any]) -> list[tuple[str, Score]]:
+    rows = []
+    if evaluation:
+        rows = [
+            ("base model", Score(evaluation["base_correct"], evaluation["test_size"])),
+            ("tuned model, Tinker sampler", Score(evaluation["test_correct"], evaluation["test_size"])),
+        ]
+        rows += [
+            (f"… {kind} templates", Score(row["correct"], row["total"]))
+            for kind, row in evaluation.get("by_template", {}).items()
+        ]
+    return rows + [(f"this model, {engine}", score) for engine, score in _own_scores(stages)]
+
+
+def _score_row(name: str, score: Score) -> list[str]:
+    low, high = score.ci95
+    interval = f"{percent(low)} to {percent(high)}"
+    return [name, f"{score.correct}/{score.total}", percent(score.accuracy), interval]
+
+
+def _of_hub(place: str) -> bool:
+    """Whether a data file is one of the hub; `hub:/…` is a folder of this machine."""
+    return place.startswith(HUB) and not place.startswith(f"{HUB}/")
+
+
+def _data_files(stages: Stages) -> list[str]:
+    """The data files' names; of files on this machine, without their folders."""
+    named = stages.split.settings.data_files.split(",") if stages.split else []
+    places = [place.strip() for place in named if place.strip()]
+    return [place if _of_hub(place) else Path(place).name for place in places]
+
+
+def _parts(run: Run) -> list[list[Any]]:
+    """Name, count of records and SHA-256 of each part of the split."""
+    rows = []
+    for part, name in PARTS.items():
+        path = run.file(f"split/{name}")
+        if path.is_file():
+            rows.append([part, len(read_json(path)), hashlib.sha256(path.read_bytes()).hexdigest()])
+    return rows
+
+
+def _training(stages: Stages, manifest: Manifest) -> list[list[Any]]:
+    if not stages.train or not stages.train.results:
+        return []
+    settings, results = stages.train.settings, stages.train.results
+    rows = [[name.replace("_", " "), getattr(settings, name)] for name in SETTINGS]
+    rows += [
+        ["optimizer steps planned", results.steps],
+        ["step of the checkpoint taken, the best on validation data", results.best_step],
+        ["loss at the first step, nats a token", results.first_nll],
+        ["loss at the last step, nats a token", results.last_nll],
+    ]
+    if stages.export and stages.export.results:
+        rows.append(["sha256 of the adapter's archive", stages.export.results.archive.sha256])
+    return [*rows, ["run made", manifest.created.date().isoformat()]]
+
+
+def _parities(run: Run, stages: Stages) -> list[list[Any]]:
+    compared = {
+        "merge": "this model with the trained one, as Tinker samples it",
+        "vllm": "this model in vLLM with it in transformers",
+    }
+    rows = []
+    for stage, name in compared.items():
+        path = run.file(f"{stage}/parity.json")
+        if stages.get(stage) and path.is_file():
+            parity = read_json(path)
+            largest, bound = parity["max_abs_logprob_diff"], parity["tolerance"]
+            verdict = "yes" if parity["passed"] else "**no**"
+            rows.append([name, f"{largest:.1e}", f"{bound:.1e}", parity["prompts"], verdict])
+    return rows
