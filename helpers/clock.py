@@ -4,9 +4,10 @@
         ...
     work_done()     # {"sampling": 12.3}
 
-Functions of the course that train, sample, merge or run vLLM count themselves, so notebooks need not. Every second counts
-once: a block inside another one interrupts it, so training with evaluations in between is training without their sampling.
-Time is wall-clock time of the process. If several threads work at once, a second goes to the block that was opened last.
+Functions of the course that train, sample, merge or run vLLM count themselves, so notebooks need not. Every
+second counts once: a block inside another one interrupts it, so training with evaluations in between is
+training without their sampling. Time is wall-clock time of the process. If several threads work at once, a
+second goes to the block that was opened last.
 """
 
 import contextlib

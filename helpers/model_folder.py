@@ -27,7 +27,8 @@ def check_path(path: str | Path) -> None:
 
 
 def check_model_folder(path: str | Path) -> None:
-    """Check that `path` holds a model that transformers can load: configuration, safetensors weights, tokenizer.
+    """Check that `path` holds a model that transformers can load: configuration, safetensors weights,
+    tokenizer.
 
     Only headers are read, so it takes milliseconds whatever the model's size.
 

@@ -36,6 +36,16 @@ def no_answer(url: str, seconds: float) -> str | None:
     return None
 
 
+def get(url: str, seconds: float) -> str:
+    """What a URL answers.
+
+    Raises:
+        OSError: nobody answers, or with an error status.
+    """
+    with urllib.request.urlopen(url, timeout=seconds) as answer:
+        return answer.read().decode(errors="replace")
+
+
 def refuses(url: str) -> bool:
     """True if nobody listens there any more. A busy server still accepts connections."""
     address = urlsplit(url)

@@ -1,4 +1,6 @@
-"""Where things are: the project, its notebooks, the runs, what the course makes once. And which packages are installed."""
+"""Where things are: the project, its notebooks, the runs, what the course makes once. And which packages are
+installed.
+"""
 
 import contextlib
 import os

@@ -1,6 +1,12 @@
-"""Figures of the course: one function a figure. Each returns a matplotlib `Figure`, which a notebook shows by itself."""
+"""Figures of the course: one function a figure. Each returns a matplotlib `Figure`, which a notebook shows by
+itself.
+"""
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from helpers.evaluate.score import Score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -10,7 +16,8 @@ if TYPE_CHECKING:
     from helpers.weights import Scores
 
 
-# For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS and Windows.
+# For labels in Chinese, Japanese or Korean, which matplotlib's own font lacks: common names on Linux, macOS
+# and Windows.
 CJK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -25,8 +32,8 @@ CJK_FONTS = (
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches.
 
-    It is made by pyplot, because a bare `Figure` shows no picture in a notebook, and closed there, because an open one is
-    shown twice.
+    It is made by pyplot, because a bare `Figure` shows no picture in a notebook, and closed there, because an
+    open one is shown twice.
     """
     from matplotlib import font_manager, pyplot
 
@@ -84,14 +91,14 @@ def category_bars(parts: dict[str, list[dict]]) -> "Figure":
     Args:
         parts: name of a part to its records; records without a category count as `(none)`.
     """
-    from collections import Counter
-
     counts = {name: Counter(row.get("category") or "(none)" for row in rows) for name, rows in parts.items()}
     kinds = sorted({kind for count in counts.values() for kind in count})
     figure = new_figure(6, 3.2)
     axes = figure.subplots()
     width = 0.8 / len(parts)
-    for place, ((name, count), hatch) in enumerate(zip(counts.items(), ["", "///", "...", "xxx"])):
+    for place, ((name, count), hatch) in enumerate(
+        zip(counts.items(), cycle(["", "///", "...", "xxx"]), strict=False)
+    ):
         shares = [100 * count[kind] / max(1, count.total()) for kind in kinds]
         across = [i + place * width for i in range(len(kinds))]
         bars = axes.bar(
@@ -131,7 +138,8 @@ def weight_change_heatmap(description: dict) -> "Figure":
 
 
 def parity_scatter(reference: "Scores", others: list) -> "Figure":
-    """Log-probability of each token: the trained model across, the others up. Equal models lie on the diagonal.
+    """Log-probability of each token: the trained model across, the others up. Equal models lie on the
+    diagonal.
 
     Args:
         reference: `helpers.weights.Scores` of the trained model.
@@ -142,12 +150,12 @@ def parity_scatter(reference: "Scores", others: list) -> "Figure":
     left, right = figure.subplots(1, 2)
     lowest = min(across)
     left.plot([lowest, 0], [lowest, 0], color="grey", linewidth=1)
-    for scores, marker in zip(others, "x.+1"):
+    for scores, marker in zip(others, cycle("x.+1"), strict=False):
         up = [value for row in scores.logprobs for value in row]
         left.scatter(across, up, s=14, alpha=0.5, marker=marker, label=scores.name)
         right.scatter(
             across,
-            [max(abs(a - b), 1e-9) for a, b in zip(across, up)],
+            [max(abs(a - b), 1e-9) for a, b in zip(across, up, strict=True)],
             s=14,
             alpha=0.5,
             marker=marker,
@@ -177,7 +185,7 @@ def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> 
     axes = figure.subplots()
     sizes, rates = [row["at_once"] for row in rows], [row["tokens_per_second"] for row in rows]
     axes.plot(sizes, rates, marker="o", label="vLLM")
-    for size, rate in zip(sizes, rates):
+    for size, rate in zip(sizes, rates, strict=True):
         axes.annotate(f"{rate:.0f}", (size, rate), textcoords="offset points", xytext=(0, 7), ha="center")
     for label, rate in (lines or {}).items():
         axes.axhline(rate, color="grey", linestyle="--", linewidth=1, label=label)
@@ -208,7 +216,7 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
         sides = [[100 * abs(row["accuracy"] - row["ci95"][end]) for row in rows] for end in (0, 1)]
         up = [place + shift for place in range(len(names))]
         axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=label)
-        for x, y, row in zip(across, up, rows):
+        for x, y, row in zip(across, up, rows, strict=True):
             axes.annotate(
                 f"{row['correct']}/{row['total']}",
                 (x, y),
@@ -236,8 +244,6 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
         checkpoints: lines of checkpoints.jsonl (`step`, `loss`, `correct`, `total`).
         best: the chosen line of checkpoints.jsonl.
     """
-    from helpers.evaluate.score import wilson_interval
-
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     looks = [row["step"] for row in checkpoints]
@@ -251,16 +257,12 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
     left.plot(looks, [row["loss"] for row in checkpoints], "o--", color="tab:blue", label="validation")
     left.set(xlabel="optimizer step", ylabel="NLL, nats per answer token", yscale="log", title="Loss")
     left.legend()
-    rates = [100 * row["correct"] / row["total"] for row in checkpoints]
-    limits = [[100 * limit for limit in wilson_interval(row["correct"], row["total"])] for row in checkpoints]
-    below, above = (
-        [r - low for r, (low, _) in zip(rates, limits)],
-        [high - r for r, (_, high) in zip(rates, limits)],
-    )
+    scores = [Score(row["correct"], row["total"]) for row in checkpoints]
+    rates = [100 * score.accuracy for score in scores]
     right.errorbar(
         looks,
         rates,
-        yerr=[below, above],
+        yerr=[[100 * abs(score.accuracy - score.ci95[end]) for score in scores] for end in (0, 1)],
         fmt="o-",
         color="tab:blue",
         capsize=3,
@@ -279,6 +281,9 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
     return figure
 
 
+LINE_COLOURS = ["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]
+
+
 def curves(
     lines: dict[str, list[tuple[float, float]]],
     ylabel: str,
@@ -295,48 +300,25 @@ def curves(
         star: a point to mark as the chosen one.
         limits: (low, high) at each point of a line, by its name.
     """
-    from itertools import cycle
-
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     figure = new_figure(
         4.6, 2.8 + 0.2 * ((len(lines) + bool(star) + 1) // 2)
     )  # the legend below has two columns
     axes = figure.subplots()
-    looks = zip(
-        cycle(["tab:blue", "#b84a00", "#1b7837", "#7b3294", "black"]),
-        cycle(["-", "--", "-.", ":"]),
-        cycle("osD^vPX"),
-    )
-    for (name, points), (colour, style, marker) in zip(lines.items(), looks):
+    looks = zip(cycle(LINE_COLOURS), cycle(["-", "--", "-.", ":"]), cycle("osD^vPX"), strict=False)
+    for (name, points), (colour, style, marker) in zip(lines.items(), looks, strict=False):
         steps, values = [step for step, _ in points], [value for _, value in points]
-        every = max(1, len(points) // 8)
+        look: Any = {"color": colour, "linestyle": style, "marker": marker, "label": short(name)}
         if limits:
             sides = [
-                [abs(value - limit[end]) for value, limit in zip(values, limits[name])] for end in (0, 1)
+                [abs(value - limit[end]) for value, limit in zip(values, limits[name], strict=True)]
+                for end in (0, 1)
             ]
-            axes.errorbar(
-                steps,
-                values,
-                yerr=sides,
-                color=colour,
-                linestyle=style,
-                marker=marker,
-                capsize=3,
-                label=short(name),
-            )
+            axes.errorbar(steps, values, yerr=sides, capsize=3, **look)
         else:
-            axes.plot(
-                steps,
-                values,
-                color=colour,
-                linestyle=style,
-                marker=marker,
-                markevery=every,
-                markersize=5,
-                linewidth=1.3,
-                label=short(name),
-            )
+            every = max(1, len(points) // 8)
+            axes.plot(steps, values, markevery=every, markersize=5, linewidth=1.3, **look)
     if star:
         axes.plot(*star, "*", markersize=15, color="black", label=f"chosen: step {star[0]}")
     axes.set(xlabel="optimizer step", ylabel=ylabel, title=title, yscale="log" if log else "linear")
@@ -351,16 +333,20 @@ def curves(
     return figure
 
 
+MODEL_LOOKS = [("grey", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "^")]
+
+
 def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
     """Accuracy of each model of several runs, a dot with its 95% interval each.
 
     Args:
-        runs: by the run's name, then by the model's: `accuracy`, `ci95`, `correct`, `total`. A run may lack a model.
+        runs: by the run's name, then by the model's: `accuracy`, `ci95`, `correct`, `total`. A run may lack a
+            model.
     """
     models = list(dict.fromkeys(model for scores in runs.values() for model in scores))
     figure = new_figure(4.6, 1.3 + len(runs) * (0.22 * len(models) + 0.12))
     axes = figure.subplots()
-    looks = dict(zip(models, zip(["grey", "tab:blue", "#b84a00", "#1b7837"], "soD^")))
+    looks = dict(zip(models, MODEL_LOOKS, strict=False))
     for model in models:
         points = [
             (place + (models.index(model) - (len(models) - 1) / 2) * 0.8 / len(models), scores[model])
@@ -396,7 +382,8 @@ UNITS = {
 def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 0) -> "Figure":
     """Validation accuracy against each setting of a sweep, a point a run with its 95% interval.
 
-    Values stand side by side in order, not to scale. In a panel, points of one shape agree in all other settings.
+    Values stand side by side in order, not to scale. In a panel, points of one shape agree in all other
+    settings.
 
     Args:
         rows: finished runs, from `helpers.runs.sweep.results.collect`.
@@ -405,7 +392,8 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
         left_out: runs that are not among the rows; the title says so.
     """
     figure = new_figure(max(6.0, 4.6 * len(swept)), 4.0)
-    for axes, name in zip(figure.subplots(1, len(swept), squeeze=False, sharey=True)[0], swept):
+    panels = figure.subplots(1, len(swept), squeeze=False, sharey=True)[0]
+    for axes, name in zip(panels, swept, strict=True):
         values = _in_order(row["settings"][name] for row in rows)
         others = _in_order(_other_settings(row, swept, name) for row in rows)
         for place, other in enumerate(others):
@@ -427,7 +415,7 @@ def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 
                 capsize=3,
                 label=other or None,
             )
-            for x, y, row in zip(across, up, same):
+            for x, y, row in zip(across, up, same, strict=True):
                 if row["run"] == best:
                     axes.plot(
                         x,

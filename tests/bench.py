@@ -44,13 +44,26 @@ from helpers.evaluate.evaluation import evaluate_model
 from helpers.files import read_json, write_json, write_text
 from helpers.paths import ROOT, package_versions
 from helpers.train import models
-from helpers.train.loop import mean_nll, target_tokens
-from helpers.train.prompts import build_datum, prompt_format
+from helpers.train.prompts import build_datum, get_format
 
 GIB = 1 << 30
 IDLE_GIB, TRAINING_GIB, LOSS_DIFFERENCE = 1.2, 4.0, 0.03  # bounds; of the loss in relative terms
 MINUTES = {"training": 5.5, "sampling": 5.5, "wire": 1, "growth": 7, "evaluation": 1}  # on two cores
 MARKS = "<!-- bench -->", "<!-- /bench -->"
+
+
+def mean_nll(output, datums) -> float:
+    """As in notebook 02: negative log likelihood in nats per weighted token."""
+    weights = [datum.loss_fn_inputs["weights"].to_numpy() for datum in datums]
+    logprobs = [result["logprobs"].to_numpy() for result in output.loss_fn_outputs]
+    return -sum((lp * w).sum() for lp, w in zip(logprobs, weights, strict=True)) / sum(
+        w.sum() for w in weights
+    )
+
+
+def target_tokens(datums) -> int:
+    """Tokens that carry weight, over all datums."""
+    return sum(int((datum.loss_fn_inputs["weights"].to_numpy() != 0).sum()) for datum in datums)
 
 
 class Bench:
@@ -59,7 +72,7 @@ class Bench:
     def __init__(self, quick: bool):
         self.quick = quick
         self.folder = local_model.local_base_model()
-        self.fmt = prompt_format("guide", models.load_tokenizer(self.folder))
+        self.fmt = get_format("guide", models.load_tokenizer(self.folder))
         self.records = json.loads((ROOT / "data" / "word_problems.json").read_text(encoding="utf-8"))
         np.random.default_rng(0).shuffle(self.records)
         self.datums = [build_datum(record, self.fmt) for record in self.records[:512]]

@@ -71,7 +71,7 @@ def small_data(tmp_path) -> Path:
 
 @pytest.fixture
 def notebooks(monkeypatch, folder):
-    """Runs of a sweep whose notebooks are done at once, and results without plot and page, which take seconds."""
+    """Runs of a sweep whose notebooks are done at once, and results without plot and page, which take long."""
     from sweeps_for_tests import Notebooks, write_table
 
     made = Notebooks()

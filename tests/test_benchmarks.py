@@ -1,4 +1,6 @@
-"""Inspect's benchmarks: the real tasks over small files in the published forms, asked of known answers and of the stub."""
+"""Inspect's benchmarks: the real tasks over small files in the published forms, asked of known answers and of
+the stub.
+"""
 
 import asyncio
 import csv
@@ -21,10 +23,11 @@ import pytest
 from inspect_ai.log import read_eval_log
 
 from helpers.errors import BackendError, DataError, ModelError
-from helpers.evaluate.benchmarks import own_data, run_inspect_eval
+from helpers.evaluate.benchmarks import run_inspect_eval
+from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
 from helpers.train.models import load_tokenizer
-from helpers.train.prompts import prompt_format, question_text, renderer_for
+from helpers.train.prompts import get_format, question_text, renderer_for
 
 GSM8K = [
     {
@@ -52,7 +55,9 @@ HELLASWAG = [
 
 
 class Answers:
-    """A sampling client that answers by looking at the prompt: what a benchmark does with answers is known then."""
+    """A sampling client that answers by looking at the prompt: what a benchmark does with answers is known
+    then.
+    """
 
     def __init__(self, base_model, reply):
         self.base_model, self.tokenizer, self.reply = str(base_model), load_tokenizer(base_model), reply
@@ -136,7 +141,7 @@ def test_without_worked_examples_it_says_so(gsm8k, tmp_path, base_model, capsys)
     )
     assert results["score"] == 100 and results["samples"] == 5 and results["total"] == 8
     assert "no train.jsonl" in capsys.readouterr().out
-    with pytest.raises(DataError, match="fewshot=4 needs train.jsonl"):
+    with pytest.raises(DataError, match=r"fewshot=4 needs train.jsonl"):
         run_inspect_eval(Answers(base_model, add), "gsm8k", dataset_path=gsm8k, task_args={"fewshot": 4})
 
 
@@ -197,7 +202,7 @@ def test_a_damaged_file_is_an_error_that_names_the_line(benchmark, text, message
 
 @pytest.mark.parametrize("benchmark", ["gsm8k", "mmlu", "hellaswag"])
 def test_a_missing_file_is_an_error_that_says_where_to_get_it(benchmark, tmp_path):
-    with pytest.raises(DataError, match="does not exist\n→ get it: .*https://"):
+    with pytest.raises(DataError, match=r"does not exist\n→ get it: .*https://"):
         run_inspect_eval(object(), benchmark, dataset_path=tmp_path / "nothing")
 
 
@@ -216,7 +221,7 @@ def test_bad_arguments_are_refused_before_anything_is_asked(gsm8k):
             )
     with pytest.raises(DataError, match="did you mean gsm8k"):
         run_inspect_eval(object(), "gms8k")
-    with pytest.raises(BackendError, match="no OpenAI-compatible server answers at http://127.0.0.1:1/v1"):
+    with pytest.raises(BackendError, match=r"no OpenAI-compatible server answers at http://127.0.0.1:1/v1"):
         run_inspect_eval(benchmark="gsm8k", dataset_path=gsm8k, server_url="http://127.0.0.1:1/v1")
 
 
@@ -229,7 +234,7 @@ def test_a_request_that_fails_twice_gives_no_score(base_model, gsm8k, tmp_path):
             raise RuntimeError("connection lost")
         return add(prompt)
 
-    with pytest.raises(BackendError, match="did not finish.*connection lost"):
+    with pytest.raises(BackendError, match=r"did not finish.*connection lost"):
         run_inspect_eval(
             Answers(base_model, broken),
             "gsm8k",
@@ -282,7 +287,7 @@ def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_pa
     )
     results = run_inspect_eval(client, own_data(ROWS), renderer="guide", log_dir=tmp_path)
     assert results["score"] == 100 and results["benchmark"] == "own_data" and results["renderer"] == "guide"
-    fmt = prompt_format("guide", client.tokenizer)
+    fmt = get_format("guide", client.tokenizer)
     assert sorted(client.prompts) == sorted(client.tokenizer.decode(fmt.prompt_tokens(row)) for row in ROWS)
     assert client.params.stop == fmt.stop
     floor = run_inspect_eval(
@@ -298,7 +303,7 @@ def test_the_guide_renderer_gives_the_tokens_of_training(base_model):
     from tinker_cookbook.renderers.base import ParseTermination
 
     tokenizer = load_tokenizer(base_model)
-    renderer, fmt = renderers.get_renderer("guide", tokenizer), prompt_format("guide", tokenizer)
+    renderer, fmt = renderers.get_renderer("guide", tokenizer), get_format("guide", tokenizer)
     for row in ROWS:
         question = [{"role": "user", "content": question_text(row, "guide")}]
         assert renderer.build_generation_prompt(question).to_ints() == fmt.prompt_tokens(row)
@@ -329,7 +334,9 @@ def test_it_runs_inside_an_event_loop_as_in_a_notebook(base_model, gsm8k, tmp_pa
 
 
 def test_the_stub_answers_gsm8k(service, small_model, gsm8k, tmp_path):
-    """The unmodified SDK between Inspect and the stub. The model is untrained: that it answers is what counts."""
+    """The unmodified SDK between Inspect and the stub. The model is untrained: that it answers is what
+    counts.
+    """
     client = service.create_sampling_client(base_model=str(small_model)).result()
     results = run_inspect_eval(
         client,
@@ -401,7 +408,7 @@ def test_a_served_model_is_asked_the_same(served, tmp_path, capsys):
     assert KEY.encode() not in b"".join(
         zipfile.ZipFile(results["log"]).read(name) for name in zipfile.ZipFile(results["log"]).namelist()
     )
-    with pytest.raises(DataError, match="serves folder/merged\n.*model="):
+    with pytest.raises(DataError, match=r"serves folder/merged\n.*model="):
         run_inspect_eval(benchmark=own_data(ROWS), server_url=served, api_key=KEY, model="another")
     with pytest.raises(BackendError, match="401") as raised:
         run_inspect_eval(benchmark=own_data(ROWS), server_url=served, api_key=KEY + "x")
@@ -416,7 +423,7 @@ def test_the_task_runs_from_the_shell_and_inspect_view_shows_its_log(served, tmp
         [
             inspect,
             "eval",
-            "helpers/evaluate/benchmarks.py@own_data",
+            "helpers/evaluate/inspect_tasks.py@own_data",
             "-T",
             f"data={data}",
             "--model",

@@ -1,12 +1,17 @@
-"""helpers.clock: which kind of work a second counts as. Time is moved by hand, so nothing depends on the machine."""
+"""helpers.clock: which kind of work a second counts as. Time is moved by hand, so nothing depends on the
+machine.
+"""
 
 import threading
 
 import pytest
+from test_training import TrainSettings
 
 from helpers import clock
 from helpers.clock import work_done, worked
-from helpers.train.loop import Progress, Step
+from helpers.train.log import TrainingLog
+from helpers.train.plan import Step
+from helpers.train.progress import Progress
 
 
 @pytest.fixture
@@ -86,11 +91,11 @@ def test_as_a_decorator_it_counts_every_call(tick):
 
 
 @pytest.mark.parametrize("ending", ["end", "break", "error"])
-def test_steps_count_as_training_without_the_evaluations_between_them(tick, ending):
+def test_steps_count_as_training_without_the_evaluations_between_them(tick, ending, tmp_path):
     steps = [Step(number, number / 2, [0], 1e-3) for number in (1, 2)]
     kept = []
     try:
-        for step in Progress(steps, 0, 2):
+        for step in Progress(steps, TrainingLog(tmp_path, TrainSettings())):
             tick(3)
             with worked("sampling"):
                 tick(20)

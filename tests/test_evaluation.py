@@ -53,7 +53,9 @@ def sequence(text, stop_reason="stop"):
 
 
 class Client:
-    """Answers `reply(prompt text, attempt)` after a moment, from other threads and out of order, as a server does."""
+    """Answers `reply(prompt text, attempt)` after a moment, from other threads and out of order, as a server
+    does.
+    """
 
     def __init__(self, reply):
         self.reply, self.attempts, self.flying, self.most, self.lock = reply, {}, 0, 0, threading.Lock()
@@ -76,7 +78,8 @@ class Client:
         try:
             texts = self.reply(text, attempt)
             texts = [texts] * num_samples if isinstance(texts, str) else texts
-            future.set_result(types.SampleResponse(sequences=[sequence(text) for text in texts]))
+            ends = ["length" if text.endswith("Therefore") else "stop" for text in texts]
+            future.set_result(types.SampleResponse(sequences=list(map(sequence, texts, ends))))
         except Exception as error:
             future.set_exception(error)
 
@@ -164,7 +167,7 @@ def test_a_request_that_fails_twice_is_reported_and_never_scored(error):
         return right(prompt, attempt)
 
     client = Client(broken)
-    with pytest.raises(BackendError, match="1 of 30 requests failed twice.*test record 3") as raised:
+    with pytest.raises(BackendError, match=r"1 of 30 requests failed twice.*test record 3") as raised:
         evaluate_model(client, ROWS, Characters())
     assert (
         raised.value.failed == [3] and raised.value.__cause__ is error and max(client.attempts.values()) == 2
@@ -178,7 +181,7 @@ def test_answers_that_came_before_a_failure_are_kept(tmp_path):
         return right(prompt, attempt)
 
     path = tmp_path / "samples.jsonl"
-    with pytest.raises(BackendError, match="29 answers that came are in .*samples.partial.jsonl"):
+    with pytest.raises(BackendError, match=r"29 answers that came are in .*samples.partial.jsonl"):
         evaluate_model(Client(broken), ROWS, Characters(), samples_path=path)
     kept = [
         json.loads(line)
@@ -286,7 +289,8 @@ def test_math_reasoning_tells_answer_steps_and_completeness_apart():
         return [bare, good, good.split("\nFinal")[0] + "\nTherefore", good.replace("= ", "= 1")][n % 4]
 
     result = evaluate_math_reasoning(Client(reply), ROWS[:28], Characters())
-    # bare: answer, complete. good: all three. cut: steps only. wrong sum: complete, right answer, wrong equation.
+    # bare: answer, complete. good: all three. cut: steps only. wrong sum: complete, right answer, wrong
+    # equation.
     assert result["counts"] == {"answer_accuracy": 21, "step_accuracy": 14, "completeness": 21}
     assert (
         result["answer_accuracy"] == 0.75
@@ -309,9 +313,9 @@ def test_several_samples_give_pass_at_k_and_a_vote():
 def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
     from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
-    from helpers.train.prompts import prompt_format
+    from helpers.train.prompts import get_format
 
-    renderer = prompt_format("guide", Characters())
+    renderer = get_format("guide", Characters())
     evaluator = evaluate_completions(
         sampling_client=Client(wrong_on_odd), test_dataset=ROWS, renderer=renderer
     )

@@ -7,18 +7,18 @@ import pytest
 from test_evaluation import Characters, Client
 
 from helpers.errors import BackendError, DataError
-from helpers.evaluate.math_reasoning import evaluate_math_reasoning
 from helpers.evaluate.grading import Verdict
 from helpers.evaluate.judge import ProofJudge, judge_agreement
+from helpers.evaluate.math_reasoning import evaluate_math_reasoning
 from helpers.paths import ROOT
-from helpers.train.prompts import prompt_format
+from helpers.train.prompts import get_format
 
 CASES = json.loads((ROOT / "data/proof_cases.json").read_text(encoding="utf-8"))
 
 
 def ask(reply, cases=CASES):
     client = Client(lambda prompt, attempt: reply(prompt))
-    return ProofJudge(client, fmt=prompt_format("guide", Characters()))(cases)
+    return ProofJudge(client, fmt=get_format("guide", Characters()))(cases)
 
 
 def by_label(prompt):

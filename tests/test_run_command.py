@@ -60,16 +60,18 @@ def test_a_value_of_an_unknown_setting_is_kept_as_typed():
     assert parse_value("nothing_such", "8") == "8"  # refused later, by its name
 
 
-def test_paths_of_the_user_reach_the_notebooks_whole(tmp_path, monkeypatch, small_model):
+def test_paths_of_the_user_reach_the_notebooks_whole(tmp_path, monkeypatch, base_model):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").symlink_to(small_model.parent)
+    (tmp_path / "models").symlink_to(base_model.parent)
     (tmp_path / "rows").mkdir()
     (tmp_path / "test.jsonl").write_text("")
     chosen = choose(
-        None, ["base_model=models/small", "benchmark_file=test.jsonl"], ["hub:rows#test", "a.json"]
+        None,
+        [f"base_model=models/{base_model.name}", "benchmark_file=test.jsonl"],
+        ["hub:rows#test", "a.json"],
     )
     assert chosen == {
-        "base_model": str(tmp_path / "models" / "small"),
+        "base_model": str(tmp_path / "models" / base_model.name),
         "benchmark_file": str(tmp_path / "test.jsonl"),
         "data_files": f"hub:{tmp_path}/rows#test,{tmp_path}/a.json",
     }

@@ -1,4 +1,6 @@
-"""vLLM's server, really started: the answers and scores are those of the model in `transformers`, and nothing stays behind."""
+"""vLLM's server, really started: the answers and scores are those of the model in `transformers`, and nothing
+stays behind.
+"""
 
 import os
 import subprocess
@@ -11,13 +13,13 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import BackendError, ModelError
-from helpers.evaluate.benchmarks import own_data, run_inspect_eval
+from helpers.evaluate.benchmarks import run_inspect_eval
 from helpers.evaluate.grading import check_final_answer
+from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
-from helpers.serve.engine import generate_with_transformers
-from helpers.serve.server import GUIDE_TEMPLATE, _wait, ask_server, serve_vllm
+from helpers.serve import GUIDE_TEMPLATE, generate_with_transformers, serve_vllm
 from helpers.train.models import load_tokenizer
-from helpers.train.prompts import prompt_format, question_text
+from helpers.train.prompts import get_format, question_text
 
 ROWS = [
     {
@@ -31,7 +33,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def fmt(base_model):
-    return prompt_format("guide", load_tokenizer(base_model))
+    return get_format("guide", load_tokenizer(base_model))
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +48,20 @@ def started(base_model, fmt):
         assert time.monotonic() < deadline, "the server left a process behind"
         time.sleep(0.1)
     with pytest.raises(BackendError, match="did not answer"):
-        ask_server(server, ["Still there?"], fmt, 4)
+        server.ask([{"instruction": "Still there?"}], fmt, 4)
 
 
 def test_the_server_answers_as_the_model_does(started, base_model, fmt):
     server, _ = started
-    served = ask_server(server, [question_text(row, "guide") for row in ROWS], fmt, 16)
+    served = server.ask(ROWS, fmt, 16)
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype="float32")
     answers = generate_with_transformers(
         model, fmt, [fmt.prompt_tokens(row) for row in ROWS], 16, progress=False
     )
-    same = sum(a["text"] == b.text and a["stop_reason"] == b.stop_reason for a, b in zip(served, answers))
+    same = sum(
+        a["text"] == b.text and a["stop_reason"] == b.stop_reason
+        for a, b in zip(served, answers, strict=True)
+    )
     assert same >= len(ROWS) - 1  # float32 sums in another order: a near tie may fall otherwise
 
 
@@ -70,10 +75,11 @@ def test_inspect_asks_it_the_same_task(started, tmp_path):
         max_tokens=16,
         log_dir=tmp_path,
     )
-    answers = ask_server(
-        server, [question_text(row, "guide") for row in ROWS], prompt_format("guide", None), 16
+    answers = server.ask(ROWS, get_format("guide", None), 16)
+    right = sum(
+        bool(check_final_answer(answer["text"], row["output"]))
+        for answer, row in zip(answers, ROWS, strict=True)
     )
-    right = sum(bool(check_final_answer(answer["text"], row["output"])) for answer, row in zip(answers, ROWS))
     assert results["samples"] == len(ROWS) and 0 < right < len(ROWS)
     assert (
         abs(results["score"] * len(ROWS) / 100 - right) <= 1
@@ -109,24 +115,36 @@ def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):
     ):
         with pytest.raises(ModelError, match=message), serve_vllm(**arguments):
             pass
-    with open(tmp_path / "log", "wb") as log:  # in place of vLLM, which takes its time to fail
-        process = subprocess.Popen(
-            [sys.executable, "-c", "print('much'); raise ValueError('no such dtype')"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    with pytest.raises(ModelError, match="ended at its start:\n.*no such dtype"):
-        _wait(process, 1, 60, tmp_path / "log", True)
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(["sleep", "60"], stdout=log)
-    with pytest.raises(ModelError, match="did not answer in 1 s"):
-        _wait(process, 1, 1, tmp_path / "log", True)
-    process.kill()
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("print('much'); raise ValueError('no such dtype')", r"ended at its start:\n.*no such dtype"),
+        ("import time; time.sleep(60)", "did not answer in 2 s"),
+    ],
+)
+def test_a_server_that_does_not_come_up_says_why(tmp_path, base_model, monkeypatch, program, message):
+    """Another program in place of vLLM's server, which takes its time to fail."""
+    folder = tmp_path / "vllm" / "entrypoints" / "openai"
+    folder.mkdir(parents=True)
+    (folder / "api_server.py").write_text(program)
+    for package in (folder, *folder.parents[:2]):
+        (package / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        pytest.raises(ModelError, match=message),
+        serve_vllm(base_model, patience=2 if "sleep" in program else 60),
+    ):
+        pass
 
 
 def test_a_dead_notebook_takes_its_server_along(tmp_path):
     """`python` is killed while the server starts: the kernel of the machine ends the server."""
-    script = "import sys; from helpers.serve.server import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: pass"
+    script = (
+        "import sys; from helpers.serve.server import serve_vllm\nwith serve_vllm(sys.argv[1]) as server: "
+        "pass"
+    )
     from helpers.local_model import local_base_model
 
     process = subprocess.Popen(

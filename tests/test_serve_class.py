@@ -1,39 +1,23 @@
-"""`course serve`, with real SDK clients of two learners, and `course lab` up to the point where JupyterLab takes over."""
+"""`course serve`, with real SDK clients of two learners."""
 
-import argparse
 import csv
-import os
 import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tinker
+from commands import COURSE, course, set_ctrl_c
 from test_stub_server import train
 
-from helpers.course import cli, lab
 from helpers.course import serve as serve_class
-from helpers.errors import BackendError, CourseError
+from helpers.errors import BackendError
+from helpers.net import free_port
 from helpers.paths import ROOT
 from helpers.train.backend import connect
-
-
-def course(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = cli.main(list(arguments))
-    except SystemExit as end:
-        status = end.code
-    return status, *capsys.readouterr()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -60,12 +44,14 @@ class Lesson:
             "--base-model",
             self.model,
         ]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.course.cli", *command],
-            cwd=ROOT,
-            stdout=open(self.log, "w"),
-            stderr=subprocess.STDOUT,
-        )
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [*COURSE, *command],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=set_ctrl_c(signal.SIG_IGN),  # as in the background: Ctrl-C ends it all the same
+            )
         deadline = time.monotonic() + 90
         while "Ctrl-C ends it" not in self.log.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
@@ -208,77 +194,10 @@ def test_the_estimate_says_what_does_not_fit(monkeypatch):
 
 
 def test_the_address_that_learners_type():
-    def typed(host: str, address: str = "") -> str:
-        return serve_class.address(argparse.Namespace(host=host, address=address))
-
+    typed = serve_class.typed_address
     assert (
         typed("127.0.0.1") == "127.0.0.1"
         and typed("::1") == "[::1]"
         and typed("0.0.0.0", "lab.example") == "lab.example"
     )
     assert typed("0.0.0.0") not in ("", "0.0.0.0")
-
-
-# course lab
-
-
-@pytest.fixture
-def became(monkeypatch) -> list:
-    """Instead of JupyterLab: the command that this process would become."""
-    commands = []
-    monkeypatch.setattr(
-        os, "execve", lambda program, command, environment: commands.append((command, environment))
-    )
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.chdir(ROOT)
-    return commands
-
-
-def test_lab_opens_the_notebook(became, capsys):
-    port = free_port()
-    for arguments, notebook in (
-        ([], "00_start_here"),
-        (["02"], "02_train"),
-        (["notebooks/03_evaluate.ipynb"], "03_evaluate"),
-        (["solutions"], "solutions"),
-    ):
-        cli.main(["lab", *arguments])
-        assert (
-            became[-1][0][3] == f"notebooks/{notebook}.ipynb"
-            and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
-        )
-    cli.main(["lab", "--no-browser", "--port", str(port), "--", "--ip", "0.0.0.0"])
-    assert (
-        became[-1][0][-3:] == ["--no-browser", "--ip", "0.0.0.0"]
-        and f"--ServerApp.port={port}" in became[-1][0]
-    )
-    assert "Ctrl-C here ends it" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["02_trian"], "notebooks are 02_train"), (["--port", "99999"], "can't listen on port 99999")],
-)
-def test_lab_refuses(arguments, words, became, capsys):
-    status, _, err = course(capsys, "lab", *arguments)
-    assert status == 1 and words in err and not became
-
-
-def test_lab_that_cant_start(became, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CourseError, match="(?s)jupyterlab is not installed.*make install"):
-        lab.start_lab()
-    monkeypatch.undo()
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(CourseError, match="root"):
-        lab.start_lab()
-
-
-def test_make_lab_hands_its_arguments_on():
-    printed = subprocess.run(
-        ["make", "--no-print-directory", "-n", "lab", "ARGS=--ip 0.0.0.0 --no-browser"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert printed.splitlines()[-1] == ".venv/bin/course lab -- --ip 0.0.0.0 --no-browser"

@@ -407,7 +407,7 @@ def test_base_model_answers(tmp_path, monkeypatch, base_model):
     assert check.check_base_model().status == "OK"
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
     assert check.check_base_model() == Check(
-        "NOTE", "base model", "not made yet", "made by itself on first use, in about 15 s"
+        "NOTE", "base model", "not made yet", "made by itself on first use, in half a minute"
     )
     (tmp_path / "models" / "SmolLM2-135M-Instruct").mkdir(parents=True)
     assert "complete.json is missing" in check.check_base_model().found

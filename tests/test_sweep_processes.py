@@ -64,7 +64,7 @@ def project_on_the_path(monkeypatch):
 
 @pytest.mark.parametrize(
     ("jobs", "number", "ignoring_ctrl_c"),
-    [("1", signal.SIGINT, False), ("2", signal.SIGINT, True), ("2", signal.SIGTERM, False)],
+    [("1", signal.SIGINT, True), ("2", signal.SIGTERM, False)],
 )
 def test_ctrl_c_ends_the_runs_and_keeps_what_is_done(
     jobs, number, ignoring_ctrl_c, tmp_path, folder, small_data
@@ -85,26 +85,30 @@ def test_ctrl_c_ends_the_runs_and_keeps_what_is_done(
     assert {row["status"] for row in csv.DictReader((folder / "s/results.csv").open())} == {"not started"}
 
 
-@pytest.mark.parametrize(
-    ("how", "what"),
-    [
-        ("fails", "small.json, index 3: no output"),
-        ("refused", "its process ended with exit status 2"),
-        ("killed", "its process was ended by signal 9"),
-    ],
-)
-def test_why_a_run_failed_is_in_its_manifest(how, what, tmp_path, folder, small_data):
+def test_why_a_run_failed_is_in_its_manifest(tmp_path, folder, small_data):
     """Written by the notebook; where it wrote nothing, by the sweep, which names the log."""
-    data = small_data.rename(tmp_path / f"{how}.json")
-    process = real_sweep(tmp_path, "--data", str(data), "--grid", "seed=1,2", "--until", "split")
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and out.count(f"split    FAILED: {what}") == 2, out
-    assert f"s-01 failed: split: {what}" in out
-    log = folder / "s-01" / "course.log"
-    assert f"    log: {log}" in out and log.read_text() == "all that it printed\n"
-    failure = Run(folder / "s-01").manifest.failure
-    assert failure and failure.stage == "split" and failure.what == what
-    assert failure.fix == ("add one" if how == "fails" else f"see {log}")
+    names = ("fails", "refused", "killed")
+    files = [tmp_path / f"{name}.json" for name in names]
+    for file in files:
+        file.write_text(small_data.read_text())
+    arguments = ("--grid", "data_files=" + ",".join(map(str, files)), "--until", "split")
+    process = real_sweep(tmp_path, *arguments)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    for number, (what, fix) in enumerate(
+        (
+            ("small.json, index 3: no output", "add one"),
+            ("its process ended with exit status 2", "see LOG"),
+            ("its process was ended by signal 9", "see LOG"),
+        ),
+        start=1,
+    ):
+        log = folder / f"s-0{number}" / "course.log"
+        assert f"split    FAILED: {what}" in out and f"s-0{number} failed: split: {what}" in out
+        assert f"    log: {log}" in out and log.read_text() == "all that it printed\n"
+        failure = Run(log.parent).manifest.failure
+        assert failure and (failure.stage, failure.what) == ("split", what)
+        assert failure.fix == fix.replace("LOG", str(log))
 
 
 # for real

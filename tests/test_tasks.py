@@ -1,16 +1,16 @@
-"""Tasks other than maths: their graders, and what notebook 01 finds out about the data. Real runs of two are in test_readme.py."""
+"""Tasks other than maths: their graders, and what notebook 01 finds out about the data. Real runs of two are
+in test_readme.py.
+"""
 
 import json
 
 import pytest
-from pydantic import TypeAdapter
 
 from helpers.data.split import Split, split_data
 from helpers.errors import DataError
 from helpers.evaluate.grading import check_fields, check_label, check_text
-from helpers.evaluate.tasks import TASKS, Task, choose_task, finish_task, measures_text, reference_of, task_of
-from helpers.runs.run import new_run
-from helpers.runs.run_files import Measures
+from helpers.evaluate.paired import measures_text
+from helpers.evaluate.tasks import TASKS, Task, choose_task, reference_of
 
 SPAM, MOODS, STARS = ["spam", "ham"], ["满意", "不满意", "垃圾邮件"], ["1", "2", "3", "-1", "1.5"]
 COMPLAINTS = ["tech_support", "billing", "not urgent", "urgent", "C", "C++"]
@@ -214,15 +214,6 @@ def test_floor_and_ceiling(name):
     assert Task(**json.loads(json.dumps(task.settings))) == task, "the manifest gives the task back"
 
 
-def test_a_run_keeps_its_task(tmp_path, monkeypatch):
-    monkeypatch.setenv("COURSE_RUNS_DIR", str(tmp_path))
-    run, task = new_run("mine"), Task("classification", {"spam": 3, "ham": 2}, majority="spam")
-    run.begin("split", {}).finish("done", task=task.settings)
-    assert task_of(run) == task
-    run.begin("split", {}).finish("a run from before there were tasks")
-    assert task_of(run) == Task("math")
-
-
 @pytest.mark.parametrize(
     ("name", "outputs", "parts"),
     [
@@ -245,7 +236,7 @@ def test_records_that_are_not_of_the_task(name, outputs, parts):
 def test_a_test_set_that_could_never_be_scored_stops_notebook_01(name, output, more):
     task, records = choose_task(name, rows([output] * 20, **more))
     with pytest.raises(DataError, match=f"can't be scored as {name}"):
-        finish_task(task, split_data(records))
+        task.finish(split_data(records))
 
 
 def test_labels_are_stratified_and_noted():
@@ -254,7 +245,7 @@ def test_labels_are_stratified_and_noted():
     assert list(task.labels) == ["spam", "ham", "eggs"] and records[0]["category"] == "spam"
     split = split_data(records)
     assert sum(row["output"] == "ham" for row in split.test) in (2, 3)
-    task, notes = finish_task(task, split)
+    task, notes = task.finish(split)
     assert task.majority == "spam"
     assert any("occur once" in note and "eggs" in note for note in notes)
     assert any(note.startswith("unbalanced") and "'spam'" in note for note in notes)
@@ -268,7 +259,7 @@ def test_a_category_of_the_data_stays():
 def test_a_label_missing_in_the_test_part_is_noted():
     task, records = choose_task("classification", rows(["spam", "ham"] * 10))
     spam, ham = records[::2], records[1::2]
-    _, notes = finish_task(task, Split(spam + ham[:8], ham[8:], spam[8:]))
+    _, notes = task.finish(Split(spam + ham[:8], ham[8:], spam[8:]))
     assert [note for note in notes if "missing in test: ham" in note]
 
 
@@ -276,15 +267,15 @@ def test_a_question_with_two_answers_is_noted():
     records = rows(["spam", "ham"] * 10)
     records[1]["instruction"] = records[0]["instruction"].upper()
     task, records = choose_task("classification", records)
-    _, notes = finish_task(task, split_data(records))
+    _, notes = task.finish(split_data(records))
     assert [note for note in notes if "1 question with different answers" in note]
 
 
 def test_labels_under_another_task_are_pointed_out():
     task, records = choose_task("math", rows(["spam", "ham"] * 10))
-    assert "task=classification" in finish_task(task, split_data(records))[1][0]
+    assert "task=classification" in task.finish(split_data(records))[1][0]
     task, records = choose_task("math", rows(["Final answer: 4", "Final answer: 5"] * 10))
-    assert finish_task(task, split_data(records))[1] == []
+    assert task.finish(split_data(records))[1] == []
 
 
 def test_the_reference_of_a_text_is_its_output():
@@ -314,7 +305,7 @@ def test_measures_of_a_classification():
         (4 / 5 + 2 / 4) / 2
     )  # spam: P 2/3, R 1; ham: P 1, R 1/3; eggs are not tested
     base = task.measures(samples(task, [("", expected) for _, expected in pairs]))
-    assert TypeAdapter(Measures).validate_python(found) == found, "the report reads all of it"
+    assert json.loads(json.dumps(found)) == found
     text = measures_text(task, base, found)
     assert (
         "majority baseline" in text and "40.0%" in text and "ham: 0 → 1 of 3" in text and "(none) 1" in text

@@ -275,9 +275,12 @@ def check_base_model() -> Check:
     except CourseError as error:
         return Check("FAIL", "base model", error.what, error.fix)
     if not folder.exists():
-        return Check("NOTE", "base model", "not made yet", "made by itself on first use, in about 15 s")
+        return Check("NOTE", "base model", "not made yet", "made by itself on first use, in half a minute")
     return Check(
-        "NOTE", "base model", f"{_short(folder)}: {damage}", "made again by itself on next use, in about 15 s"
+        "NOTE",
+        "base model",
+        f"{_short(folder)}: {damage}",
+        "made again by itself on next use, in half a minute",
     )
 
 

@@ -36,6 +36,6 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from helpers.runs.report.page import report_runs
+    from helpers.runs.report.command import report_runs
 
     return report_runs(options.runs, options.output, options.open, options.json)

@@ -18,6 +18,7 @@ from typing import Any
 from helpers import paths
 from helpers.course.arguments import add_command
 from helpers.course.interrupt import heed_ctrl_c
+from helpers.data.csv_files import read_cells
 from helpers.errors import CourseError, UsageError
 from helpers.files import write_text
 
@@ -231,21 +232,19 @@ def read_keys(path: Path) -> dict[str, str]:
     """
     fix = "correct that line, name another file with --keys, or replace all keys with --new-keys"
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(read_cells(path, path.read_text(encoding="utf-8-sig")))
+    except (OSError, UnicodeDecodeError) as error:
         raise CourseError(
             f"can't read the keys in {path}: {getattr(error, 'strerror', None) or error}",
             "name another file with --keys",
         ) from error
-    if not rows or tuple(rows[0][:2]) != COLUMNS[:2]:
+    if not rows or tuple(rows[0][1][:2]) != COLUMNS[:2]:
         raise CourseError(
             f"{path} is no file of keys: its first line does not begin with {','.join(COLUMNS[:2])}",
             "name another file with --keys",
         )
     keys: dict[str, str] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
+    for number, row in rows[1:]:
         name, key = (cell.strip() for cell in (*row, "", "")[:2])
         if not name or not re.fullmatch(r"tml-[\w-]{8,}", key, re.ASCII):
             raise CourseError(

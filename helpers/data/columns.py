@@ -4,18 +4,19 @@ parse_columns("instruction=text,output=label")         # {"instruction": "text",
 guess_columns(["id", "text", "label"], "tickets.csv")  # the same
 """
 
-import csv
 import difflib
 import json
 from collections.abc import Iterable
 from typing import Any
 
+from helpers.data.csv_files import split_cells
 from helpers.errors import DataError
 
 FIELDS = ("instruction", "input", "output", "answer", "category", "template", "id")
 NEEDED = ("instruction", "output")
 
-# Names that say what a column holds, in lower case. LAST are names that could be something else too: taken if no other fits.
+# Names that say what a column holds, in lower case. LAST are names that could be something else too: taken if
+# no other fits.
 QUESTIONS = {
     "instruction",
     "prompt",
@@ -61,15 +62,17 @@ EXAMPLE = "instruction=text,output=label"
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """The parameter `columns`, as field to column: FIELD=COLUMN, separated by commas. A part with a comma in it stands in double quotes.
+    """The parameter `columns`, as field to column: FIELD=COLUMN, separated by commas. A part with a comma in
+    it stands in double quotes.
 
     Raises:
-        DataError: a part is not FIELD=COLUMN, names no field, or names one twice; or `output`, or what is asked, is missing.
+        DataError: a part is not FIELD=COLUMN, names no field, or names one twice; or `output`, or what is
+            asked, is missing.
     """
     if not text.strip():
         return {}
     found: dict[str, str] = {}
-    for part in next(csv.reader([text], skipinitialspace=True)):
+    for part in split_cells(text):
         field, sign, column = (word.strip() for word in part.partition("="))
         if not sign or not column or field not in FIELDS:
             raise DataError(
@@ -82,7 +85,9 @@ def parse_columns(text: str) -> dict[str, str]:
             )
         found[field] = column
     if "output" not in found and any(";" in column and "=" in column for column in found.values()):
-        raise DataError(f"columns: {text!r} is parted by semicolons", f"part them by commas: {EXAMPLE}")
+        raise DataError(
+            f"columns: {text!r} is separated by semicolons", f"separate them by commas: {EXAMPLE}"
+        )
     if "output" not in found or not {"instruction", "input"} & set(found):
         raise DataError(
             f"columns: {text!r} does not say which columns hold the question and the answer",
@@ -97,7 +102,8 @@ def guess_columns(names: Iterable[str], source: str, instruction: str = "") -> d
     Args:
         names: the columns that there are.
         source: file or data set, for the error.
-        instruction: the constant instruction, if there is one: the column that holds the question is then the `input`.
+        instruction: the constant instruction, if there is one: the column that holds the question is then the
+            `input`.
 
     Raises:
         DataError: none or several columns could be it. It lists the columns, and shows what to write.
@@ -107,7 +113,8 @@ def guess_columns(names: Iterable[str], source: str, instruction: str = "") -> d
     answers = _fitting([name for name in names if [name] != asked], ANSWERS, LAST_ANSWERS)
     for what, fitting in (("question", asked), ("answer", answers)):
         if len(fitting) != 1:
-            example = f"{'input' if instruction else 'instruction'}={(asked or ['COLUMN'])[0]},output={(answers or ['COLUMN'])[0]}"
+            field = "input" if instruction else "instruction"
+            example = f"{field}={(asked or ['COLUMN'])[0]},output={(answers or ['COLUMN'])[0]}"
             which = (
                 f"{' and '.join(map(repr, fitting))} could each hold"
                 if fitting
@@ -119,7 +126,8 @@ def guess_columns(names: Iterable[str], source: str, instruction: str = "") -> d
             )
     found = {"input" if instruction else "instruction": asked[0], "output": answers[0]}
     if not instruction:
-        found |= {"input": name for name in names if name.strip().casefold() == "input" and name != asked[0]}
+        inputs = [name for name in names if name.strip().casefold() == "input" and name != asked[0]]
+        found |= {"input": inputs[-1]} if inputs else {}
     return found | {name: name for name in KEPT_BY_NAME if name in names and name not in found.values()}
 
 
@@ -133,14 +141,16 @@ def check_columns(columns: dict[str, str], names: Iterable[str], source: str, in
     """Refuse a mapping that this source can't have.
 
     Raises:
-        DataError: a column is not there, or both a column and the constant text claim to be the instruction, or none does.
+        DataError: a column is not there, or both a column and the constant text claim to be the instruction,
+            or none does.
     """
     names = list(names)
     for field, column in columns.items():
         if column not in names:
             near = difflib.get_close_matches(column, names)
             raise DataError(
-                f"{source} has no column {column!r}, which is to be the {field}; columns are {', '.join(map(repr, names))}",
+                f"{source} has no column {column!r}, which is to be the {field}; columns are "
+                f"{', '.join(map(repr, names))}",
                 f"did you mean {' or '.join(map(repr, near))}?"
                 if near
                 else "correct the name: case and spaces count, and a column without any filled cell does not",

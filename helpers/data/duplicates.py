@@ -1,8 +1,9 @@
 """Questions that occur twice, exactly or nearly: the usual way in which a test set leaks into training.
 
-Two questions are exact duplicates if they are equal after case, spaces and Unicode form are evened out. They are near
-duplicates if they hold the same numbers in the same order and share at least 90% of their three-word runs. Numbers have
-to agree because a word problem with other numbers is another problem, however alike the words are.
+Two questions are exact duplicates if they are equal after case, spaces and Unicode form are evened out. They
+are near duplicates if they hold the same numbers in the same order and share at least 90% of their three-word
+runs. Numbers have to agree because a word problem with other numbers is another problem, however alike the
+words are.
 """
 
 import re
@@ -32,7 +33,8 @@ def find_duplicates(records: Sequence[dict[str, Any]], threshold: float = 0.9) -
 
     Args:
         records: examples with `instruction` and `input`.
-        threshold: share of three-word runs in common (Jaccard) from which two questions count as near duplicates.
+        threshold: share of three-word runs in common (Jaccard) from which two questions count as near
+            duplicates.
 
     Returns:
         Groups of two or more, in order of their first record; `exact` if all in it are equal.
@@ -74,8 +76,8 @@ def _root(parent: list[int], index: int) -> int:
 def _near_pairs(texts: dict[int, str], threshold: float) -> list[tuple[int, int]]:
     """Pairs of indices at or over the threshold.
 
-    Comparing all pairs of 10,000 records would take minutes. Two sets that share 90% must share one of their rarest
-    10% of members, so only records that do are compared (prefix filtering; exact, no pair is missed).
+    Comparing all pairs of 10,000 records would take minutes. Two sets that share 90% must share one of their
+    rarest 10% of members, so only records that do are compared (prefix filtering; exact, no pair is missed).
     """
     blocks = defaultdict(list)
     runs = {}

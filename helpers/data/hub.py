@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face hub, through the library `datasets`: `hub:OWNER/NAME`, perhaps with more behind it.
+"""Data sets of the Hugging Face hub, through the library `datasets`: `hub:OWNER/NAME`, perhaps with more
+behind it.
 
     hub:fancyzhx/ag_news                        the split `train`
     hub:nyu-mll/glue:sst2#train+validation      a configuration, and other splits
@@ -13,11 +14,11 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.data.patches import only_the_cache
 from helpers.errors import DataError
 from helpers.net import hub_problem
 
@@ -44,8 +45,9 @@ class HubData:
     sha256: str
 
 
-def hub_parts(text: str) -> dict[str, str | None]:
-    """`name`, `config`, `revision` and `split` of `hub:OWNER/NAME:CONFIG@REVISION#SPLIT`.
+def hub_parts(text: str) -> dict[str, Any]:
+    """`name`, `config`, `revision` and `split` of `hub:OWNER/NAME:CONFIG@REVISION#SPLIT`; None for what is
+    left out.
 
     Raises:
         DataError: it is not of this form.
@@ -67,8 +69,8 @@ def load_hub(text: str) -> HubData:
         text: see the top of this module.
 
     Raises:
-        DataError: the form is wrong, the hub can't be reached and the cache has no copy, or there is no such data set,
-            configuration, revision or split.
+        DataError: the form is wrong, the hub can't be reached and the cache has no copy, or there is no such
+            data set, configuration, revision or split.
     """
     parts = hub_parts(text)
     import datasets
@@ -76,7 +78,7 @@ def load_hub(text: str) -> HubData:
     offline = None if Path(parts["name"]).is_dir() else hub_problem(WAIT_SECONDS)
     datasets.disable_progress_bars()
     try:
-        with _only_the_cache() if offline else contextlib.nullcontext():
+        with only_the_cache() if offline else contextlib.nullcontext():
             builder = datasets.load_dataset_builder(
                 parts["name"], parts["config"], revision=parts["revision"]
             )
@@ -96,28 +98,12 @@ def load_hub(text: str) -> HubData:
     )
 
 
-@contextlib.contextmanager
-def _only_the_cache() -> Iterator[None]:
-    """Keep the libraries from asking a hub that does not answer, which takes them half a minute, and only for now."""
-    import datasets
-    import huggingface_hub
-
-    modules = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    for module in modules:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-
-
 def _advice(offline: str | None) -> str:
     if offline is None:
         return "check the name, and what follows ':' (configuration), '@' (revision) and '#' (split)"
     return (
-        f"the hub can't be reached: {offline}; go online, or download the data set elsewhere and name its files, "
+        f"the hub can't be reached: {offline}; go online, or download the data set elsewhere and name its "
+        "files, "
         "or its folder as hub:/the/folder"
     )
 

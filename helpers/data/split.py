@@ -2,10 +2,12 @@
 
     records = load_data("data/word_problems.json").records
     split = split_data(records, test_size=0.2, validation_size=0.1, seed=42)
-    save_split(split, "runs/mine/split")
+    split.count_leaks()                         # 0
+    split.save("runs/mine/split")
 
-The test part is cut off first, as in the guide: scikit-learn's `train_test_split`, 80/20, `random_state=42`. The
-validation part then comes out of train: checkpoints are chosen on it, and the test set is scored once, at the end.
+The test part is cut off first, as in the guide: scikit-learn's `train_test_split`, 80/20, `random_state=42`.
+The validation part then comes out of train: checkpoints are chosen on it, and the test set is scored once, at
+the end.
 """
 
 import random
@@ -17,23 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data.duplicates import DuplicateGroup, find_duplicates
-from helpers.data.records import data_paths, load_data, load_json_files, load_s1k, normalise_record
+from helpers.data.forms import normalise_record
 from helpers.errors import DataError
 from helpers.files import read_json, write_json
-
-__all__ = [
-    "DuplicateGroup",
-    "Split",
-    "count_leaks",
-    "data_paths",
-    "find_duplicates",
-    "load_data",
-    "load_json_files",
-    "load_part",
-    "load_s1k",
-    "save_split",
-    "split_data",
-]
 
 PARTS = {"train": "train.json", "validation": "validation.json", "test": "test_set.json"}
 MIN_RECORDS = 10
@@ -53,6 +41,25 @@ class Split:
     test: list[dict[str, Any]]
     report: dict[str, Any] = field(default_factory=dict)
 
+    def count_leaks(self, near_duplicate: float = 0.9) -> int:
+        """How many groups of duplicate questions reach across two parts. One from `split_data` has none."""
+        parts = [name for name in PARTS for _ in getattr(self, name)]
+        groups = find_duplicates([*self.train, *self.validation, *self.test], near_duplicate)
+        return sum(len({parts[i] for i in group.indices}) > 1 for group in groups)
+
+    def save(self, folder: str | Path) -> list[str]:
+        """Write `train.json`, `validation.json` and `test_set.json`, as the guide saves its test set.
+
+        Returns:
+            The names of the files.
+
+        Raises:
+            RunError: the folder can't be written.
+        """
+        for part, file in PARTS.items():
+            write_json(Path(folder) / file, getattr(self, part))
+        return list(PARTS.values())
+
 
 def split_data(
     records: Sequence[dict[str, Any]],
@@ -67,7 +74,8 @@ def split_data(
     max_validation: int = 0,
     max_test: int = 0,
 ) -> Split:
-    """Split records into train, validation and test. The same arguments give the same parts in the same order.
+    """Split records into train, validation and test. The same arguments give the same parts in the same
+    order.
 
     Args:
         records: examples with `instruction`, `input`, `output`; at least 10 different ones.
@@ -75,67 +83,34 @@ def split_data(
         validation_size: share of what is left for the validation part, over 0 and under 1.
         seed: `random_state` of every draw.
         stratify_by: a field whose values get the same shares in every part, where that can be done.
-        unseen_templates: values of `template` that only the test part may hold. Records with `"unseen": true` are
-            kept there too. They count towards `test_size`.
+        unseen_templates: values of `template` that only the test part may hold. Records with `"unseen": true`
+            are kept there too. They count towards `test_size`.
         near_duplicate: see `find_duplicates`. A group of duplicates goes into one part as a whole.
-        max_train, max_validation, max_test: most records a part may keep, drawn evenly over the same field; 0 for all.
+        max_train, max_validation, max_test: most records a part may keep, drawn evenly over the same field; 0
+            for all.
 
     Raises:
         DataError: a size is not possible, a template does not exist, or there are too few different records.
     """
-    unseen = set(unseen_templates)
-    _check_arguments(
-        records,
-        test_size,
-        validation_size,
-        seed,
-        unseen,
-        {"max_train": max_train, "max_validation": max_validation, "max_test": max_test},
-    )
+    unseen, caps = set(unseen_templates), {"train": max_train, "validation": max_validation, "test": max_test}
+    _check_arguments(records, test_size, validation_size, seed, unseen, caps)
     notes: list[str] = []
+    draw = _Draw(records, seed, stratify_by, notes)
     duplicates = find_duplicates(records, near_duplicate)
     groups = _groups(len(records), duplicates)
     held_out = [group for group in groups if any(_is_unseen(records[i], unseen) for i in group)]
-    seen = [group for group in groups if not any(_is_unseen(records[i], unseen) for i in group)]
-    if len(seen) < MIN_RECORDS:
-        raise DataError(
-            f"only {len(seen)} different records are left to split "
-            f"({len(records)} records, {len(records) - len(groups)} of them repeats)",
-            f"bring at least {MIN_RECORDS} different ones",
-        )
-
-    from_seen = ceil(test_size * len(groups)) - len(held_out)
-    if from_seen < 1:
-        notes.append(f"the {len(held_out)} unseen records fill the test part; 1 other was added")
-    rest, test = _draw(records, seen, min(max(1, from_seen), len(seen) - 2), seed, stratify_by, notes, "test")
-    train, validation = _draw(
-        records,
-        rest,
-        max(1, min(ceil(validation_size * len(rest)), len(rest) - 1)),
-        seed,
-        stratify_by,
-        notes,
-        "validation",
-    )
-    test = test + held_out
-    if held_out:
-        random.Random(seed).shuffle(
-            test
-        )  # so that the first problems of the test set are a fair sample of it
-    parts = {"train": train, "validation": validation, "test": test}
+    parts = _parts(draw, groups, held_out, test_size, validation_size)
     chosen = {name: [records[i] for group in part for i in group] for name, part in parts.items()}
-    kept = {
-        name: _cap(chosen[name], cap, seed, stratify_by, notes, name)
-        for name, cap in (("train", max_train), ("validation", max_validation), ("test", max_test))
+    kept = {name: draw.cap(part, caps[name], name) for name, part in chosen.items()}
+    templates = {
+        str(records[i].get("template")) for g in held_out for i in g if _is_unseen(records[i], unseen)
     }
     report = {
         "records": len(records),
         "sizes": {name: len(part) for name, part in kept.items()},
         "seed": seed,
         "stratified_by": stratify_by if any(stratify_by in record for record in records) else None,
-        "unseen_templates": sorted(
-            {str(records[i].get("template")) for g in held_out for i in g if _is_unseen(records[i], unseen)}
-        ),
+        "unseen_templates": sorted(templates),
         "duplicates": {
             "exact_groups": sum(group.kind == "exact" for group in duplicates),
             "near_groups": sum(group.kind == "near" for group in duplicates),
@@ -147,20 +122,35 @@ def split_data(
     return Split(kept["train"], kept["validation"], kept["test"], report)
 
 
-def count_leaks(split: Split, near_duplicate: float = 0.9) -> int:
-    """How many groups of duplicate questions reach across two parts. A split from `split_data` has none."""
-    parts = [name for name in PARTS for _ in getattr(split, name)]
-    groups = find_duplicates([*split.train, *split.validation, *split.test], near_duplicate)
-    return sum(len({parts[i] for i in group.indices}) > 1 for group in groups)
+Group = tuple[int, ...]  # positions of records that ask the same, or of one record
 
 
-def save_split(split: Split, folder: str | Path) -> list[Path]:
-    """Write `train.json`, `validation.json` and `test_set.json`, as the guide saves its test set.
-
-    Raises:
-        RunError: the folder can't be written.
+def _parts(
+    draw: "_Draw", groups: list[Group], held_out: list[Group], test_size: float, validation_size: float
+) -> dict[str, list[Group]]:
+    """The groups of each part: the test part is cut off first, then validation; what is held out goes to the
+    test part.
     """
-    return [write_json(Path(folder) / file, getattr(split, part)) for part, file in PARTS.items()]
+    apart = set(held_out)
+    seen = [group for group in groups if group not in apart]
+    if len(seen) < MIN_RECORDS:
+        repeats = len(draw.records) - len(groups)
+        raise DataError(
+            f"only {len(seen)} different records are left to split ({len(draw.records)} records, {repeats} "
+            "of them "
+            "repeats)",
+            f"bring at least {MIN_RECORDS} different ones",
+        )
+    from_seen = ceil(test_size * len(groups)) - len(held_out)
+    if from_seen < 1:
+        draw.notes.append(f"the {len(held_out)} unseen records fill the test part; 1 other was added")
+    rest, test = draw.groups(seen, min(max(1, from_seen), len(seen) - 2), "test")
+    size = max(1, min(ceil(validation_size * len(rest)), len(rest) - 1))
+    train, validation = draw.groups(rest, size, "validation")
+    test += held_out
+    if held_out:  # so that the first problems of the test set are a fair sample of it
+        random.Random(draw.seed).shuffle(test)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def load_part(path: str | Path) -> list[dict[str, Any]]:
@@ -191,7 +181,7 @@ def _check_arguments(
         raise DataError(f"seed is {seed!r}", "it is a whole number from 0 to 4294967295, such as 42")
     for name, value in caps.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise DataError(f"{name} is {value!r}", "it is a number of records: 0 for all, or 1 or more")
+            raise DataError(f"max_{name} is {value!r}", "it is a number of records: 0 for all, or 1 or more")
     if len(records) < MIN_RECORDS:
         count = "1 record" if len(records) == 1 else f"{len(records)} records"
         raise DataError(
@@ -217,14 +207,41 @@ def _groups(count: int, duplicates: list[DuplicateGroup]) -> list[tuple[int, ...
     return [whole.get(index, (index,)) for index in range(count) if index not in later]
 
 
-def _draw(
-    records: Sequence, groups: list, size: int, seed: int, stratify_by: str, notes: list[str], part: str
-):
-    """Draw `size` groups: (the others, the drawn)."""
-    from sklearn.model_selection import train_test_split
+@dataclass(frozen=True)
+class _Draw:
+    """Random draws with the same shares of each kind, where that can be done; a note where it can't."""
 
-    labels = _strata([records[group[0]].get(stratify_by) for group in groups], size, notes, part)
-    return train_test_split(groups, test_size=size, random_state=seed, stratify=labels)
+    records: Sequence[dict[str, Any]]
+    seed: int
+    stratify_by: str
+    notes: list[str]
+
+    def groups(self, groups: list[Group], size: int, part: str) -> tuple[list[Group], list[Group]]:
+        """Draw `size` groups: (the others, the drawn)."""
+        from sklearn.model_selection import train_test_split
+
+        values = [self.records[group[0]].get(self.stratify_by) for group in groups]
+        labels = _strata(values, size, self.notes, part)
+        rest, drawn = train_test_split(groups, test_size=size, random_state=self.seed, stratify=labels)
+        return list(rest), list(drawn)
+
+    def cap(self, records: list[dict], cap: int, part: str) -> list[dict]:
+        """At most `cap` of the records, 0 for all."""
+        if not cap or cap >= len(records):
+            return records
+        from sklearn.model_selection import train_test_split
+
+        values = [
+            None
+            if record.get(self.stratify_by) is None
+            else (record[self.stratify_by], record.get("unseen", False))
+            for record in records
+        ]
+        labels = _strata(values, cap, self.notes, f"cap of {part}")
+        kept, _ = train_test_split(
+            range(len(records)), train_size=cap, random_state=self.seed, stratify=labels
+        )
+        return [records[i] for i in sorted(kept)]
 
 
 def _strata(values: list, size: int, notes: list[str], part: str) -> list[str] | None:
@@ -236,7 +253,8 @@ def _strata(values: list, size: int, notes: list[str], part: str) -> list[str] |
     rare = sorted(label for label, count in counts.items() if count < 2)
     if rare:
         notes.append(
-            f"{part}: too few records of {', '.join(rare[:5])}{' …' if len(rare) > 5 else ''} to have shares; "
+            f"{part}: too few records of {', '.join(rare[:5])}{' …' if len(rare) > 5 else ''} to have "
+            "shares; "
             "drawn as one kind"
         )
         labels = ["(rare)" if label in rare else label for label in labels]
@@ -246,23 +264,3 @@ def _strata(values: list, size: int, notes: list[str], part: str) -> list[str] |
         notes.append(f"{part}: more kinds than places; drawn without regard to kind")
         return None
     return labels
-
-
-def _cap(
-    records: list[dict], cap: int, seed: int, stratify_by: str, notes: list[str], part: str
-) -> list[dict]:
-    if not cap or cap >= len(records):
-        return records
-    from sklearn.model_selection import train_test_split
-
-    values = [
-        None if record.get(stratify_by) is None else (record[stratify_by], record.get("unseen", False))
-        for record in records
-    ]
-    kept, _ = train_test_split(
-        range(len(records)),
-        train_size=cap,
-        random_state=seed,
-        stratify=_strata(values, cap, notes, f"cap of {part}"),
-    )
-    return [records[i] for i in sorted(kept)]

@@ -34,7 +34,8 @@ def evaluate_completions(
     max_in_flight: int = 64,
     grader: Grader = check_final_answer,
 ) -> "Completions":
-    """An evaluator in the cookbook's form: `.run()` gives the metrics, and it plugs into the cookbook's training loops.
+    """An evaluator in the cookbook's form: `.run()` gives the metrics, and it plugs into the cookbook's
+    training loops.
 
     Args:
         sampling_client: used by `.run()`; None where a training loop calls the evaluator with its own.

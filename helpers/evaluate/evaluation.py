@@ -4,7 +4,8 @@
     print(result["score"])                                # 70/120 = 58.3%, 95% interval 49.4% to 66.8%
     mcnemar(base["samples"], tuned["samples"])            # the same problems, two models: see paired.py
 
-Answers that exist already, such as those of the merged model, go through `score_outputs` and give the same result.
+Answers that exist already, such as those of the merged model, go through `score_outputs` and give the same
+result.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import reference_of
 from helpers.files import write_jsonl
-from helpers.train.prompts import PromptFormat, prompt_format
+from helpers.train.prompts import PromptFormat, get_format
 
 Grader = Callable[[str, str], Any]
 
@@ -46,26 +47,28 @@ def evaluate_model(
         sampling_client: Tinker's sampling client.
         test_data: records with `instruction`, `output` and perhaps `input`, `answer`, `category`, `unseen`.
         tokenizer: the base model's tokenizer.
-        fmt: how a record becomes a prompt, and the stop rule; the guide's by default. Use the one of training.
+        fmt: how a record becomes a prompt, and the stop rule; the guide's by default. Use the one of
+            training.
         max_tokens, temperature, seed, max_in_flight: see `helpers.evaluate.sampling.Sampling`.
-        grader: takes (answer, reference), gives something true or false, with a `why` if it has one. The reference
-            is the record's `answer`, or its `output` where it has none.
-        samples_path: a file for the per-sample records, as JSON Lines. If the evaluation is cut short, those that
-            came are in `….partial.jsonl` beside it.
+        grader: takes (answer, reference), gives something true or false, with a `why` if it has one. The
+            reference is the record's `answer`, or its `output` where it has none.
+        samples_path: a file for the per-sample records, as JSON Lines. If the evaluation is cut short, those
+            that came are in `….partial.jsonl` beside it.
         description: the progress bar's label.
 
     Returns:
-        `accuracy`, `correct`, `total`, `ci95` (Wilson) and the four as one `score` (a `Score`), `by_category` and
-        `by_template` (`seen`, `unseen`; empty where the records don't say), `failed` (0), `tokens` (sampled),
-        `seconds`, `samples` (one record a problem: index, problem, prompt, output, expected, score, why,
-        stop_reason, tokens, mean_logprob, category, template).
+        `accuracy`, `correct`, `total`, `ci95` (Wilson) and the four as one `score` (a `Score`), `by_category`
+        and `by_template` (`seen`, `unseen`; empty where the records don't say), `failed` (0), `tokens`
+        (sampled), `seconds`, `samples` (one record a problem: index, problem, prompt, output, expected,
+        score, why, stop_reason, tokens, mean_logprob, category, template).
 
     Raises:
         DataError: the test set is empty, or a record has no instruction or output.
-        RequestsFailed: requests failed twice; its `failed` lists their indices. They never count as wrong answers.
+        RequestsFailed: requests failed twice; its `failed` lists their indices. They never count as wrong
+            answers.
     """
     test_data = check_test_data(test_data)
-    fmt = fmt or prompt_format("guide", tokenizer)
+    fmt = fmt or get_format("guide", tokenizer)
     samples: dict[int, dict] = {}
 
     def on_answer(index: int, response: Any) -> int:

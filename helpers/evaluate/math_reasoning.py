@@ -3,7 +3,8 @@
     result = evaluate_math_reasoning(sampling_client, test_data, tokenizer, num_samples=8)
     result["answer_accuracy"], result["step_accuracy"], result["completeness"], result["pass_at_k"][8]
 
-Steps are checked equation by equation. Where the reference states none, as in a proof, a judge may decide (judge.py).
+Steps are checked equation by equation. Where the reference states none, as in a proof, a judge may decide
+(judge.py).
 """
 
 import math
@@ -17,7 +18,7 @@ from helpers.evaluate.grading import check_completeness, check_final_answer, che
 from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import reference_of
-from helpers.train.prompts import PromptFormat, prompt_format
+from helpers.train.prompts import PromptFormat, get_format
 
 Judge = Callable[[Sequence[dict]], Sequence[Any]]
 
@@ -44,19 +45,19 @@ def evaluate_math_reasoning(
     """Judge answers, steps and completeness of mathematical reasoning.
 
     Args:
-        max_tokens: mathematics needs long answers.
         num_samples: answers a problem. Above 1, `pass_at_k` and `majority_vote` are added.
         temperature: 0 for one sample; 0.7 for several, which would otherwise all be the same.
-        grader: judges the answers and groups their votes; steps and completeness are always those of mathematics.
+        grader: judges the answers and groups their votes; steps and completeness are always those of
+            mathematics.
         judge: decides the steps of problems whose reference states no equation, such as proofs: a
-            `helpers.evaluate.ProofJudge`, or any function from records with `problem` and `proof` to verdicts.
+            `ProofJudge`, or any function from records with `problem` and `proof` to verdicts.
         The other arguments are those of `evaluate_model`.
 
     Returns:
-        `answer_accuracy`, `step_accuracy`, `completeness`: shares of all samples, each with its counts and an interval
-        under `counts` and `ci95`. With several samples the intervals treat them as independent, which samples of one
-        problem are not: read them as too narrow. `pass_at_k` maps k to a share, `majority_vote` holds accuracy,
-        correct, total and ci95; `samples` has one record a sample, with the three verdicts.
+        `answer_accuracy`, `step_accuracy`, `completeness`: shares of all samples, each with its counts and
+        interval under `counts` and `ci95`. Several samples of one problem are not independent: read their
+        intervals as too narrow. `pass_at_k` maps k to a share, `majority_vote` holds accuracy, correct,
+        total, ci95 and `score`; `samples` has one record a sample, with the three verdicts.
 
     Raises:
         DataError: the test set is empty or `num_samples` is below 1.
@@ -65,7 +66,7 @@ def evaluate_math_reasoning(
     test_data = check_test_data(test_data)
     if num_samples < 1:
         raise DataError(f"num_samples={num_samples}", "use 1, or more for pass@k and majority vote")
-    fmt = fmt or prompt_format("guide", tokenizer)
+    fmt = fmt or get_format("guide", tokenizer)
     by_problem: dict[int, list[dict]] = {}
 
     def on_answer(index: int, response: Any) -> int:
@@ -75,9 +76,8 @@ def evaluate_math_reasoning(
         ]
         return int(by_problem[index][0]["score"])
 
-    if temperature is None:
-        temperature = 0.0 if num_samples == 1 else 0.7
-    sampling = Sampling(max_tokens, temperature, seed, num_samples, max_in_flight)
+    heat = (0.0 if num_samples == 1 else 0.7) if temperature is None else temperature
+    sampling = Sampling(max_tokens, heat, seed, num_samples, max_in_flight)
     seconds = sample_all(sampling_client, test_data, fmt, sampling, on_answer, description)
     samples = [sample for index in sorted(by_problem) for sample in by_problem[index]]
     if judge is not None:
@@ -136,7 +136,7 @@ def _several(
     )
     return {
         "pass_at_k": {k: sum(pass_at_k(num_samples, count, k) for count in right) / len(right) for k in ks},
-        "majority_vote": votes.fields(),
+        "majority_vote": votes.fields() | {"score": votes},
     }
 
 
@@ -158,8 +158,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def majority_vote(outputs: Sequence[str], grader: Grader = check_final_answer) -> str:
     """The output whose answer most outputs give (the first at a tie); outputs without an answer don't vote.
 
-    Two answers are one when the grader takes one for the other: by value, `1/2` and `0.5` vote together. An output has
-    no answer if the grader would not even take it for itself.
+    Two answers are one when the grader takes one for the other: by value, `1/2` and `0.5` vote together. An
+    output has no answer if the grader would not even take it for itself.
     """
     groups: list[list[str]] = []
     for output in outputs:

@@ -1,10 +1,13 @@
-"""Two models on the same problems: which answers changed, whether that may be chance, and a table of before and after."""
+"""Two models on the same problems: which answers changed, whether that may be chance, and a table of before
+and after.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from helpers.errors import DataError
+from helpers.evaluate.tasks import Task
 
 
 def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict[str, Any]:
@@ -15,8 +18,8 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
         tuned_samples: the same problems, judged for the other model.
 
     Returns:
-        `gained` and `lost` (pairs of records: only the tuned, only the base model right), `both_right`, `both_wrong`
-        (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base).
+        `gained` and `lost` (pairs of records: only the tuned, only the base model right), `both_right`,
+        `both_wrong` (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base).
 
     Raises:
         DataError: the two lists are not about the same problems.
@@ -54,20 +57,45 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
     }
 
 
-def before_after_table(base: dict[str, Any], tuned: dict[str, Any]) -> str:
-    """Two results of `evaluate_model` side by side: all, each category, each kind of template, with counts and intervals."""
+def before_after_table(base: dict[str, Any], tuned: dict[str, Any], task: Task | None = None) -> str:
+    """Two results of `evaluate_model` side by side: all, each category, each kind of template, and the task's
+    measures.
+
+    Args:
+        task: of the run; its measures, such as macro-F1, follow the table.
+    """
 
     def cell(row: dict[str, Any]) -> str:
-        return f"{row['correct']:3}/{row['total']:<3} {row['accuracy']:4.0%}  [{row['ci95'][0]:.0%}, {row['ci95'][1]:.0%}]"
+        low, high = row["ci95"]
+        return f"{row['correct']:3}/{row['total']:<3} {row['accuracy']:4.0%}  [{low:.0%}, {high:.0%}]"
 
     lines = [f"{'':16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
     for group in ("by_category", "by_template"):
-        if tuned[group]:
-            lines += [
-                "",
-                *(
-                    f"{name:16} {cell(base[group][name]):28} {cell(row)}"
-                    for name, row in tuned[group].items()
-                ),
-            ]
+        rows = [f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items()]
+        lines += ["", *rows] if rows else []
+    if task and (base_measures := task.measures(base["samples"])):
+        lines += ["", measures_text(task, base_measures, task.measures(tuned["samples"]))]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def measures_text(task: Task, base: dict[str, Any], tuned: dict[str, Any]) -> str:
+    """Measures of base and tuned model as lines of text; empty where there are none.
+
+    Args:
+        base, tuned: from `Task.measures`, of the same test records.
+    """
+    lines = [
+        f"{name.replace('_', ' '):18} {value:5.1%} → {tuned[name]:5.1%}"
+        for name, value in base.items()
+        if isinstance(value, float) and name != "majority_baseline"
+    ]
+    if task.name != "classification":
+        return "\n".join(lines)
+    always = f"from always answering {task.majority!r}, the commonest label in training"
+    lines.insert(0, f"{'majority baseline':18} {tuned['majority_baseline']:5.1%}, {always}")
+    lines += ["label: right of all, base → tuned; what the tuned model said"]
+    for label, row in tuned["by_label"].items():
+        said = ", ".join(f"{name} {count}" for name, count in tuned["confusion"][label].items())
+        before = base["by_label"][label]["correct"]
+        lines.append(f"  {label}: {before} → {row['correct']} of {row['total']}; {said}")
+    return "\n".join(lines)

@@ -14,10 +14,11 @@ from helpers.errors import DataError
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: it stays inside [0, 1] and is honest at 0 of n, unlike mean ± error.
+    """Wilson's score interval of a proportion: it stays inside [0, 1] and is honest at 0 of n, unlike mean ±
+    error.
 
-    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference": with p = correct / total, the
-    bounds are (p + z²/2n ± z·√(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
+    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference": with p = correct /
+    total, the bounds are (p + z²/2n ± z·√(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
 
     Args:
         correct: successes.

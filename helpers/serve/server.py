@@ -1,14 +1,16 @@
-"""vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing left of it after.
+"""vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing
+left of it after.
 
 with serve_vllm("merged_model", fmt=fmt) as server:
-    client = openai.OpenAI(base_url=server.url, api_key=server.api_key)
-    client.chat.completions.create(model=server.model, messages=[{"role": "user", "content": "..."}])
+    answers = server.ask(test_set, fmt, max_tokens=96)
+    client = openai.OpenAI(base_url=server.url, api_key=server.api_key)         # or as any client does
 """
 
 import collections
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import re
 import secrets
@@ -17,26 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.clock import worked
-from helpers.errors import ModelError
-from helpers.net import free_port
+from helpers.errors import BackendError, ModelError
+from helpers.net import free_port, get
 from helpers.serve.engine import NOT_INSTALLED, vllm_advice, vllm_is_for_cpu, vllm_settings
-from helpers.train.prompts import PromptFormat
+from helpers.train.prompts import PromptFormat, guide_chat_template, question_text
 
-GUIDE_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}{{ ' ' + message['content'].strip() + '\\n\\n' }}"
-    "{%- elif message['role'] == 'system' -%}{{ message['content'].strip() + '\\n\\n' }}"
-    "{%- else -%}{{ 'Instruction: ' + message['content'].strip() + '\\nResponse:' }}"
-    "{%- endif -%}{%- endfor -%}"
-)
+GUIDE_TEMPLATE = guide_chat_template()
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,59 @@ class Server:
     def __repr__(self) -> str:
         return f"Server(url={self.url!r}, model={self.model!r})"  # without its key
 
+    @worked("vllm")
+    def ask(
+        self,
+        examples: Sequence[dict[str, Any]],
+        fmt: PromptFormat,
+        max_tokens: int,
+        model: str | None = None,
+        at_once: int = 64,
+    ) -> list[dict[str, Any]]:
+        """Greedy answers, through the OpenAI client, `at_once` at a time.
+
+        Args:
+            examples: records with `instruction`, and perhaps `input`.
+            fmt: says how an input follows its instruction; its stop rule is used, where it is text.
+            max_tokens: longest answer.
+            model: the model or adapter to ask; the server's own by default.
+
+        Returns:
+            `text` (stripped), `stop_reason` (`stop` or `length`) and `tokens` (a count), in the order of the
+            examples.
+
+        Raises:
+            BackendError: the server refused a request, or is gone.
+        """
+        import openai
+
+        client = openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=1, timeout=600)
+        stop = [text for text in fmt.stop if isinstance(text, str)] or None
+
+        def ask_one(example: dict[str, Any]) -> dict[str, Any]:
+            answer = client.chat.completions.create(
+                model=model or self.model,
+                messages=[{"role": "user", "content": question_text(example, fmt.name)}],
+                temperature=0,
+                max_tokens=max_tokens,
+                stop=stop,
+            )
+            choice = answer.choices[0]
+            return {
+                "text": (choice.message.content or "").strip(),
+                "stop_reason": choice.finish_reason,
+                "tokens": answer.usage.completion_tokens if answer.usage else 0,
+            }
+
+        try:
+            with ThreadPoolExecutor(at_once) as pool:
+                return list(pool.map(ask_one, examples))
+        except openai.OpenAIError as error:
+            raise BackendError(
+                f"{self.url} did not answer: {error}",
+                "is the server still running? Its `with` block must be open",
+            ) from error
+
 
 @contextlib.contextmanager
 def serve_vllm(
@@ -76,12 +124,14 @@ def serve_vllm(
     patience: float = 600,
     options: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Start vLLM's server on loopback (what `vllm serve` starts, which the build for CPUs lacks), wait until it answers, and end it with the block.
+    """Start vLLM's server on loopback, wait until it answers, and end it with the block.
+
+    It is what `vllm serve` starts, which the build for CPUs lacks.
 
     Args:
         model_folder: the model: a Hugging Face folder, or its name on the hub.
-        fmt: the prompt format of training. `guide` gets a chat template that makes the same prompts; with another format, or
-            None, the server uses the template in the model's folder.
+        fmt: the prompt format of training. `guide` gets a chat template that makes the same prompts; with
+            another format, or None, the server uses the template in the model's folder.
         name: what clients ask for.
         adapters: PEFT adapters to serve beside the model without merging, by the name to ask for.
         dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization, kv_cache_gib: as in `load_vllm`.
@@ -89,75 +139,76 @@ def serve_vllm(
         options: anything else for the command line of `vllm serve`.
 
     Raises:
-        ModelError: the model is not there, vLLM is not installed, or the server ended or did not answer in time; the end
-            of its log is in the message.
+        ModelError: the model is not there, vLLM is not installed, or the server ended or did not answer in
+            time; the end of its log is in the message.
     """
+    _check_model(model_folder)
+    environment = vllm_settings(kv_cache_gib) | os.environ
+    key, port = secrets.token_urlsafe(16), free_port()
+    arguments = {
+        "model": model_folder,
+        "host": "127.0.0.1",
+        "port": port,
+        "served-model-name": name,
+        "dtype": dtype,
+        "max-model-len": max_model_len,
+        "tensor-parallel-size": tensor_parallel_size,
+    }
+    if not vllm_is_for_cpu():
+        arguments["gpu-memory-utilization"] = gpu_memory_utilization
+    with worked("vllm"), tempfile.TemporaryDirectory() as scratch:
+        if fmt is not None and fmt.name == "guide":
+            arguments["chat-template"] = template = Path(scratch) / "guide.jinja"
+            template.write_text(GUIDE_TEMPLATE, encoding="utf-8")
+        command = [*_command(arguments), *_adapter_options(adapters or {}), *options]
+        log = Path(scratch) / "vllm.log"
+        started = time.monotonic()
+        process = _start(command, environment | {"VLLM_API_KEY": key}, log)
+        try:
+            _wait(process, port, patience, log)
+            yield Server(f"http://127.0.0.1:{port}/v1", key, name, process.pid, time.monotonic() - started)
+        finally:
+            _end(process)
+
+
+def _check_model(model_folder: str | Path) -> None:
     folder = Path(model_folder)
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model_folder)) and not folder.exists()
     if not on_hub and not (folder / "config.json").is_file():
         raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
     if importlib.util.find_spec("vllm") is None:
         raise ModelError("vLLM is not installed", NOT_INSTALLED)
-    environment, on_cpu = vllm_settings(kv_cache_gib) | os.environ, vllm_is_for_cpu()
-    key, port = secrets.token_urlsafe(16), free_port()
-    with worked("vllm"), tempfile.TemporaryDirectory() as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            folder,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            port,
-            "--served-model-name",
-            name,
-            "--dtype",
-            dtype,
-            "--max-model-len",
-            max_model_len,
-            "--tensor-parallel-size",
-            tensor_parallel_size,
-        ]
-        command += ["--enforce-eager"] if on_cpu else ["--gpu-memory-utilization", gpu_memory_utilization]
-        if fmt is not None and fmt.name == "guide":
-            template = Path(scratch) / "guide.jinja"
-            template.write_text(GUIDE_TEMPLATE, encoding="utf-8")
-            command += ["--chat-template", template]
-        if adapters:
-            ranks = [_rank(Path(path)) for path in adapters.values()]
-            command += [
-                "--enable-lora",
-                "--max-lora-rank",
-                max(8, *ranks),
-                "--lora-modules",
-                *(f"{n}={Path(path).resolve()}" for n, path in adapters.items()),
-            ]
-        log = Path(scratch) / "vllm.log"
-        started = time.monotonic()
-        with open(log, "wb") as file:
-            process = (
-                subprocess.Popen(  # the key goes by environment: a command line is for everybody to read
-                    [*map(str, command), *options],
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    env=environment | {"VLLM_API_KEY": key},
-                    start_new_session=True,
-                    preexec_fn=_end_with_parent,
-                )
-            )
-        try:
-            _wait(process, port, patience, log, on_cpu)
-            yield Server(f"http://127.0.0.1:{port}/v1", key, name, process.pid, time.monotonic() - started)
-        finally:
-            _end(process)
+
+
+def _command(arguments: dict[str, Any]) -> list[str]:
+    options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    eager = ["--enforce-eager"] if vllm_is_for_cpu() else []
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *eager]
+
+
+def _adapter_options(adapters: dict[str, str | Path]) -> list[str]:
+    if not adapters:
+        return []
+    ranks = [_rank(Path(path)) for path in adapters.values()]
+    modules = [f"{name}={Path(path).resolve()}" for name, path in adapters.items()]
+    return ["--enable-lora", "--max-lora-rank", str(max(8, *ranks)), "--lora-modules", *modules]
+
+
+def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+    """Start the server. Its key is in the environment, since a command line is for everybody to read."""
+    with open(log, "wb") as file:
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
 
 
 def _rank(adapter: Path) -> int:
-    import json
-
     try:
         return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -171,7 +222,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _wait(process: subprocess.Popen, port: int, patience: float, log: Path, on_cpu: bool) -> None:
+def _wait(process: subprocess.Popen, port: int, patience: float, log: Path) -> None:
     from tqdm import tqdm
 
     started = time.monotonic()
@@ -180,10 +231,12 @@ def _wait(process: subprocess.Popen, port: int, patience: float, log: Path, on_c
     ) as bar:
         while time.monotonic() - started < patience:
             if process.poll() is not None:
-                raise ModelError(f"vllm serve ended at its start:\n{_tail(log)}", vllm_advice(on_cpu))
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    return
+                raise ModelError(
+                    f"vllm serve ended at its start:\n{_tail(log)}", vllm_advice(vllm_is_for_cpu())
+                )
+            with contextlib.suppress(OSError):
+                get(f"http://127.0.0.1:{port}/health", seconds=5)
+                return
             time.sleep(0.25)
             bar.update()
     raise ModelError(
@@ -209,60 +262,3 @@ def _end(process: subprocess.Popen) -> None:
             break
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-@worked("vllm")
-def ask_server(
-    server: Server,
-    questions: Sequence[str],
-    fmt: PromptFormat,
-    max_tokens: int,
-    model: str | None = None,
-    at_once: int = 64,
-) -> list[dict[str, Any]]:
-    """Greedy answers from a server, through the OpenAI client, `at_once` at a time.
-
-    Args:
-        questions: what the user's turn says, one a question.
-        fmt: its stop rule is used, where it is text.
-        max_tokens: longest answer.
-        model: the model or adapter to ask; the server's own by default.
-
-    Returns:
-        `text` (stripped), `stop_reason` (`stop` or `length`) and `tokens` (a count), in the order of the questions.
-
-    Raises:
-        BackendError: the server refused a request, or is gone.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    import openai
-
-    from helpers.errors import BackendError
-
-    client = openai.OpenAI(base_url=server.url, api_key=server.api_key, max_retries=1, timeout=600)
-    stop = [text for text in fmt.stop if isinstance(text, str)] or None
-
-    def ask(question: str) -> dict[str, Any]:
-        answer = client.chat.completions.create(
-            model=model or server.model,
-            messages=[{"role": "user", "content": question}],
-            temperature=0,
-            max_tokens=max_tokens,
-            stop=stop,
-        )
-        choice = answer.choices[0]
-        return {
-            "text": (choice.message.content or "").strip(),
-            "stop_reason": choice.finish_reason,
-            "tokens": answer.usage.completion_tokens,
-        }
-
-    try:
-        with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(ask, questions))
-    except openai.OpenAIError as error:
-        raise BackendError(
-            f"{server.url} did not answer: {error}",
-            "is the server still running? Its `with` block must be open",
-        ) from error

@@ -1,14 +1,13 @@
-"""connect(): one call that gives a Tinker service, whether it is the stub on this machine, hosted Tinker, or a URL."""
+"""connect(): one call that gives a Tinker service: the stub on this machine, hosted Tinker, or a URL."""
 
 import atexit
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,12 @@ from filelock import FileLock
 
 from helpers import local_model, net, paths
 from helpers.errors import BackendError
-from helpers.paths import ROOT
 from helpers.train import models
+from helpers.train.patches import stop_waiting_when_ended
 
 HOSTED_MODEL = "Qwen/Qwen3-30B-A3B-Instruct-2507"
 STUB_KEY = "tml-stub"
 START_SECONDS = 120
-STUB_ENDED = (
-    "run this notebook again from the top (or `course run --resume`): it starts another, and training goes on from its last "
-    "checkpoint; if you did not end it, it may have run out of memory"
-)
 IDLE_SECONDS = 1800  # a stub that `connect` started ends when unused for this long
 
 
@@ -56,7 +51,8 @@ class Backend:
         }[self.kind]
 
     def base_model(self, name: str = "") -> str:
-        """The base model to train: `name`; if it is empty, the only one that the server offers, or the guide's.
+        """The base model to train: `name`; if it is empty, the only one that the server offers, or the
+        guide's.
 
         Raises:
             ModelError: `name` is a local folder that holds no model.
@@ -73,43 +69,48 @@ def connect(backend: str = "auto") -> Backend:
     """Connect to a Tinker service.
 
     Args:
-        backend: `auto` takes the server at `TINKER_BASE_URL` if that is set, else hosted Tinker if `TINKER_API_KEY` is
-            set, else the stub. `stub`, `hosted` or a URL choose one. The stub is found if it runs and started if not.
+        backend: `auto` takes the server at `TINKER_BASE_URL` if that is set, else hosted Tinker if
+            `TINKER_API_KEY` is set, else the stub. `stub`, `hosted` or a URL choose one. The stub is found if
+            it runs and started if not.
 
     Raises:
         BackendError: it can't be reached or started, or it refuses the key.
     """
     kind, url = choose_backend(backend)
-    key = os.environ.get("TINKER_API_KEY")
-    if kind == "hosted" and not key:
-        raise BackendError(
-            "hosted Tinker needs a key, and TINKER_API_KEY is not set",
-            "export TINKER_API_KEY=tml-…, or use backend 'stub'",
-        )
+    key = _key(kind)
     if kind == "stub":
-        url, key = (
-            start_stub(),
-            os.environ.get("STUB_TINKER_API_KEY", STUB_KEY),
-        )  # never your real key to the stub
-    elif kind == "url":
-        key = key or STUB_KEY
+        url = start_stub()
+    elif url:
         _check_reachable(url)
     import tinker
 
-    arguments = {"base_url": url, "api_key": key} if kind != "hosted" else {}
+    arguments: dict[str, Any] = {"base_url": url, "api_key": key} if url else {}
     try:
         service = tinker.ServiceClient(**arguments)
         rest = tinker.RestClient(**arguments)
         rest.get_server_capabilities().result()
     except tinker.TinkerError as error:
         raise BackendError(
-            f"{'hosted Tinker' if kind == 'hosted' else url} refused the connection: {error}",
+            f"{url or 'hosted Tinker'} refused the connection: {error}",
             "check TINKER_API_KEY and the address",
         ) from error
-    if kind == "stub":
-        _stop_waiting_when_ended(url, service.holder, rest.holder)
+    if kind == "stub" and url:
+        stop_waiting_when_ended(url, service.holder, rest.holder)
     atexit.register(_close, service)
     return Backend(kind, url, service, rest, key)
+
+
+def _key(kind: str) -> str:
+    """What to send as the key: never your real one to the stub."""
+    if kind == "stub":
+        return os.environ.get("STUB_TINKER_API_KEY", STUB_KEY)
+    key = os.environ.get("TINKER_API_KEY")
+    if kind == "hosted" and not key:
+        raise BackendError(
+            "hosted Tinker needs a key, and TINKER_API_KEY is not set",
+            "export TINKER_API_KEY=tml-…, or use backend 'stub'",
+        )
+    return key or STUB_KEY
 
 
 def _close(service: Any) -> None:
@@ -139,38 +140,11 @@ def choose_backend(backend: str) -> tuple[str, str | None]:
 
 def _check_reachable(url: str) -> None:
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=10):
-            pass
+        net.get(f"{url}/api/v1/healthz", seconds=10)
     except OSError as error:
         raise BackendError(
             f"no Tinker server answers at {url}: {error}", "start it, or correct TINKER_BASE_URL"
         ) from error
-
-
-def _stop_waiting_when_ended(url: str, *holders: Any) -> None:
-    """Make requests to a stub that has ended fail at once with a BackendError.
-
-    The SDK asks a silent server again for 5 minutes, and for a result it waits for ever: right for a service that comes
-    back, but a stub that was killed never does. All of the SDK's requests go through `aclient` of its holders.
-    """
-    import tinker
-
-    def watched(aclient: Any) -> Any:
-        @contextlib.contextmanager
-        def watch(pool: Any) -> Iterator[Any]:
-            try:
-                with aclient(pool) as client:
-                    client.max_retries = 1  # below us the SDK would try 10 times, over a minute and more
-                    yield client
-            except tinker.APIConnectionError as error:
-                if net.refuses(url):
-                    raise BackendError(f"the stub Tinker backend ({url}) has ended", STUB_ENDED) from error
-                raise
-
-        return watch
-
-    for holder in holders:
-        holder.aclient = watched(holder.aclient)
 
 
 def stub_state_dir() -> Path:
@@ -183,9 +157,8 @@ def running_stub() -> dict | None:
     note = stub_state_dir() / "server.json"
     try:
         server = json.loads(note.read_text())
-        with urllib.request.urlopen(f"{server['url']}/api/v1/healthz", timeout=5) as answer:
-            if json.load(answer).get("service") == "stub_tinker":
-                return server
+        if json.loads(net.get(f"{server['url']}/api/v1/healthz", seconds=5)).get("service") == "stub_tinker":
+            return server
     except (OSError, ValueError, KeyError):
         return None  # no note, or nobody behind it: not running
     return None
@@ -203,47 +176,38 @@ def start_stub() -> str:
     state = stub_state_dir()
     state.mkdir(parents=True, exist_ok=True)
     with FileLock(state / "start.lock"):
-        if server := running_stub():
-            return server["url"]
-        log_path = state / "server.log"
-        with open(log_path, "w") as log:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "helpers.stub_tinker",
-                    "--port",
-                    "0",
-                    "--state-dir",
-                    str(state),
-                    "--idle-exit",
-                    str(IDLE_SECONDS),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd=ROOT,
-                env={key: value for key, value in os.environ.items() if key != "TINKER_API_KEY"},
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if (server := running_stub()) and server["pid"] == process.pid:
-                return server["url"]
-            if process.poll() is not None:
-                break
-            time.sleep(0.2)
-        process.kill()
-        raise BackendError(
-            f"the stub Tinker backend did not start:\n{log_path.read_text()[-1500:].strip()}",
-            f"its whole log is {log_path}",
+        server = running_stub() or _launch(state)
+    return server["url"]
+
+
+def _launch(state: Path) -> dict:
+    """Start a stub and wait until it answers."""
+    log_path = state / "server.log"
+    command = [sys.executable, "-m", "helpers.stub_tinker", "--port", "0", "--state-dir", str(state)]
+    with open(log_path, "w") as log:
+        process = subprocess.Popen(
+            [*command, "--idle-exit", str(IDLE_SECONDS)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=paths.ROOT,
+            env={key: value for key, value in os.environ.items() if key != "TINKER_API_KEY"},
         )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if (server := running_stub()) and server["pid"] == process.pid:
+            return server
+        time.sleep(0.2)
+    process.kill()
+    raise BackendError(
+        f"the stub Tinker backend did not start:\n{log_path.read_text()[-1500:].strip()}",
+        f"its whole log is {log_path}",
+    )
 
 
 def stop_stub() -> bool:
     """Ask the running stub to finish what it accepted and end. False if none runs."""
-    import signal
-
     server = running_stub()
     if server is None:
         return False

@@ -1,10 +1,11 @@
-"""The guide's prompt format as a `tinker_cookbook` renderer, so that Inspect and the cookbook's own loops can use it.
+"""The guide's prompt format as a `tinker_cookbook` renderer, so that Inspect and the cookbook's own loops can
+use it.
 
     register()                                        # once; then "guide" names it everywhere in the cookbook
     renderer = renderers.get_renderer("guide", tokenizer)
 
 A question becomes `Instruction: …\\nResponse:`, an answer ends at an empty line: token for token what
-`helpers.train.prompts.prompt_format("guide", tokenizer)` makes. Turns before the last question stand before it in the same form.
+`get_format("guide", tokenizer)` makes. Turns before the last question stand before it in the same form.
 """
 
 import tinker
@@ -18,21 +19,24 @@ from tinker_cookbook.renderers.base import (
     ensure_text,
 )
 
-from helpers.train.prompts import END_OF_ANSWER, GUIDE_STOP
+from helpers.train.prompts import GUIDE_STOP, GUIDE_TURNS
 
 
 class GuideRenderer(Renderer):
     """Renders `system`, `user` and `assistant` messages; it has no tools and no thinking."""
 
-    has_extension_property = True
+    @property
+    def has_extension_property(self) -> bool:
+        return True
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         text = ensure_text(message["content"]).strip()
-        if message["role"] == "assistant":
-            return RenderedMessage(output=self._chunks(f" {text}{END_OF_ANSWER}" if text else ""))
-        if message["role"] == "system":
-            return RenderedMessage(output=self._chunks(f"{text}{END_OF_ANSWER}" if text else ""))
-        return RenderedMessage(output=self._chunks(f"Instruction: {text}\nResponse:"))
+        turn = GUIDE_TURNS.get(message["role"], GUIDE_TURNS["user"])
+        empty = not text and message["role"] in (
+            "system",
+            "assistant",
+        )  # the assistant's turn that is to be written
+        return RenderedMessage(output=self._chunks("" if empty else turn.format(text)))
 
     def _chunks(self, text: str) -> list[tinker.ModelInputChunk]:
         tokens = self.tokenizer.encode(text, add_special_tokens=False) if text else []
@@ -43,7 +47,7 @@ class GuideRenderer(Renderer):
 
     def parse_response(self, response: list[int]) -> tuple[Message, ParseTermination]:
         """The answer up to the first stop text, stripped, and how it ended."""
-        text = self.tokenizer.decode(response, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(response, skip_special_tokens=True))
         ends = [text.index(stop) for stop in GUIDE_STOP if stop in text]
         message = Message(role="assistant", content=text[: min(ends, default=len(text))].strip())
         if ends:

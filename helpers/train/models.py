@@ -41,7 +41,9 @@ def resolve_base_model(name: str) -> str:
 
 
 def _has_plain_tokenizer(folder: Path) -> bool:
-    """True if the tokenizer is all in tokenizer.json. To find that out, AutoTokenizer imports torch and scikit-learn: 5 s."""
+    """True if the tokenizer is all in tokenizer.json. AutoTokenizer imports torch and scikit-learn to find
+    out: 5 s.
+    """
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return (
@@ -85,6 +87,7 @@ def load_tokenizer(name_or_path: str | Path = "") -> Any:
                 f"the tokenizer in {name} can't be read: {error}", "download or copy the model again"
             ) from error
         raise ModelError(
-            f"the tokenizer of {name} can't be fetched from the model hub: {problem or str(error).splitlines()[0]}",
+            f"the tokenizer of {name} can't be fetched from the model hub: "
+            f"{problem or (str(error) or type(error).__name__).splitlines()[0]}",
             "check the name and the network (and HF_TOKEN for gated models), or use a local model folder",
         ) from error

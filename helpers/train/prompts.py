@@ -1,25 +1,50 @@
 """From an example to tokens, the same way for training, evaluation, the merged model and vLLM.
 
-A prompt format decides three things together, because they only work together: the text before the answer, the text
-that ends the answer, and the stop rule for sampling.
+    fmt = get_format("guide", base_model)
+    fmt.prompt_tokens(example), fmt.answer_tokens(example), fmt.stop
+
+A prompt format decides three things together, because they only work together: the text before the answer,
+the text that ends the answer, and the stop rule for sampling.
 """
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from helpers.errors import DataError, ModelError
+from helpers.train.models import load_tokenizer
 
+# The source guide's format, turn by turn: the one text that the renderer and vLLM's chat template are made
+# of, too.
 END_OF_ANSWER = "\n\n"
+GUIDE_TURNS = {
+    "system": f"{{}}{END_OF_ANSWER}",
+    "user": "Instruction: {}\nResponse:",
+    "assistant": f" {{}}{END_OF_ANSWER}",
+}
 GUIDE_STOP = (END_OF_ANSWER, "Instruction:")
 
 
 def guide_prompt(example: dict[str, Any]) -> str:
     """The prompt of the source guide: `Instruction`, an `Input` line if there is one, `Response`."""
-    return f"Instruction: {question_text(example, 'guide')}\nResponse:"
+    return GUIDE_TURNS["user"].format(question_text(example, "guide"))
+
+
+def guide_chat_template() -> str:
+    """The guide's format as a chat template (Jinja), for servers."""
+    cases = []
+    for role, turn in GUIDE_TURNS.items():
+        before, after = map(json.dumps, turn.split("{}"))
+        text = f"{{{{- {before} + message['content'].strip() + {after} }}}}"
+        cases.append(f"if message['role'] == '{role}' -%}}{text}")
+    return "{%- for message in messages -%}{%- " + "{%- el".join(cases) + "{%- endif -%}{%- endfor -%}"
 
 
 def question_text(example: dict[str, Any], format_name: str) -> str:
-    """What the user's turn says: the instruction, and its input below it (after `Input:` in the guide's format)."""
+    """What the user's turn says: the instruction, and its input below it (after `Input:` in the guide's
+    format).
+    """
     instruction, more = example["instruction"].strip(), (example.get("input") or "").strip()
     if not more:
         return instruction
@@ -28,12 +53,13 @@ def question_text(example: dict[str, Any], format_name: str) -> str:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How an example becomes tokens. Make one with `prompt_format(...)`.
+    """How an example becomes tokens. Make one with `get_format(...)`.
 
     Attributes:
         name: `guide`, or the name of a `tinker_cookbook` renderer.
         tokenizer: the base model's tokenizer.
-        stop: what ends an answer, in the form that Tinker's `SamplingParams.stop` takes (strings or token ids).
+        stop: what ends an answer, in the form that Tinker's `SamplingParams.stop` takes (strings or token
+            ids).
         renderer: the cookbook's renderer; None for `guide`.
     """
 
@@ -59,11 +85,15 @@ class PromptFormat:
             for text in self.stop:
                 if text in answer:
                     raise DataError(
-                        f"the output of {example.get('instruction', '')[:60]!r} holds {text!r}, where the guide's stop rule ends an answer",
-                        "use a chat renderer for such data (prompt_format='qwen3_instruct'), or take that text out",
+                        f"the output of {example.get('instruction', '')[:60]!r} holds {text!r}, where the "
+                        "guide's stop "
+                        "rule ends an answer",
+                        "use a chat renderer for such data (prompt_format='qwen3_instruct'), or take that "
+                        "text out",
                     )
-            return self.tokenizer.encode(f" {answer}{END_OF_ANSWER}", add_special_tokens=False)
-        model_input, weights = self.renderer.build_supervised_example(_messages(example))
+            turn = GUIDE_TURNS["assistant"].format(answer)
+            return self.tokenizer.encode(turn, add_special_tokens=False)
+        model_input, _ = self.renderer.build_supervised_example(_messages(example))
         tokens = model_input.to_ints()
         return tokens[len(self.prompt_tokens(example)) :]
 
@@ -83,12 +113,18 @@ def _messages(example: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def prompt_format(name: str, tokenizer: Any) -> PromptFormat:
+def get_format(name: str, model: Any = "") -> PromptFormat:
     """The prompt format named `guide`, or the one of a `tinker_cookbook` renderer for chat models.
+
+    Args:
+        model: whose tokenizer it uses: a name on the hub, a folder, empty for the local base model; or a
+            tokenizer.
 
     Raises:
         DataError: there is no renderer of that name.
+        ModelError: the tokenizer can't be had.
     """
+    tokenizer = load_tokenizer(model) if isinstance(model, (str, Path)) else model
     if name == "guide":
         return PromptFormat("guide", tokenizer, list(GUIDE_STOP))
     from tinker_cookbook import renderers
@@ -142,7 +178,8 @@ def build_datum(example: dict[str, Any], fmt: PromptFormat, max_length: int = 20
     tokens = prompt + answer
     if len(tokens) > max_length:
         raise DataError(
-            f"{example.get('instruction', '')[:60]!r} is {len(tokens)} tokens long, over max_length={max_length}",
+            f"{example.get('instruction', '')[:60]!r} is {len(tokens)} tokens long, over "
+            f"max_length={max_length}",
             "raise max_length, or leave long examples out in the split",
         )
     weights = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)

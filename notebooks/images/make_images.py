@@ -14,14 +14,16 @@ from statistics import median
 from typing import Any
 
 from helpers.errors import CourseError, RunError
-from helpers.files import read_json, read_jsonl, write_text
+from helpers.evaluate.score import Score
+from helpers.files import write_text
 from helpers.paths import ROOT
 from helpers.plots import accuracy_by_category
 from helpers.runs import open_run
+from helpers.runs.result_files import BEST, CHECKPOINTS, EVALUATION, METRICS
+from helpers.runs.result_forms import Evaluation
 from helpers.runs.run import Run
-from helpers.runs.run_files import base_and_tuned
 from helpers.runs.stages import STAGES
-from helpers.text import clock
+from helpers.text import clock, percent
 
 PICTURE = Path(__file__).with_name("base_and_tuned.png")
 START, END = "<!-- numbers -->", "<!-- end of numbers -->"
@@ -36,13 +38,17 @@ IN_README = (
 )
 
 
-def save_picture(evaluation: dict[str, Any], path: Path) -> None:
+def save_picture(evaluation: Evaluation, path: Path) -> None:
     """Base and tuned accuracy by category, as notebook 03 draws it."""
-    accuracy_by_category(*base_and_tuned(evaluation)).savefig(path, dpi=110, metadata={"Software": None})
+    accuracy_by_category(*evaluation.base_and_tuned).savefig(path, dpi=110, metadata={"Software": None})
 
 
-def _score(row: dict[str, Any]) -> str:
-    return f"{row['correct']} of {row['total']} = {row['correct'] / row['total']:.1%}"
+def _score(score: Score) -> str:
+    return f"{score.correct} of {score.total} = {percent(score.accuracy)}"
+
+
+def _with_interval(score: Score) -> str:
+    return f"{_score(score)} (95% interval {' to '.join(map(percent, score.ci95))})"
 
 
 def numbers(run: Run) -> list[tuple[str, str]]:
@@ -56,28 +62,25 @@ def numbers(run: Run) -> list[tuple[str, str]]:
 
 
 def _scores(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
-    evaluation = read_json(run.file("evaluate/model_evaluation.json"))
-    low, high = evaluation["test_accuracy_ci95"]
-    base_low, base_high = evaluation["base_accuracy_ci95"]
-    sizes, total = stages["split"].results.sizes, evaluation["test_size"]
-    base = _score({"correct": evaluation["base_correct"], "total": total})
-    tuned = _score({"correct": evaluation["test_correct"], "total": total})
-    by_template = evaluation["by_template"]
+    evaluation = EVALUATION.read(run.path)
+    sizes = stages["split"].results.sizes
+    merged = {name: stages[name].results for name in ("merge", "vllm")}
+    by_template = evaluation.by_template
     return [
         (
             "problems",
             f"{sizes['train']} to train, {sizes['validation']} to choose a checkpoint, "
             f"{sizes['test']} to test",
         ),
-        ("base model, test set", f"{base} (95% interval {base_low:.1%} to {base_high:.1%})"),
-        ("tuned model, test set", f"{tuned} (95% interval {low:.1%} to {high:.1%})"),
+        ("base model, test set", _with_interval(evaluation.base)),
+        ("tuned model, test set", _with_interval(evaluation.tuned)),
         *(
-            (f"… {kind} templates", _score(by_template[kind]))
+            (f"… {kind} templates", _score(by_template[kind].score))
             for kind in ("seen", "unseen")
             if kind in by_template
         ),
-        ("merged model in `transformers`", _score(dict(stages["merge"].results))),
-        ("merged model in vLLM", _score(dict(stages["vllm"].results))),
+        ("merged model in `transformers`", _score(Score(merged["merge"].correct, merged["merge"].total))),
+        ("merged model in vLLM", _score(Score(merged["vllm"].correct, merged["vllm"].total))),
     ]
 
 
@@ -95,8 +98,8 @@ def _parity(stages: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _training(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
     train = stages["train"].results
-    first = read_jsonl(run.file("train/checkpoints.jsonl"))[0]
-    best = read_json(run.file("train/best_checkpoint.json"))
+    first = CHECKPOINTS.read(run.path)[0]
+    best = BEST.read(run.path)
     return [
         (
             "training loss",
@@ -105,13 +108,13 @@ def _training(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "validation",
-            f"{_score(first)} before, {_score(best)} at step {best['step']}, which was chosen",
+            f"{_score(first.score)} before, {_score(best.score)} at step {best.step}, which was chosen",
         ),
     ]
 
 
 def _times(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
-    rate = median(row["tokens_per_second"] for row in read_jsonl(run.file("train/metrics.jsonl")))
+    rate = median(row.tokens_per_second for row in METRICS.read(run.path))
     vllm_rate = stages["vllm"].results.tokens_per_second
     seconds = {name: stage.seconds for name, stage in stages.items()}
     each = ", ".join(f"{STAGES[name].notebook[:2]} {clock(spent)}" for name, spent in seconds.items())
@@ -163,7 +166,7 @@ def main(arguments: list[str]) -> int:
     run = open_run(arguments[0] if arguments else "latest")
     replace_table(README, table(run, IN_README))
     replace_table(ALL, table(run))
-    save_picture(read_json(run.file("evaluate/model_evaluation.json")), PICTURE)
+    save_picture(EVALUATION.read(run.path), PICTURE)
     size = PICTURE.stat().st_size / 1e3
     print(f"{PICTURE.relative_to(ROOT)}: {size:.0f} kB; {README.name}, {ALL.name}: tables of run {run.name}")
     return 0

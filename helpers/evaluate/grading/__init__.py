@@ -1,15 +1,16 @@
 """Graders: is an answer right, and why.
 
-    check_answer("12 ", "12")                                     # the same text, up to case, spaces, end punctuation
-    check_final_answer("... so the answer is $1,200.", "1200")    # the same value, found in free text
-    check_reasoning_steps("5 + 7 = 12\\n12 * 3 = 36", reference)   # every equation right, every reference step there
-    check_completeness("... Therefore, the sum is (3 +")          # cut off
+    check_answer("12 ", "12")                          # the same text, up to case, spaces, end punctuation
+    check_final_answer("... the answer is $1,200.", "1200")     # the same value, found in free text
+    check_reasoning_steps("5 + 7 = 12\\n12 * 3 = 36", reference)    # all equations right, all steps there
+    check_completeness("... Therefore, the sum is (3 +")        # cut off
     check_label("Label: Billing.", "billing", ["billing", "other"])      # names that label and no other
-    check_fields('{"city": "Rome", "nights": 3}', "nights: 3\\ncity: Rome")  # all fields, the same values
-    check_text("a red bike", "the red bike", 0.5)                        # shares enough words
+    check_fields('{"city": "Rome", "nights": 3}', "nights: 3\\ncity: Rome")      # all fields, the same values
+    check_text("a red bike", "the red bike", 0.5)               # shares enough words
 
-Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away: texts and
-numbers are bounded, and what is not plain arithmetic goes to math-verify in a process with a time limit.
+Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away:
+texts and numbers are bounded, and what is not plain arithmetic goes to math-verify in a process with a time
+limit.
 """
 
 from helpers.evaluate.grading.fields import check_fields, read_fields

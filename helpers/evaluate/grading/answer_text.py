@@ -7,7 +7,8 @@ _TURN = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(?:
 _END_TOKEN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<eo[a-z]>|\[/?INST\]|<end_of_turn>|</answer>\s*$")
 
 _FAREWELL = re.compile(
-    r"(?:^|(?<=[.!?。！}\s$)]))\s*[*_]*(?:(?:I )?hope (?:this|that|it|my)\b[^.!?\n]{0,120}|(?:Please |Just )?(?:let me know|feel free)\b[^.!?\n]{0,120}|"
+    r"(?:^|(?<=[.!?。！}\s$)]))\s*[*_]*(?:(?:I )?hope (?:this|that|it|my)\b[^.!?\n]{0,120}|(?:Please "
+    r"|Just )?(?:let me know|feel free)\b[^.!?\n]{0,120}|"
     r"If you have (?:any|more|other)\b[^\n.!?]{0,120}|Thank you[^.!?\n]{0,60}|Happy to help[^.!?\n]{0,60}|"
     r"希望(?:这|对|能)[^。！\n]{0,60}|如(?:果|有)[^。\n]{0,40}(?:问题|疑问)[^。！\n]{0,40})[.!。！]*[*_]*\s*$",
     re.IGNORECASE,

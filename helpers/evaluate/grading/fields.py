@@ -1,15 +1,16 @@
 """Extraction: the fields of an answer, and whether they are those of the reference.
 
-An answer is a JSON object, in a code fence or in a sentence or alone, or lines of the form `field: value`. Right is one with all
-fields of the reference, no other, and the same values. What makes no difference:
+An answer is a JSON object, in a code fence or in a sentence or alone, or lines of the form `field: value`.
+Right is one with all fields of the reference, no other, and the same values. What makes no difference:
 
 - the order of fields; case, spaces and full-width forms; punctuation at the end of a value;
-- how a plain number is written: `3`, `3.0` and `"3"` are one, `1,200` and `1200` too. Dates, codes with zeros in front and numbers
+- how a plain number is written: `3`, `3.0` and `"3"` are one, `1,200` and `1200` too. Dates, codes with zeros
+in front and numbers
   with a unit are text: `2024-01-05` is not `2024-1-5`;
 - null and empty fields, which count as not stated.
 
-Objects and lists inside count by their parts (`address.city`, `items.0`), lists in order. An answer with two different objects,
-or with one field twice, can't be read.
+Objects and lists inside count by their parts (`address.city`, `items.0`), lists in order. An answer with two
+different objects, or with one field twice, can't be read.
 """
 
 import json
@@ -121,7 +122,9 @@ def _from_lines(text: str) -> dict[str, str] | None:
 
 
 def _value(value: Any) -> str:
-    """A value as it is compared: plain numbers without thousands signs and needless zeros, else text without case."""
+    """A value as it is compared: plain numbers without thousands signs and needless zeros, else text without
+    case.
+    """
     if value is None or isinstance(value, bool):
         return "" if value is None else str(value).casefold()
     text = normalise(str(value)).strip("\"'`")

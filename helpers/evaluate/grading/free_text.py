@@ -1,7 +1,8 @@
 """Free text: how many of its words an answer shares with the reference.
 
-There is no rule that tells a good text from a bad one. The F1 over words is simple and can be repeated, and it misses much: a
-good text in other words scores low, and a wrong one that changes a number or adds a "not" scores high. So read answers, too.
+There is no rule that tells a good text from a bad one. The F1 over words is simple and can be repeated, and
+it misses much: a good text in other words scores low, and a wrong one that changes a number or adds a "not"
+scores high. So read answers, too.
 """
 
 import re
@@ -30,7 +31,8 @@ def check_text(model_output: str, expected_output: str, threshold: float = 0.5) 
 def token_f1(model_output: str, expected_output: str) -> float:
     """SQuAD's F1 over words: lower case, without punctuation and the articles a, an, the. In [0, 1].
 
-    Rajpurkar et al. 2016. Each Chinese character counts as a word, as in CMRC 2018, since no space parts Chinese words.
+    Rajpurkar et al. 2016. Each Chinese character counts as a word, as in CMRC 2018, since no space parts
+    Chinese words.
     """
 
     def words(text: str) -> list[str]:

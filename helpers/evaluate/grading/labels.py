@@ -3,12 +3,14 @@
 Right is an answer that names the reference's label and no other one. What counts as naming it:
 
 - case, spaces, `_` and `-` between words, quotes, punctuation, and full-width forms make no difference;
-- after `Label:`, `Category:`, `类别：` and the like, only what follows counts, so that reasons may come before;
-- a label inside a longer word (`ham` in `hamster`) is not named, nor is one that is denied (`not spam`, `不是垃圾邮件`);
+- after `Label:`, `Category:`, `类别：` and the like, only what follows counts: reasons may come before;
+- a label inside a longer word (`ham` in `hamster`) is not named, nor is one that is denied (`not spam`,
+`不是垃圾邮件`);
 - two different labels make no answer, and no label makes none.
 
-Limits: a denial is seen only in the same clause and before the label, or as a plain "no" right after it. Irony and meaning are
-not read. An answer that only paraphrases a label (`about the invoice` for `billing`) is wrong.
+Limits: a denial is seen only in the same clause and before the label, or as a plain "no" right after it.
+Irony and meaning are not read. An answer that only paraphrases a label (`about the invoice` for `billing`) is
+wrong.
 """
 
 import re
@@ -29,7 +31,8 @@ _MARK = re.compile(
 )
 _CLAUSE = re.compile(r"[.,;:!?\n，。；：！？、()]|\bbut\b|\brather\b|\binstead\b|而是|但")
 _DENIED = re.compile(
-    r"\b(?:not|no|non|never|neither|nor|without|cannot)\b|n['’]t\b|\b(?:isnt|dont|doesnt|cant)\b|不|非|没|無|无|别|勿"
+    r"\b(?:not|no|non|never|neither|nor|without|cannot)\b|n['’]t\b|\b(?:isnt|dont|doesnt|cant)\b|不|非|没|無|无|别"
+    r"|勿"
 )
 _NO_AFTER = re.compile(r"\W*(?:no|nope|wrong|incorrect|is wrong|is not|isn['’]t|不是|不对|否|错)(?!\w)")
 
@@ -64,7 +67,9 @@ def label_in(text: str, labels: Sequence[str]) -> str | None:
 
 
 def labels_in(text: str, labels: Sequence[str]) -> list[str]:
-    """Labels that a text names and does not deny, in the order of `labels`; the text alone, if it is a label itself."""
+    """Labels that a text names and does not deny, in the order of `labels`; the text alone, if it is a label
+    itself.
+    """
     text = tidy_unicode(prepare(text)).casefold()
     marks = list(_MARK.finditer(text))
     after = _first_line(text[marks[-1].end() :]) if marks else ""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from helpers.data.csv_files import read_table
 from helpers.errors import CourseError, DataError
 from helpers.runs.chosen import parse_value
 
@@ -92,21 +93,5 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
-    lines = csv.reader(text.splitlines())
-    head = [name.strip() for name in next(lines, [])]
-    if not all(head) or len(set(head)) < len(head):
-        raise DataError(
-            f"{path}, line 1: each name must be there, and only once; got {', '.join(head) or 'nothing'}",
-            "write for example rank,learning_rate",
-        )
-    rows = []
-    for line in lines:
-        if line and len(line) != len(head):
-            raise DataError(
-                f"{path}, line {lines.line_num} has {len(line)} cells, the head has {len(head)}",
-                "put a value with a comma in it into quotes",
-            )
-        if line:
-            cells = zip(head, map(str.strip, line), strict=True)
-            rows.append({name: parse_value(name, cell) for name, cell in cells if cell})
-    return rows
+    rows = [row for _, row in read_table(path, text)]
+    return [{name: parse_value(name, cell.strip()) for name, cell in row.items()} for row in rows]

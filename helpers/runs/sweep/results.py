@@ -100,7 +100,7 @@ def best_row(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     None if no run was scored there.
     """
-    from helpers.train.loop import BEST as GOODNESS
+    from helpers.train.log import BEST as GOODNESS
 
     goodness = GOODNESS[best_metric(sweep)]
     return max(
@@ -191,18 +191,19 @@ def write_results(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
     Raises:
         RunError: the folder can't be written.
     """
-    from helpers.plots import sweep_panels
-    from helpers.runs.report.comparison import write_comparison
-
     write_text(sweep.folder / RESULTS, csv_text(sweep, rows))
     scored, best = _scored(rows), best_row(sweep, rows)
     names = [name for name in sweep.swept if len({written(row["settings"][name]) for row in scored}) > 1]
     if names and best:
+        from helpers.plots import sweep_panels
+
         figure = sweep_panels(scored, names, best["run"], len(rows) - len(scored))
         temporary = sweep.folder / f".{PLOT}.tmp"
         figure.savefig(temporary, format="png", dpi=110)
         temporary.replace(sweep.folder / PLOT)
     if len(scored) > 1:
+        from helpers.runs.report.comparison import write_comparison
+
         write_comparison([sweep.run(row["run"]) for row in scored], sweep.folder / PAGE)
 
 

@@ -44,10 +44,10 @@ def check_final_answer(model_output: str, expected_output: str) -> Verdict:
     same_text = normalise(model_output) == normalise(expected_output)
     if not marked and _is_words(reference):
         found = _text_without_mark(prepared, reference)
-    if found is None and not same_text:
-        return Verdict(False, "the text gives no final answer", None, reference[:MAX_ANSWER])
     if same_text and normalise(model_output):
         return Verdict(True, "the same text", (found or reference)[:MAX_ANSWER], reference[:MAX_ANSWER])
+    if found is None:
+        return Verdict(False, "the text gives no final answer", None, reference[:MAX_ANSWER])
     passed, why = same_answer(reference[:MAX_ANSWER], found[:MAX_ANSWER])
     if not passed and marked:
         for other in _other_readings(reference, marked):
@@ -57,7 +57,9 @@ def check_final_answer(model_output: str, expected_output: str) -> Verdict:
 
 
 def _other_readings(reference: str, marked: list[str]) -> list[str]:
-    """What a marked answer may also say: the value of a whole sentence after the mark, or the last of several, for a list."""
+    """What a marked answer may also say: the value of a whole sentence after the mark, or the last of
+    several, for a list.
+    """
     readings = []
     if (
         re.match(r"[A-Za-z](?![.):])", marked[-1])
@@ -105,14 +107,17 @@ def _is_words(reference: str) -> bool:
 
 
 _STATED_CHOICE = re.compile(
-    r"(?:option|choice|选项)\s*\(?([A-J])\)?(?![A-Za-z])|(?<![A-Za-z])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|answer|best|true)|"
+    r"(?:option|choice|选项)\s*\(?([A-J])\)?(?![A-Za-z])"
+    r"|(?<![A-Za-z])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|answer|best|true)|"
     r"\b(?:is|be|选|选择|为)\s*:?\s*\**\(?([A-J])\)?\**\s*[.。]*$|选择?\s*([A-J])(?![A-Za-z])",
     re.MULTILINE,
 )
 
 
 def _text_without_mark(text: str, reference: str) -> str | None:
-    """Where the reference is words or a letter and no mark announces the answer: the last line, or a yes or no."""
+    """Where the reference is words or a letter and no mark announces the answer: the last line, or a yes or
+    no.
+    """
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         return None
@@ -128,7 +133,9 @@ def _text_without_mark(text: str, reference: str) -> str | None:
 
 
 def _yes_or_no(text: str) -> str | None:
-    """The one of yes, no, true and false that a text says; `not true` is false, and `no remainder` says nothing."""
+    """The one of yes, no, true and false that a text says; `not true` is false, and `no remainder` says
+    nothing.
+    """
     found = set()
     for match in re.finditer(
         r"\b(not\s+)?(yes|true|false)\b|(?:^|[,;.:]\s*|\bso\s+|\bis\s+)(no)\b(?=\W*$|[,.;!])", text

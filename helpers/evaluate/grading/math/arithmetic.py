@@ -1,7 +1,7 @@
 """Exact arithmetic on text: its value as a fraction.
 
-Graders compare numbers thousands of times, so this is quick, and it never runs away: numbers, exponents and nesting
-are bounded, and whatever is not arithmetic has no value (None) instead of a guess.
+Graders compare numbers thousands of times, so this is quick, and it never runs away: numbers, exponents and
+nesting are bounded, and whatever is not arithmetic has no value (None) instead of a guess.
 """
 
 import math
@@ -28,7 +28,8 @@ class _NoValue(Exception):
 
 
 _TOKEN = re.compile(
-    rf"\s*(?:(?P<num>{NUMBER})|(?P<op>\*\*|[-+*/^()%!])|(?P<name>sqrt|pi)(?![A-Za-z])|(?P<money>[{CURRENCY}]))"
+    rf"\s*(?:(?P<num>{NUMBER})|(?P<op>\*\*|[-+*/^()%!])|(?P<name>sqrt|pi)(?![A-Za-z])"
+    rf"|(?P<money>[{CURRENCY}]))"
 )
 
 
@@ -45,8 +46,9 @@ class _Parser:
             match = _TOKEN.match(text, place)
             if not match or len(self.tokens) > 300:
                 raise _NoValue
-            if match.lastgroup != "money":
-                self.tokens.append((match.lastgroup, match[match.lastgroup], match[0][:1].isspace()))
+            kind = match.lastgroup or ""
+            if kind != "money":
+                self.tokens.append((kind, match[kind], match[0][:1].isspace()))
             place = match.end()
 
     def peek(self, ahead: int = 0) -> tuple[str, str, bool]:
@@ -130,7 +132,9 @@ class _Parser:
     def mixed(self, value: Number) -> Number:
         """`1 1/2` and `1 ((1)/(2))` are one and a half."""
         one, two, three = self.peek(), self.peek(1), self.peek(2)
-        if one[0] == "num" and one[2] and two[1] == "/" and three[0] == "num" and isinstance(value, Fraction):
+        if not isinstance(value, Fraction):
+            return value
+        if one[0] == "num" and one[2] and two[1] == "/" and three[0] == "num":
             top, bottom = parse_number(one[1]), parse_number(three[1])
             self.position += 3
             return self.keep(_add(value, _over(top, bottom)))
@@ -260,7 +264,7 @@ def same_number(a: Number, b: Number) -> bool:
 
 
 def rounds_to(exact: Number, shown: Fraction, decimals: int) -> bool:
-    """Whether `shown`, written with that many decimals, is `exact` rounded (either way at a tie) or cut off."""
+    """Whether `shown`, with that many decimals, is `exact` rounded (either way at a tie) or cut off."""
     try:
         difference = abs(Fraction(exact) - shown)
     except (OverflowError, ValueError):

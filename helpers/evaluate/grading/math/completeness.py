@@ -12,8 +12,10 @@ from helpers.evaluate.grading.math.wording import WIDE, sentences
 from helpers.evaluate.grading.verdict import Verdict
 
 _DANGLING = re.compile(
-    r"(?:\b(?:therefore|thus|hence|so|because|since|and|or|but|the|an?|is|are|was|of|to|that|we|which|with|for|by|if|then|let|in|from|as|have|has|"
-    r"implies|consequently|equals|gives|get)|因此|所以|因为|由于|故|则|即|得|为|是|设|从而|[-+*/=<>≤≥,:;(\[{、，：；∈^_&]|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies))\s*$",
+    r"(?:\b(?:therefore|thus|hence|so|because|since|and|or|but|the|an?|is|are|was|of|to|that|we|which|with"
+    r"|for|by|if|then|let|in|from|as|have|has|"
+    r"implies|consequently|equals|gives|get)|因此|所以|因为|由于|故|则|即|得|为|是|设|从而|[-+*/=<>≤≥,:;(\[{、，：；∈^_&]"
+    r"|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies))\s*$",
     re.IGNORECASE,
 )
 
@@ -56,19 +58,33 @@ _WHOLE_COMMANDS = {
 }
 
 
+# What Tinker, vLLM, OpenAI's interface and Inspect say of an answer that ended by itself, and of one that was
+# cut off.
+_ENDED = ("stop", "eos", "end_turn")
+_CUT = ("length", "max_tokens")
+
+
 def check_completeness(model_output: str, stop_reason: str | None = None) -> Verdict:
-    """Whether a text comes to its end: a conclusion, nothing left open, not cut off.
+    """Whether a text comes to its end.
 
     Args:
         model_output: what the model wrote.
-        stop_reason: `stop` or `length`, as Tinker and vLLM report it; `length` means that the token limit cut the text.
+        stop_reason: `stop` or `length`, as Tinker and vLLM report it. It knows whether the token limit cut
+            the text, so it decides. Without one, the text must have a conclusion, and leave nothing open.
     """
     text = (model_output or "").strip()
     if not text:
         return Verdict(False, "the text is empty")
-    stopped = str(stop_reason or "").lower().rsplit(".", 1)[-1] in ("stop", "eos", "end_turn")
-    if str(stop_reason or "").lower().rsplit(".", 1)[-1] in ("length", "max_tokens"):
+    reason = str(stop_reason or "").lower().rsplit(".", 1)[-1]
+    if reason in _CUT:
         return Verdict(False, "cut off by the token limit", evidence={"stop_reason": str(stop_reason)})
+    if reason in _ENDED:
+        return Verdict(True, "the model ended it", evidence={"stop_reason": str(stop_reason)})
+    return _read_to_its_end(text)
+
+
+def _read_to_its_end(text: str) -> Verdict:
+    """The guess from a text of which nobody says how it ended."""
     if re.search(r"<think(?:ing)?>", text, re.IGNORECASE) and not re.search(
         r"</think(?:ing)?>\s*\S", text, re.IGNORECASE
     ):
@@ -85,22 +101,23 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
     if re.search(r"(?:\.\.\.|…)$", end):
         return Verdict(False, "the text trails off", evidence={"end": end[-40:]})
     command = re.search(r"\\([a-zA-Z]*)$", end)
-    if command and command[1] not in _WHOLE_COMMANDS:
-        return Verdict(False, f"ends in the middle: {end[-40:]!r}", evidence={"end": end[-40:]})
-    dangling = _DANGLING.search(end)
-    if (
-        dangling
-        and not re.search(r"[)\]]$", end)
-        and not (len(end) <= 3 and end.isalpha())
-        and not re.search(r"(?:(?:answer|答案)\W+(?:is\W+)?|\()\(?[aA]$", end)
-    ):
+    if (command and command[1] not in _WHOLE_COMMANDS) or _dangles(end):
         return Verdict(False, f"ends in the middle: {end[-40:]!r}", evidence={"end": end[-40:]})
     if re.fullmatch(r"[#*\s]*(?:step|步骤|第)\s*\d+\s*步?\W*", last_line, re.IGNORECASE):
         return Verdict(False, "ends with the head of a step", evidence={"end": last_line})
-    return _concludes(text, end, last_line, stopped)
+    return _concludes(text, end, last_line)
 
 
-def _concludes(text: str, end: str, last_line: str, stopped: bool) -> Verdict:
+def _dangles(end: str) -> bool:
+    return (
+        bool(_DANGLING.search(end))
+        and not re.search(r"[)\]]$", end)
+        and not (len(end) <= 3 and end.isalpha())
+        and not re.search(r"(?:(?:answer|答案)\W+(?:is\W+)?|\()\(?[aA]$", end)
+    )
+
+
+def _concludes(text: str, end: str, last_line: str) -> Verdict:
     finished = bool(re.search(r"[.!?。！？)\]}\"'”’∎□■%]$|\d$|\w$", end))
     if _PROOF.search(text):
         tail = end[-400:]
@@ -116,7 +133,7 @@ def _concludes(text: str, end: str, last_line: str, stopped: bool) -> Verdict:
         last_line
     ):
         return Verdict(False, "ends on a step, without a conclusion", evidence={"end": last_line[-80:]})
-    closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE)) or stopped
+    closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE))
     if _QED.search(last_line) or (
         "\n" not in end and len(end) <= 60 and (closed or len(end.split()) <= 3 or re.search(r"[\d%$]$", end))
     ):
@@ -126,11 +143,8 @@ def _concludes(text: str, end: str, last_line: str, stopped: bool) -> Verdict:
         "\n" in end and read_quantity(tidy_answer(last_line)) and len(last_line) <= 30
     ):
         return Verdict(True, "it ends with its result", final_answer(text))
-    if re.fullmatch(r"\*\*[^*]+\*\*|\\[(\[].+|\|.*\d.*\|?|\$[^$]+", last_line) or text.rstrip().rsplit(
-        "\n", 1
-    )[-1].startswith(("**", "\\(", "\\[", "$", "|")):
-        if final_answer(text) or stopped:
-            return Verdict(True, "it ends with its result", final_answer(text))
+    if _stands_out(text, last_line) and final_answer(text):
+        return Verdict(True, "it ends with its result", final_answer(text))
     if _CONCLUDES.search(last_line) and (closed or re.search(r"=\s*\S+$", last_line)):
         return Verdict(True, "it ends with its conclusion")
     if closed and final_answer(text):
@@ -138,8 +152,17 @@ def _concludes(text: str, end: str, last_line: str, stopped: bool) -> Verdict:
     return Verdict(False, "it has no conclusion", evidence={"end": end[-80:]})
 
 
+def _stands_out(text: str, last_line: str) -> bool:
+    """Whether the last line is bold, a formula, or a row of a table."""
+    if re.fullmatch(r"\*\*[^*]+\*\*|\\[(\[].+|\|.*\d.*\|?|\$[^$]+", last_line):
+        return True
+    return text.rstrip().rsplit("\n", 1)[-1].startswith(("**", "\\(", "\\[", "$", "|"))
+
+
 def _left_open(text: str) -> str:
-    """What is opened and never closed: a fence, a formula, an environment, a box, a bracket in the last paragraph."""
+    """What is opened and never closed: a fence, a formula, an environment, a box, a bracket in the last
+    paragraph.
+    """
     if text.count("```") % 2:
         return "```"
     if len(re.findall(r"(?<!\\)\$\$", text)) % 2:

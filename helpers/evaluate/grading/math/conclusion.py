@@ -39,14 +39,17 @@ _DANGLES = re.compile(
 )
 
 _VALUE = re.compile(
-    rf"[-−]?\s?[{CURRENCY}]?[-−]?(?<![A-Za-z\d_^])(?:\d{{1,3}}(?:\.\d{{3}})+,\d{{1,2}}(?!\d)|\d+,\d{{1,2}}(?![\d,])|\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+ \d+/\d+|{NUMBER}(?:\s*/\s*\d+(?!\d|\.\d))?)(?:\s*\\?%)?(?:\s*(?:[*·]\s*)?(?:π|pi\b|√\s*\d+|sqrt\(\d+\)))?"
+    rf"[-−]?\s?[{CURRENCY}]?[-−]?(?<![A-Za-z\d_^])(?:\d{{1,3}}(?:\.\d{{3}})+,\d{{1,2}}(?!\d)"
+    rf"|\d+,\d{{1,2}}(?![\d,])|\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+ \d+/\d+|{NUMBER}(?:\s*/\s*\d+(?!\d"
+    r"|\.\d))?)(?:\s*\\?%)?(?:\s*(?:[*·]\s*)?(?:π|pi\b|√\s*\d+|sqrt\(\d+\)))?"
     rf"|(?<![\w)])-?(?:π|√\s*\d+)"
 )
 
 _BRACKETED = re.compile(r"(?<![\w)])[(\[{][^()\[\]{}]{1,80},[^()\[\]{}]{1,80}[)\]}](?=[\s.。,]*$)")
 
 _GIVEN = re.compile(
-    r"\b(?:in|for|after|within|over|during|per|every|with|each of|out of|all|of (?:the|these|those|his|her|their)|[a-z]{3,}s of)\s+(?:the\s+|all\s+|about\s+|only\s+)?$",
+    r"\b(?:in|for|after|within|over|during|per|every|with|each of|out of|all|of (?:the|these|those|his|her"
+    r"|their)|[a-z]{3,}s of)\s+(?:the\s+|all\s+|about\s+|only\s+)?$",
     re.IGNORECASE,
 )
 
@@ -82,7 +85,7 @@ def conclusion(text: str) -> str | None:
 
 
 def value_of_sentence(last: str, alone: bool) -> str | None:
-    """The last value in a sentence: a formula, bold text, a right side, a tuple, or a number with its unit."""
+    """The last value in a sentence: a formula, bold text, right side, tuple, or number with its unit."""
     bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", last)
     if bold and re.search(r"\d", bold[-1]) and not bold[-1].strip().endswith(":"):
         return bold[-1]
@@ -98,7 +101,8 @@ def value_of_sentence(last: str, alone: bool) -> str | None:
     if "=" in plain_text:
         return _right_side(plain_text)
     if listed := re.search(
-        rf"\b(?:are|were|be)\s+([{CURRENCY}]?-?{NUMBER}(?:,\s*[{CURRENCY}]?-?{NUMBER})*,?\s+and\s+[{CURRENCY}]?-?{NUMBER})\W*$",
+        rf"\b(?:are|were|be)\s+([{CURRENCY}]?-?{NUMBER}(?:,\s*[{CURRENCY}]?-?{NUMBER})*,?\s+and\s+[{CURRENCY}"
+        rf"]?-?{NUMBER})\W*$",
         plain_text,
     ):
         return listed[1]
@@ -138,7 +142,9 @@ _SPELLED = re.compile(
 
 
 def _spelled(text: str, items: list[Place], alone: bool) -> str | None:
-    """The last number word, where a short text has no digits, or where it follows them as in `the total is twelve`."""
+    """The last number word, where a short text has no digits, or where it follows them as in `the total is
+    twelve`.
+    """
     words = list(_SPELLED.finditer(text))
     if not words:
         return None
@@ -150,7 +156,9 @@ def _spelled(text: str, items: list[Place], alone: bool) -> str | None:
 
 
 def _found_not_given(text: str, items: list[Place]) -> Place:
-    """The last value that is not a given one: in "180 miles in 3 hours" the number after `in` is given, not found."""
+    """The last value that is not a given one: in "180 miles in 3 hours" the number after `in` is given, not
+    found.
+    """
     if len(items) == 1:
         return items[0]
     for item in reversed(items):
@@ -180,7 +188,7 @@ def _assignments_at_end(text: str) -> list[str]:
 
 
 def _formulas(text: str) -> tuple[str, list[tuple[int, str]]]:
-    """The text with each formula that holds a digit or a command blanked out, and (place, content) of those."""
+    """The text with each formula of a digit or a command blanked out, and (place, content) of those."""
     kept, found, place = [], [], 0
     while place < len(text):
         match = formula_at(text, place) if text[place] in "$\\" else None
@@ -213,14 +221,17 @@ def _right_side(text: str) -> str | None:
 def _negated(text: str) -> bool:
     return bool(
         re.search(
-            rf"\b(?:not|cannot be|never|(?:more|less|fewer|greater|larger|smaller) than)\s+(?:be\s+)?(?:equal to\s+)?[{CURRENCY}]?{NUMBER}\W*$",
+            r"\b(?:not|cannot be|never|(?:more|less|fewer|greater|larger"
+            rf"|smaller) than)\s+(?:be\s+)?(?:equal to\s+)?[{CURRENCY}]?{NUMBER}\W*$",
             text,
         )
     )
 
 
 def _with_unit(text: str, start: int, end: int, value: str) -> str:
-    """A number in a sentence with what makes it another one: its unit, the larger unit before it, or the range that it ends."""
+    """A number in a sentence with what makes it another one: its unit, the larger unit before it, or the
+    range that it ends.
+    """
     before, after = text[:start], text[end:]
     if reach := re.search(rf"\bbetween\s+({NUMBER})\s*\w*\s+and\s*$", before):
         return f"between {reach[1]} and {value}"
@@ -241,5 +252,7 @@ def _with_unit(text: str, start: int, end: int, value: str) -> str:
 
 
 def _reads_whole(text: str) -> bool:
-    """Whether a short text starts with its value: `2 hours`, `negative 5`, `two hundred and five`, but no sentence."""
+    """Whether a short text starts with its value: `2 hours`, `negative 5`, `two hundred and five`, but no
+    sentence.
+    """
     return "=" not in text and len(text.split()) <= 6 and read_quantity(tidy_answer(text)) is not None

@@ -1,4 +1,6 @@
-"""Whether two short answers are the same: by value, as sets, tuples and intervals, as expressions, as choices, as text."""
+"""Whether two short answers are the same: by value, as sets, tuples and intervals, as expressions, as
+choices, as text.
+"""
 
 import re
 import unicodedata
@@ -34,15 +36,16 @@ def _same_parts(gold: tuple[str, list[str]], found: tuple[str, list[str]], depth
         return all(any(_same(a, b, depth) for b in found_parts) for a in gold_parts) and all(
             any(_same(a, b, depth) for a in gold_parts) for b in found_parts
         )
-    return len(gold_parts) == len(found_parts) and all(
-        _same(a, b, depth) for a, b in zip(gold_parts, found_parts)
-    )
+    if len(gold_parts) != len(found_parts):
+        return False
+    return all(_same(a, b, depth) for a, b in zip(gold_parts, found_parts, strict=True))
 
 
 def looks_symbolic(text: str) -> bool:
     """Mathematics rather than words: what math-verify should be asked about."""
     without = re.sub(
-        r"\\[a-zA-Z]+|\{[bpv]?(?:matrix|array|cases)\}|\b(?:sqrt|pi|oo|sin|cos|tan|log|ln|exp|mod|begin|end|[pbv]?matrix)\b",
+        r"\\[a-zA-Z]+|\{[bpv]?(?:matrix|array|cases)\}|\b(?:sqrt|pi|oo|sin|cos|tan|log|ln|exp|mod|begin|end"
+        r"|[pbv]?matrix)\b",
         "",
         text,
     )
@@ -60,17 +63,17 @@ def _same(gold: str, found: str, depth: int = 0) -> bool:
         return True
     if depth > 3:
         return False
-    bases = [_BASE.fullmatch(side) for side in (gold, found)]
-    if bases[0] and bases[1]:
-        return bases[0].groups() == bases[1].groups()
-    if bases[0] or bases[1]:
-        return (bases[0][1] if bases[0] else gold) == (bases[1][1] if bases[1] else found)
+    left, right = _BASE.fullmatch(gold), _BASE.fullmatch(found)
+    if left and right:
+        return left.groups() == right.groups()
+    if left or right:
+        return (left[1] if left else gold) == (right[1] if right else found)
     if ("±" in gold) != ("±" in found) and not (structure(gold) and structure(found)):
         return False
-    times = clock_time(gold), clock_time(found)
-    if all(times):
-        (one, sure), (two, certain) = times
-        return one == two if sure and certain else one % 720 == two % 720
+    early, late = clock_time(gold), clock_time(found)
+    if early and late:
+        both_sure = early[1] and late[1]
+        return early[0] == late[0] if both_sure else early[0] % 720 == late[0] % 720
     a, b = read_quantity(gold), read_quantity(found)
     if a and b:
         return same_quantity(a, b)
@@ -99,7 +102,8 @@ def _number_in(text: str) -> Quantity | None:
         re.search(rf"{NUMBER}\s*[*^+/:-]\s*\d", re.sub(r"\d\s*/\s*\d", "", text))
         or (structure(text) and len(numbers) > 1)
         or re.search(
-            r"\b(?:half|twice|double|triple)\b|\d\s*(?:(?:to|(?:more|less|fewer) than)\s+\d|remainder)|\b(?:more|less|fewer|greater|larger|smaller) than\s",
+            r"\b(?:half|twice|double|triple)\b|\d\s*(?:(?:to|(?:more|less|fewer) than)\s+\d|remainder)"
+            r"|\b(?:more|less|fewer|greater|larger|smaller) than\s",
             text,
         )
     ):
@@ -114,7 +118,7 @@ Outcome = tuple[bool, str]  # whether the two are the same, and why
 
 
 def same_answer(gold: str, found: str) -> Outcome:
-    """Whether `found` says what `gold` says, and why (not). Both are short answers, cut out of their texts."""
+    """Whether `found` says what `gold` says, and why (not). Both are short, cut out of their texts."""
     if outcome := _as_choices(gold, found):
         return outcome
     gold_tidy, found_tidy = tidy_answer(gold), tidy_answer(found)
@@ -184,7 +188,7 @@ def _as_right_sides(gold: str, found: str) -> Outcome | None:
     sides = [re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*=\s*", "", side) for side in (gold, found)]
     if sides == [gold, found] or (sides[0] != gold and sides[1] != found and gold[0] != found[0]):
         return None
-    return (True, "the same value") if _same(*sides) else None
+    return (True, "the same value") if _same(sides[0], sides[1]) else None
 
 
 def _as_words(gold: str, found: str, gold_tidy: str) -> Outcome | None:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from helpers.evaluate.grading.math.arithmetic import (
@@ -36,7 +37,8 @@ class Equation:
     right: bool
 
 
-# A word before a number or after it is a noun or a unit ("5 apples + 7 apples"); `x` between numbers multiplies.
+# A word before a number or after it is a noun or a unit ("5 apples + 7 apples"); `x` between numbers
+# multiplies.
 _NOUN = re.compile(r"[A-Za-z\u4e00-\u9fff][A-Za-z\u4e00-\u9fff'_-]*\.?")
 
 _ARITHMETIC = rf"{NUMBER}|(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])|\*\*|[-+*/^()%!{CURRENCY}]"
@@ -47,7 +49,8 @@ _CLAUSE = re.compile(
 )
 
 _END_OF_VALUE = re.compile(
-    r"[;?。，；]|[,.](?:\s|$)|,(?=[\u4e00-\u9fff])|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in|of)\b"
+    r"[;?。，；]|[,.](?:\s|$)|,(?=[\u4e00-\u9fff])|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in"
+    r"|of)\b"
 )
 
 
@@ -63,18 +66,15 @@ def _side(text: str, where: str, known: dict[str, Number] | None = None) -> str 
     elif where == "last":
         text = _END_OF_VALUE.split(text)[0]
     for name, value in (known or {}).items():
-        text = re.sub(
-            rf"(?<=\d)\s*{name}\b",
-            f" * ({value})",
-            re.sub(rf"(?<![A-Za-z\d])(?<!\d )-?{name}\b", lambda m: f"{m[0][:-1]}({value})", text),
-        )
+        alone = rf"(?<![A-Za-z\d])(?<!\d )(-?){name}\b"
+        text = re.sub(rf"(?<=\d)\s*{name}\b", f" * ({value})", re.sub(alone, rf"\g<1>({value})", text))
     if where == "first" and re.search(
         r"(?<![A-Za-z])[A-Za-z]\w?\s*(?:_\s*[({]?\w+[)}]?|\([^()]{1,20}\))\s*$", text
     ):
         return None  # S_3 or f(0): a name, no value
     tokens = [token for token in re.split(rf"({_ARITHMETIC})", text) if token.strip()]
     kept: list[str] = []
-    for token, following in zip(tokens, [*tokens[1:], ""]):
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
         if re.fullmatch(_ARITHMETIC, token):
             if (
                 re.match(r"[\d.]", token)
@@ -113,18 +113,20 @@ def _nouns(text: str) -> set[str]:
 
 
 _BREAK = re.compile(
-    r"\n|\s+and\s+(?=[A-Za-z]\w*\s*=)|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])"
+    r"\n|\s+and\s+(?=[A-Za-z]\w*\s*=)|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\"
+    r"|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])"
 )
 
 _WORDS_FOR_SIGNS = {r"plus|added to": "+", r"minus": "-", r"times|multiplied by": "*", r"divided by": "/"}
 
 _REMAINDER = re.compile(
-    r"(\d{1,18})\s*[/÷]\s*(\d{1,18})\s*=\s*(\d{1,18})[^\d=.]{0,20}(?:remainder|\br\b|\bR|余|\.{3,}|…+)(?:\s+of)?\s*(\d{1,18})"
+    r"(\d{1,18})\s*[/÷]\s*(\d{1,18})\s*=\s*(\d{1,18})[^\d=.]{0,20}(?:remainder|\br\b|\bR|余|\.{3,}"
+    r"|…+)(?:\s+of)?\s*(\d{1,18})"
 )
 
 
 def _in_signs(text: str) -> str:
-    """A solution with signs where it has words, without units that look like arithmetic, one equation a line."""
+    """A solution with signs for words, without units that look like arithmetic, one equation a line."""
     text = re.sub(r"<<[^<>\n]{0,200}>>", "", text[-MAX_TEXT:])
     text = re.sub(r"\\(?:begin|end)\{[^{}]{0,40}\}|\\(?:qquad|quad|tag\{[^{}]*\})", " ", text)
     text = re.sub(r"(?:\\\\|\n)\s*&?\s*=(?!=)", " = ", text)
@@ -165,7 +167,8 @@ def _plain_line(line: str) -> str:
 def equations(text: str) -> list[Equation]:
     """The equations that a text states, in its order.
 
-    An equation with an unknown counts where the text gives that unknown one value: `0.75x = 19.50` with `x = 26`.
+    An equation with an unknown counts where the text gives that unknown one value: `0.75x = 19.50` with `x =
+    26`.
     """
     lines = []
     for line in _BREAK.split(_in_signs(text)):
@@ -182,7 +185,8 @@ def _unknowns(lines: list[str]) -> dict[str, Number]:
     values: dict[str, set[Number]] = {}
     for line in lines:
         for name, value in re.findall(
-            rf"(?<![A-Za-z\d)/*+^-])(?<![/*+^-] )\b([a-zA-Z])\s*=\s*[{CURRENCY}]?\s*(-?{NUMBER}(?:\s*/\s*\d+)?)\s*(?=$|[.,;]|[A-Za-z])",
+            rf"(?<![A-Za-z\d)/*+^-])(?<![/*+^-] )\b([a-zA-Z])\s*=\s*[{CURRENCY}]?\s*(-?{NUMBER}"
+            r"(?:\s*/\s*\d+)?)\s*(?=$|[.,;]|[A-Za-z])",
             line,
         ):
             result = evaluate(value)
@@ -219,7 +223,7 @@ def _chain(line: str, known: dict[str, Number]) -> list[Equation]:
         if arithmetic is None and known:
             arithmetic = _side(side, where, known)
         result = evaluate(arithmetic) if arithmetic else None
-        read.append((arithmetic, *result, side) if result else None)
+        read.append((arithmetic, *result, side) if arithmetic and result else None)
     found, run = [], []
     for place, item in enumerate([*read, None]):
         if item is not None and (not run or signs[place - 1]):
@@ -233,12 +237,15 @@ def _chain(line: str, known: dict[str, Number]) -> list[Equation]:
 
 
 def _split_middles(sides: list[str], signs: list[str]) -> tuple[list[str], list[str]]:
-    """`5 + 7 = 12 and 12 * 2 = 24`: its middle side ends one equation and starts another. An empty sign parts them."""
+    """`5 + 7 = 12 and 12 * 2 = 24`: its middle side ends one equation and starts another. An empty sign parts
+    them.
+    """
     split_sides, split_signs = sides[:1], []
     for place, side in enumerate(sides[1:], start=1):
         split_signs.append(signs[place - 1])
         ends = re.match(
-            rf"\s*[{CURRENCY}]?\s*-?{NUMBER}(?![,.]?\d)%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*(?=[{CURRENCY}(]?\d)",
+            rf"\s*[{CURRENCY}]?\s*-?{NUMBER}(?![,.]?\d)%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*"
+            rf"(?=[{CURRENCY}(]?\d)",
             side,
         )
         if ends and place < len(sides) - 1:
@@ -250,7 +257,9 @@ def _split_middles(sides: list[str], signs: list[str]) -> tuple[list[str], list[
 
 
 def _without_conversion(run: list) -> list:
-    """The sides without a first one that only names what is computed: `Cost of 3 pens = 3 * 2 = 6`, `3 hours = 3 * 60 = 180 minutes`."""
+    """The sides without a first one that only names what is computed: `Cost of 3 pens = 3 * 2 = 6`, `3 hours
+    = 3 * 60 = 180 minutes`.
+    """
     if len(run) < 2:
         return run
     (first, _), (second, _), (last, _) = run[0], run[1], run[-1]
@@ -269,7 +278,9 @@ def _computes(arithmetic: str) -> bool:
 
 
 def _says_something(run: list) -> bool:
-    """`1 foot = 12 inches` converts units: it is no arithmetic. One side at least must compute, or the nouns agree."""
+    """`1 foot = 12 inches` converts units: it is no arithmetic. One side at least must compute, or the nouns
+    agree.
+    """
     if any(_computes(item[0]) for item, _ in run):
         return True
     first, last = _nouns(run[0][0][3]), _nouns(run[-1][0][3])
@@ -278,7 +289,7 @@ def _says_something(run: list) -> bool:
 
 def _judge(run: list) -> Equation:
     right = True
-    for (left, _), (item, sign) in zip(run, run[1:]):
+    for (left, _), (item, sign) in pairwise(run):
         a, b = left[1], item[1]
         if ("cent" in left[3]) != ("cent" in item[3]) and "$" in left[3] + item[3]:  # 100 cents = $1
             a, b = (a / 100, b) if "cent" in left[3] else (a, b / 100)

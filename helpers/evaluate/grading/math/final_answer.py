@@ -1,8 +1,8 @@
 """Final answers: finding them in free text.
 
-What counts as the final answer: the last of `\\boxed{...}`, `#### ...`, `Final answer: ...`, `the answer is ...`,
-`答案是...`, `<answer>...</answer>`, `"answer": ...` in JSON; without any of them, the value of the concluding sentence.
-Thinking in a `<think>` block does not count, nor good wishes at the end.
+What counts as the final answer: the last of `\\boxed{...}`, `#### ...`, `Final answer: ...`, `the answer is
+...`, `答案是...`, `<answer>...</answer>`, `"answer": ...` in JSON; without any of them, the value of the
+concluding sentence. Thinking in a `<think>` block does not count, nor good wishes at the end.
 """
 
 import json
@@ -16,7 +16,8 @@ from helpers.evaluate.grading.math.wording import WIDE
 MAX_TEXT = 20_000
 
 _NEXT_PROBLEM = re.compile(
-    r"\n[ \t]*[#*]*[ \t]*(?:Instruction|Question|Problem|Human|User|问题|题目)\b[ \t]*\d*[ \t]*\**[ \t]*[:：]",
+    r"\n[ \t]*[#*]*[ \t]*(?:Instruction|Question|Problem|Human|User|问题|题目)\b"
+    r"[ \t]*\d*[ \t]*\**[ \t]*[:：]",
     re.IGNORECASE,
 )
 
@@ -24,7 +25,9 @@ _THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
 
 def prepare(text: str) -> str:
-    """The part of a text where its answer stands: after thinking, before an invented next problem, at most the end."""
+    """The part of a text where its answer stands: after thinking, before an invented next problem, at most
+    the end.
+    """
     ends = list(_THINK_END.finditer(text))
     if ends and text[ends[-1].end() :].strip():
         text = text[ends[-1].end() :]
@@ -46,7 +49,8 @@ _MARKER = re.compile(
     r"|【(?:最终)?答案】[ \t]*:?"
     r"|(?:最终|最后)?(?:答案|结果|答)(?:应该|应|就)?(?P<zh>[是为:])"
     r"|(?:最终|正确)?答案(?=[A-H](?![A-Za-z]))|正确(?:选项|答案)[是为:]"
-    r"|故选[:]?|(?:(?<=[,。;\s])|(?<=所以)|(?<=因此)|(?<=答案)|(?<=^)|(?<=[故应]))(?:应)?选择?(?:选项)?:?(?=\s*[A-H](?![A-Za-z]))"
+    r"|故选[:]?|(?:(?<=[,。;\s])|(?<=所以)|(?<=因此)|(?<=答案)|(?<=^)"
+    r"|(?<=[故应]))(?:应)?选择?(?:选项)?:?(?=\s*[A-H](?![A-Za-z]))"
     r"|^[ \t#*_]*(?:final[ \t]+|the[ \t]+)*(?:answer|最终答案|答案)[ \t#*_]*$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -56,14 +60,16 @@ _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<payload>[^\n]*)|####[ \t]*(?P<inline
 _TAGGED = re.compile(r"<(answer|final_answer)>(.{1,2000}?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
 
 _JSON = re.compile(
-    r"[\"'](?:final[_ ]?)?answer[\"']\s*:\s*(\"(?:[^\"\\\n]|\\.){0,500}\"|'[^'\n]{0,500}'|-?[\d.,]+|true|false|\[[^\]\n]{0,300}\])",
+    r"[\"'](?:final[_ ]?)?answer[\"']\s*:\s*(\"(?:[^\"\\\n]|\\.){0,500}\"|'[^'\n]{0,500}'|-?[\d.,]+|true"
+    r"|false|\[[^\]\n]{0,300}\])",
     re.IGNORECASE,
 )
 
 _FILLER = re.compile(
     r"(?:that |indeed |therefore |thus |so |now |also )*(?:correct|right|wrong|incorrect|"
     r"reasonable|consistent|verified|valid|as follows|below|above|"
-    r"given|found|obtained|clear|let'?s|let me|we |i |to |in the|confirmed|accurate|sensible|plausible)(?:\b|(?<=\s))",
+    r"given|found|obtained|clear|let'?s|let me|we |i |to |in the|confirmed|accurate|sensible|plausible)(?:\b"
+    r"|(?<=\s))",
     re.IGNORECASE,
 )
 
@@ -89,7 +95,8 @@ def _boxed(text: str) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     last_end = -1
     for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(\w))", text):
-        content = match[1] or _group(text, match.end() - 1)
+        group = "" if match[1] else _group(text, match.end() - 1)
+        content = match[1] or group
         if content is None or not content.strip():
             continue
         content = f"({content})" if content.rstrip().endswith("!") else content  # a factorial, not joy
@@ -97,7 +104,7 @@ def _boxed(text: str) -> list[tuple[int, str]]:
             found[-1] = (found[-1][0], f"{found[-1][1]}, {content}")
         else:
             found.append((match.start(), content))
-        last_end = match.end() if match[1] else match.end() + len(_group(text, match.end() - 1)) + 1
+        last_end = match.end() + (len(group) + 1 if group else 0)
     return found
 
 
@@ -110,14 +117,17 @@ def _joins(between: str) -> bool:
 
 
 _REMARK = re.compile(
-    r"[,;]?\s+(?:because|since|which|where|as (?:we|the|it|both)|so that|I (?:hope|apologi[sz]e))\b|\s+(?:因为|由于)"
+    r"[,;]?\s+(?:because|since|which|where|as (?:we|the|it|both)|so that|I (?:hope|apologi[sz]e))\b"
+    r"|\s+(?:因为|由于)"
 )
 
 _SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\b[DM]r)(?<!\bMrs)[.!?]\s+(?=[A-Z\\(*\[])|。")
 
 
 def cut_remark(payload: str) -> str:
-    """The answer at the start of what follows a mark: a formula with its unit, or the text up to the end of its sentence."""
+    """The answer at the start of what follows a mark: a formula with its unit, or the text up to the end of
+    its sentence.
+    """
     place, formula = 0, formula_at(payload, 0)
     while formula:
         place = formula.end()
@@ -133,7 +143,9 @@ def cut_remark(payload: str) -> str:
 
 
 def _after_marker(text: str, place: int) -> str:
-    """What stands after "the answer is": the rest of the line, or a displayed formula, a fence, or the next line."""
+    """What stands after "the answer is": the rest of the line, or a displayed formula, a fence, or the next
+    line.
+    """
     rest = text[place : place + 4 * MAX_ANSWER]
     rest = re.sub(r"^(?:[\s:：*_]|that\s|probably\s|therefore\s)+", "", rest, flags=re.IGNORECASE)
     rest = re.sub(r"^```\w*\s*\n", "", rest)
@@ -163,15 +175,16 @@ def marked_answers(text: str) -> list[str]:
         found += [(m.start(), _json_value(m[1])) for m in _JSON.finditer(text)]
     for match in _MARKER.finditer(text.translate(WIDE)):
         payload = _after_marker(text, match.end())
-        if (
-            payload
-            and not _NOT.match(payload)
-            and "\\boxed" not in payload
-            and not payload.startswith(("####", "<answer>"))
-        ):
-            if not (_FILLER.match(payload) and not re.match(r"(?:i|we|right)\W*$", payload, re.IGNORECASE)):
-                found.append((match.start(), payload))
+        if payload and not _says_no_answer(payload):
+            found.append((match.start(), payload))
     return [payload for _, payload in sorted(found, key=lambda item: item[0]) if payload.strip(" .*_$")]
+
+
+def _says_no_answer(payload: str) -> bool:
+    """Whether what follows a mark is a denial, filler, or another mark that is read by itself."""
+    if _NOT.match(payload) or "\\boxed" in payload or payload.startswith(("####", "<answer>")):
+        return True
+    return bool(_FILLER.match(payload) and not re.match(r"(?:i|we|right)\W*$", payload, re.IGNORECASE))
 
 
 def _json_value(text: str) -> str:

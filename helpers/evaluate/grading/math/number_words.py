@@ -3,7 +3,10 @@
 import re
 from fractions import Fraction
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
 
 NUMBER_WORDS = {word: value for value, word in enumerate(_ONES.split())}
 
@@ -29,9 +32,8 @@ _PARTS_OF_ONE = {
     "tenth": 10,
 }
 
-_HAN = dict(
-    zip("零〇一二两三四五六七八九十百千万", (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000, 10000))
-)
+_HAN_VALUES = (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000, 10000)
+_HAN = dict(zip("零〇一二两三四五六七八九十百千万", _HAN_VALUES, strict=True))
 
 
 def number_words(text: str) -> int | None:

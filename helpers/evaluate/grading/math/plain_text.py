@@ -40,7 +40,9 @@ _SIGNS = str.maketrans(
 
 
 def tidy_unicode(text: str) -> str:
-    """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one minus."""
+    """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one
+    minus.
+    """
     text = re.sub(
         "[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+",
         lambda m: (
@@ -114,7 +116,7 @@ def _repeating(whole: str, fixed: str, repeat: str) -> str:
 
 
 def plain(text: str) -> str:
-    """LaTeX and Unicode mathematics as plain text: `\\frac{1}{2}` to `((1)/(2))`. Sets get `⟦ ⟧`; words stay."""
+    """LaTeX and Unicode mathematics as plain text: `\\frac{1}{2}` to `((1)/(2))`. Sets get `⟦ ⟧`."""
     text = tidy_unicode(text[:MAX_LENGTH])
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)

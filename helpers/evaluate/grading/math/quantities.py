@@ -18,7 +18,10 @@ from helpers.evaluate.grading.math.units import UNITS, WORD, read_unit, unit_siz
 
 MAX_ANSWER = 500
 
-_MEASURES = "个只本支条张块元角分米厘毫千公里斤克吨人名位天年月日周小秒次倍辆棵朵把双对件台页枚头匹间层筐箱袋瓶杯种组岁度升平立 ,，。.;；(（"
+_MEASURES = (
+    "个只本支条张块元角分米厘毫千公里斤克吨人名位天年月日周小秒次倍"
+    "辆棵朵把双对件台页枚头匹间层筐箱袋瓶杯种组岁度升平立 ,，。.;；(（"
+)
 
 _SCALES = {
     "hundred": 100,
@@ -34,7 +37,8 @@ _SCALES = {
 _SYMBOL_UNITS = ("N", "J", "W", "V", "A", "K", "C", "F", "Pa", "Hz", "mol", "Ω")
 
 _HEDGE = re.compile(
-    r"^(?:(?:about|approximately|approx\.?|roughly|around|exactly|only|just|simply|equal to|equals|a total of|a|an|the|at least|at most|"
+    r"^(?:(?:about|approximately|approx\.?|roughly|around|exactly|only|just|simply|equal to|equals|a total of"
+    r"|a|an|the|at least|at most|"
     r"there (?:are|is|were)|she has|he has|they have|it is|it's)\s+|[≈~=]\s*|大约|约|共|一共|总共|为|是|有)+",
     re.IGNORECASE,
 )
@@ -76,7 +80,7 @@ def tidy_answer(text: str) -> str:
         text = text[:-1]
     text = re.sub(r"^(?:negative|minus|负)\s*(?=[\d$(]|[a-z])", "-", text.strip(), flags=re.IGNORECASE)
     for pattern, separator in _GROUPS:
-        text = pattern.sub(lambda m: re.sub(separator, "", m[0]), text)
+        text = pattern.sub(lambda m, separator=separator: re.sub(separator, "", m[0]), text)
     text = re.sub(
         r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?!\d)",
         lambda m: m[1].replace(".", "") + "." + m[2],
@@ -89,7 +93,8 @@ def tidy_answer(text: str) -> str:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """The quantity that a tidied answer starts with: `$12.50 per hour`, `25%`, `3/4 cup`; None if it starts with none.
+    """The quantity that a tidied answer starts with: `$12.50 per hour`, `25%`, `3/4 cup`; None if it starts
+    with none.
 
     Two numbers offered as one answer (`3 or 4`) are no quantity.
     """
@@ -206,7 +211,7 @@ def _with_word(quantity: Quantity, text: str, word: str, apart: bool) -> Quantit
 
 
 def _with_noun(quantity: Quantity, name: str, after: str) -> Quantity | None:
-    """As `_with_rest`, for a rest that starts with a word that is no unit: a noun, as a rule, or a variable."""
+    """As `_with_rest`, for a rest that starts with a word that is no unit: a noun, or a variable."""
     square = re.match(r"\s*\^\s*\(?(\d)\)?", after)
     if square and len(name) > 1:
         unit = quantity.unit or f"{name}^{square[1]}"
@@ -238,7 +243,9 @@ _CLOCK = re.compile(
 
 
 def clock_time(text: str) -> tuple[int, bool] | None:
-    """Minutes after midnight of `3:45 p.m.`, `3 PM` or `15:45`, and whether it says which half of the day; None for no time."""
+    """Minutes after midnight of `3:45 p.m.`, `3 PM` or `15:45`, and whether it says which half of the day;
+    None for no time.
+    """
     match = _CLOCK.fullmatch(text.strip(" ."))
     if not match:
         return None
@@ -265,8 +272,8 @@ def _long_expansion(quantity: Quantity) -> bool:
 def same_quantity(gold: Quantity, found: Quantity) -> bool:
     """Equal by value. Known units are converted; one side without a unit or percent sign takes the other's.
 
-    A reference rounded to 2 places or more (3.33) takes the exact value (10/3, 3.33333). An exact reference takes a
-    decimal that agrees to 6 places.
+    A reference rounded to 2 places or more (3.33) takes the exact value (10/3, 3.33333). An exact reference
+    takes a decimal that agrees to 6 places.
     """
     if gold.unit and found.unit and {gold.unit, found.unit} not in ({"£", "pound"}, {"£", "pounds"}):
         a, b = unit_size(gold.unit), unit_size(found.unit)
@@ -280,12 +287,8 @@ def same_quantity(gold: Quantity, found: Quantity) -> bool:
     for a, b in values:
         if same_number(a, b):
             return True
-        if (
-            (gold.decimals or 0) >= 2
-            and _long_expansion(found)
-            and isinstance(a, Fraction)
-            and rounds_to(b, a, gold.decimals)
-        ):
+        decimals = gold.decimals or 0
+        if decimals >= 2 and _long_expansion(found) and isinstance(a, Fraction) and rounds_to(b, a, decimals):
             return True
         if (
             gold.decimals is None

@@ -24,14 +24,16 @@ def _stated_numbers(text: str) -> list[Number]:
 def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
     """Whether the reasoning holds: every equation stated is right, and every step of the reference is there.
 
-    A reference step counts as there when the model computes its result: in an equation of its own, in another order, or
-    inside a longer one (`(5 + 7) * 3 = 36` holds the step `5 + 7 = 12`). So a solution on another way than the
-    reference's fails, and its evidence says which steps were not found. A reference without equations (a bare answer)
-    asks only for equations that are right and lead to the final answer. Proofs in words need a judge, not this.
+    A reference step counts as there when the model computes its result: in an equation of its own, in another
+    order, or inside a longer one (`(5 + 7) * 3 = 36` holds the step `5 + 7 = 12`). So a solution on another
+    way than the reference's fails, and its evidence says which steps were not found. A reference without
+    equations (a bare answer) asks only for equations that are right and lead to the final answer. Proofs in
+    words need a judge, not this.
 
     Returns:
-        A verdict whose evidence has `equations` (all found), `wrong` (equations that don't hold), `missing` (reference
-        steps that the text never reaches), `unsupported` (results that it states without computing them).
+        A verdict whose evidence has `equations` (all found), `wrong` (equations that don't hold), `missing`
+        (reference steps that the text never reaches), `unsupported` (results that it states without computing
+        them).
     """
     text = prepare(model_output or "")
     stated, steps = equations(text), equations(expected_output or "")
@@ -48,21 +50,7 @@ def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
             continue
         (unsupported if holds(step.values[-1], numbers) else missing).append(step.text)
     final = final_answer(text)
-    quantity = read_quantity(tidy_answer(final)) if final else None
-    if (
-        quantity
-        and stated
-        and not holds(
-            quantity.value,
-            [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))],
-        )
-        and not any(
-            rounds_to(v, quantity.value, quantity.decimals or 0)
-            for e in stated
-            for v in e.values
-            if isinstance(quantity.value, Fraction)
-        )
-    ):
+    if final and stated and not _computed_in(final, stated):
         unsupported.append(f"final answer {final[:60]}")
     evidence = {
         "equations": [equation.text for equation in stated],
@@ -81,6 +69,20 @@ def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
         f", {len(steps)} of {len(steps)} reference steps found" if steps else ""
     )
     return Verdict(True, why, final, None, evidence)
+
+
+def _computed_in(final: str, stated: list[Equation]) -> bool:
+    """Whether a final answer stands in an equation, exactly or rounded; true for one that is no number."""
+    quantity = read_quantity(tidy_answer(final))
+    if not quantity:
+        return True
+    values = [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))]
+    if holds(quantity.value, values):
+        return True
+    exact, decimals = quantity.value, quantity.decimals or 0
+    return isinstance(exact, Fraction) and any(
+        rounds_to(v, exact, decimals) for e in stated for v in e.values
+    )
 
 
 def _results(equation: Equation) -> list[Number]:

@@ -6,7 +6,7 @@ _OPEN, _CLOSE = "([⟦{", ")]⟧}"
 
 
 def _parts(text: str) -> list[str] | None:
-    """Split at commas (and `and`, `or`) outside brackets; None if that gives one part. `1,234` stays whole."""
+    """Split at commas, `and` and `or` outside brackets; None if that gives one part. `1,234` is one."""
     text = (
         re.sub(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
         if " " not in text
@@ -26,7 +26,7 @@ def _parts(text: str) -> list[str] | None:
 
 
 def structure(text: str) -> tuple[str, list[str]] | None:
-    """(`set`, `list`, or the two brackets, parts) of a set, list, tuple or interval; None for anything else."""
+    """(`set`, `list`, or the two brackets; parts) of a set, list, tuple or interval; None for others."""
     text = re.sub(r"^[a-zA-Z]\s*(?:∈|\\in)\s*", "", text)
     text = re.sub(r"^⟨(.*)⟩$", r"(\1)", text)
     match = re.fullmatch(r"([(\[⟦{])(.*)([)\]⟧}])", text)

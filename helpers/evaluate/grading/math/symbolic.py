@@ -1,17 +1,20 @@
 """Equality of two mathematical expressions by math-verify, in a process of its own.
 
-math-verify bounds its time with signals, which only work in a main thread and never interrupt one long operation in C
-(`9**9**9` in sympy). So it runs in a child process that the kernel ends when a comparison takes too long: the same in a
-notebook, a script or a thread. The child is started on the first use (2 s) and then answers in about 10 ms.
+math-verify bounds its time with signals, which only work in a main thread and never interrupt one long
+operation in C (`9**9**9` in sympy). So it runs in a child process that the kernel ends when a comparison
+takes too long: the same in a notebook, a script or a thread. The child is started on the first use (2 s) and
+then answers in about 10 ms.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 from functools import lru_cache
+from typing import Any
 
 from helpers.errors import CourseError
 from helpers.paths import ROOT
@@ -24,11 +27,10 @@ MAX_MEMORY = 4 << 30
 class _Child:
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        root = str(ROOT)
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    def start(self) -> "subprocess.Popen[str]":
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "helpers.evaluate.grading.math.symbolic"],
             stdin=subprocess.PIPE,
@@ -38,36 +40,41 @@ class _Child:
             text=True,
             encoding="utf-8",
         )
-        if self.process.stdout.readline() != "ready\n":
+        if _line(self.process) != "ready\n":
             self.stop()
             raise CourseError(
                 "the process that compares mathematical expressions did not start",
                 "check that `python -c 'import math_verify'` works in this environment",
             )
+        return self.process
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
-                pipe.close() if not pipe.closed else None
-            self.process = None
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):  # what was not read yet
+                    pipe.close()
+        self.process = None
 
     def ask(self, gold: str, found: str) -> bool | None:
         with self.lock:
-            if self.process is None:
-                self.start()
+            process = self.process or self.start()
             try:
-                self.process.stdin.write(json.dumps([gold, found]) + "\n")
-                self.process.stdin.flush()
-                reply = self.process.stdout.readline()
+                print(json.dumps([gold, found]), file=process.stdin, flush=True)
+                reply = _line(process)
             except BrokenPipeError:
                 reply = ""
             if not reply:  # the child ran out of time or memory
-                self.process.stdin = open(os.devnull, "w")  # its pipe is broken: nothing left to flush
                 self.stop()
                 return None
             return json.loads(reply)
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    return process.stdout.readline() if process.stdout else ""
 
 
 _child = _Child()
@@ -96,8 +103,12 @@ def _compare(gold: str, found: str) -> bool:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     targets = [LatexExtractionConfig(), ExprExtractionConfig()]
-    sides = [parse(f"${text}$", targets, parsing_timeout=None) for text in (gold, found)]
-    return all(sides) and bool(verify(*sides, timeout_seconds=None, allow_set_relation_comp=True))
+    # No time limits of its own: they work by signals, which this process has put to another use.
+    limits: Any = {"parsing_timeout": None}
+    left, right = (parse(f"${text}$", targets, **limits) for text in (gold, found))
+    return bool(left and right) and bool(
+        verify(left, right, timeout_seconds=None, allow_set_relation_comp=True)
+    )
 
 
 def _serve() -> None:

@@ -45,7 +45,9 @@ WORD = re.compile(r"[A-Za-zΩ]+|[\u4e00-\u9fff]+")
 
 
 def read_unit(rest: str) -> tuple[str, int]:
-    """The unit that a text starts with (`km/h`, `cm^2`, `square meters`, `miles per hour`), and its length; ("", 0) if none."""
+    """The unit that a text starts with (`km/h`, `cm^2`, `square meters`, `miles per hour`), and its length;
+    ("", 0) if none.
+    """
     short = re.match(r"(mph|kph|kmh|mps)\b", rest)
     if short:
         return _SHORT[short[1]], short.end()
@@ -55,7 +57,7 @@ def read_unit(rest: str) -> tuple[str, int]:
         power, place = _SQUARE[(word[1] or word[2]).lower().rstrip(".")], word.end()
     name = WORD.match(rest, place)
     unit = _known(name[0]) if name else None
-    if unit is None:
+    if name is None or unit is None:
         return "", 0
     place = name.start() + (len(name[0]) if name[0].isascii() else len(unit))
     square = re.match(r"\s*\^\s*\(?(\d)\)?", rest[place:]) if power == 1 else None
@@ -64,17 +66,19 @@ def read_unit(rest: str) -> tuple[str, int]:
     per = re.match(r"\s*/\s*|\s+per\s+(?:an?\s+)?", rest[place:])
     if per:
         below = WORD.match(rest, place + per.end())
-        if below and _known(below[0]):
+        bottom = _known(below[0]) if below else None
+        if below and bottom:
             under = re.match(r"\s*\^\s*\(?(\d)\)?", rest[below.end() :])
-            bottom = _known(below[0]) + (f"^{under[1]}" if under else "")
-            return f"{unit}{f'^{power}' if power > 1 else ''}/{bottom}", below.end() + (
-                under.end() if under else 0
-            )
+            bottom += f"^{under[1]}" if under else ""
+            end = below.end() + (under.end() if under else 0)
+            return f"{unit}{f'^{power}' if power > 1 else ''}/{bottom}", end
     return unit + (f"^{power}" if power > 1 else ""), place
 
 
 def unit_at(text: str) -> int:
-    """Length of the unit that follows a number at the start of a text, the space before it included; 0 for none."""
+    """Length of the unit that follows a number at the start of a text, the space before it included; 0 for
+    none.
+    """
     space = len(text) - len(text.lstrip())
     scale = re.match(r"(?:thousand|million|billion|trillion|dozen|万|亿)s?\b\s*|[万亿]", text[space:])
     length = read_unit(text[space + (scale.end() if scale else 0) :])[1]

@@ -21,7 +21,9 @@ WIDE = str.maketrans(
 
 
 def normalise(text: str | None) -> str:
-    """NFKC, casefold, one space between words, no punctuation at the end. Powers stay powers: `x²` is not `x2`."""
+    """NFKC, casefold, one space between words, no punctuation at the end. Powers stay powers: `x²` is not
+    `x2`.
+    """
     text = " ".join(tidy_unicode(text or "").casefold().split())
     return text.rstrip(" .。!,;:?、") or text
 
@@ -38,11 +40,12 @@ _SENTENCES = re.compile(
 
 
 def text_forms(text: str) -> set[str]:
-    """The answer as text: whole, its first sentence, its first clause; articles dropped. A list stays whole."""
+    """The answer as text: whole, its first sentence, its first clause; no articles. A list stays whole."""
     text = re.sub(r"\*\*|__|`", "", text).strip()
     forms = [text, *sentences(text)[:1]]
     if not re.match(
-        r"[\w' ]+(?:[,，、][\w' ]+)*(?:[,，]?\s+(?:and|or)\s+|[,，、和或])\s*[A-Z\u4e00-\u9fff]\w*(?: [A-Z]\w*)*[\s.。]*$",
+        r"[\w' ]+(?:[,，、][\w' ]+)*(?:[,，]?\s+(?:and|or)\s+"
+        r"|[,，、和或])\s*[A-Z\u4e00-\u9fff]\w*(?: [A-Z]\w*)*[\s.。]*$",
         text,
     ):
         forms.append(re.split(r"[,;:(—]|\s(?:because|since|as|so|which|where|for)\s|[，。；：（]", text)[0])
@@ -50,7 +53,8 @@ def text_forms(text: str) -> set[str]:
 
 
 _CHOICE = re.compile(
-    r"^[\s*_$]*(?:option|choice|选项)?[\s*_]*[(\[{]?\s*(?:\\text\w*\{\s*\(?)?([A-J])(?:\)?\})?\s*(?:[)\]}.:,*]|选项|项|$)"
+    r"^[\s*_$]*(?:option|choice|选项)?[\s*_]*[(\[{]?\s*(?:\\text\w*\{\s*\(?)?([A-J])(?:\)?\})?\s*(?:[)\]}.:,*]"
+    r"|选项|项|$)"
 )
 
 _CHOICES = re.compile(
@@ -59,7 +63,9 @@ _CHOICES = re.compile(
 
 
 def choice(text: str) -> str | None:
-    """The letter of a multiple-choice answer: `B`, `(B)`, `B.`, `**B) 12 cm**`, `option B`; `A, C` and `AC` give `AC`."""
+    """The letter of a multiple-choice answer: `B`, `(B)`, `B.`, `**B) 12 cm**`, `option B`; `A, C` and `AC`
+    give `AC`.
+    """
     text = text.translate(WIDE)
     several = _CHOICES.match(re.sub(r"\\text\w*\{([^{}]*)\}", r"\1", text))
     if several:
@@ -76,7 +82,9 @@ def choice(text: str) -> str | None:
 
 
 def stated_by(gold: str, sentence: str) -> bool:
-    """Whether a sentence's subject or predicate is the reference, a name or a word: `Therefore, Eve is faster` says `Eve`."""
+    """Whether a sentence's subject or predicate is the reference, a name or a word: `Therefore, Eve is
+    faster` says `Eve`.
+    """
     name = normalise(gold)
     if not re.fullmatch(r"[\w' -]{2,40}", name) or len(name.split()) > 3 or re.search(r"\d", name):
         return False
@@ -86,6 +94,9 @@ def stated_by(gold: str, sentence: str) -> bool:
     if re.search(r"\b(?:not|never|neither|cannot)\b|n't\b|不", text):
         return False
     name = re.escape(re.sub(r"^(?:the|an|a)\s+", "", name))
-    subject = rf"(?:the )?{name} (?:is|was|has|had|will|can|gets|got|wins|won|runs|ran|earns|made|makes|needs|should|did|does)\b"
+    subject = (
+        rf"(?:the )?{name} (?:is|was|has|had|will|can|gets|got|wins|won|runs|ran|earns|made|makes|needs"
+        r"|should|did|does)\b"
+    )
     predicate = rf".*\b(?:is|be|was|are|on|called|named)\s+(?:an? |the )?{name}"
     return bool(re.match(subject, text) or re.fullmatch(predicate, text))

@@ -1,0 +1,83 @@
+"""The plan of a training run, made from its settings alone: which examples each step sees, how fast it
+learns, and when to evaluate. A run that was interrupted makes the same plan again.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from helpers.errors import DataError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its number from 1, its epoch (a fraction, at its end), its examples and its
+    learning rate.
+    """
+
+    number: int
+    epoch: float
+    examples: list[int]
+    learning_rate: float
+
+
+def plan_steps(
+    size: int, batch_size: int, epochs: float, learning_rate: float, seed: int, warmup: int = 0
+) -> list[Step]:
+    """All steps of a run: each epoch sees every example once, in a new order; the learning rate falls
+    linearly to zero.
+
+    Args:
+        size: number of training examples.
+        batch_size: examples a step; the last step of an epoch may have fewer.
+        epochs: passes over the data; a fraction ends within a pass.
+        learning_rate: of the first step after warm-up.
+        seed: decides the order.
+        warmup: steps over which the learning rate first rises from zero.
+
+    Raises:
+        DataError: there is nothing to train on, or a number is impossible.
+    """
+    if size < 1:
+        raise DataError("there are no training examples", "run 01_split with more data")
+    if batch_size < 1 or epochs <= 0 or learning_rate <= 0:
+        raise DataError(
+            f"batch_size={batch_size}, epochs={epochs}, learning_rate={learning_rate}: each must be above "
+            "zero",
+            "correct the parameter",
+        )
+    per_epoch = math.ceil(size / batch_size)
+    total = max(1, round(per_epoch * epochs))
+    steps = []
+    for number in range(1, total + 1):
+        epoch, place = divmod(number - 1, per_epoch)
+        order = random.Random(f"{seed}-{epoch}").sample(range(size), size)
+        examples = order[place * batch_size : (place + 1) * batch_size]
+        rising = number <= warmup
+        share = number / warmup if rising else 1 - (number - 1 - warmup) / (total - warmup)
+        steps.append(Step(number, round(number / per_epoch, 4), examples, learning_rate * share))
+    return steps
+
+
+def evaluation_steps(total: int, every: int, epochs: float = 1.0, every_epochs: float = 0.0) -> list[int]:
+    """Steps after which to evaluate: 0 (before training), every `every`, and the last, which replaces one
+    just before it.
+
+    Args:
+        total: steps of the run.
+        every: steps between two evaluations.
+        epochs: of the run.
+        every_epochs: above 0, the epochs between two evaluations; `every` is then not used.
+
+    Raises:
+        DataError: `every` is not above zero, or `every_epochs` is below it.
+    """
+    if every < 1 or every_epochs < 0:
+        raise DataError(
+            f"eval_every={every}, eval_every_epochs={every_epochs}: the first must be at least 1, the second "
+            "at least 0",
+            "correct the parameter",
+        )
+    if every_epochs:
+        every = max(1, round(every_epochs * total / epochs))
+    return [0, *(step for step in range(every, total, every) if total - step >= every / 2), total]

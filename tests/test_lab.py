@@ -1,0 +1,75 @@
+"""`course lab` up to the point where JupyterLab takes over."""
+
+import os
+import subprocess
+
+import pytest
+from commands import course
+
+from helpers.course import lab
+from helpers.course.main import main
+from helpers.errors import CourseError
+from helpers.net import free_port
+from helpers.paths import ROOT
+
+
+@pytest.fixture
+def became(monkeypatch) -> list:
+    """Instead of JupyterLab: the command that this process would become."""
+    commands = []
+    monkeypatch.setattr(
+        os, "execve", lambda program, command, environment: commands.append((command, environment))
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.chdir(ROOT)
+    return commands
+
+
+def test_lab_opens_the_notebook(became, capsys):
+    port = free_port()
+    for arguments, notebook in (
+        ([], "00_start_here"),
+        (["02"], "02_train"),
+        (["notebooks/03_evaluate.ipynb"], "03_evaluate"),
+        (["solutions"], "solutions"),
+    ):
+        main(["lab", *arguments])
+        assert (
+            became[-1][0][3] == f"notebooks/{notebook}.ipynb"
+            and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
+        )
+    main(["lab", "--no-browser", "--port", str(port), "--", "--ip", "0.0.0.0"])
+    assert (
+        became[-1][0][-3:] == ["--no-browser", "--ip", "0.0.0.0"]
+        and f"--ServerApp.port={port}" in became[-1][0]
+    )
+    assert "Ctrl-C here ends it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["02_trian"], "notebooks are 02_train"), (["--port", "99999"], "can't listen on port 99999")],
+)
+def test_lab_refuses(arguments, words, became, capsys):
+    status, _, err = course(capsys, "lab", *arguments)
+    assert status == 1 and words in err and not became
+
+
+def test_lab_that_cant_start(became, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CourseError, match="(?s)jupyterlab is not installed.*make install"):
+        lab.start_lab()
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(CourseError, match="root"):
+        lab.start_lab()
+
+
+def test_make_lab_hands_its_arguments_on():
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", "lab", "ARGS=--ip 0.0.0.0 --no-browser"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert printed.splitlines()[-1] == ".venv/bin/course lab -- --ip 0.0.0.0 --no-browser"
