@@ -110,7 +110,7 @@ def small_model(tmp_path_factory, base_model) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory, base_model) -> Path:
-    """Two narrow layers with large weights: its loss falls by a third in twelve steps, which take no time."""
+    """Two narrow layers with large weights: its loss falls by a third in twelve quick steps."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("toys") / "models" / LOCAL_MODEL
