@@ -1,4 +1,4 @@
-"""Graded by hand: steps (output, reference, right or wrong, why), and ends of texts (output, stop reason, …)."""
+"""Graded by hand: steps (output, reference, right or wrong, why), ends of texts (output, stop reason, …)."""
 
 _TWO = "Step 1: 5 + 7 = 12\nStep 2: 12 * 3 = 36\nFinal answer: 36"
 STEPS = [
