@@ -205,7 +205,7 @@ def check_module(module: str, words: list[str]) -> None:
     assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"there is no module {module}"
     if words:
         assert module == "helpers.stub_tinker", f"teach this test the options of {module}"
-        from helpers.stub_tinker.__main__ import parse_arguments
+        from helpers.stub_tinker.options import parse_arguments
 
         parsed(parse_arguments, words)
 

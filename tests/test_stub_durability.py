@@ -32,7 +32,7 @@ from tinker.types.forward_backward_input import ForwardBackwardInput
 from tinker.types.forward_backward_request import ForwardBackwardRequest
 
 from helpers.paths import ROOT
-from helpers.stub_tinker import store as store_module
+from helpers.stub_tinker import disk
 from helpers.stub_tinker.store import Store
 
 ROUNDS = 8
@@ -48,7 +48,7 @@ OPERATIONS = {
 FORKING = """
 import json, os, signal, sys
 import torch, transformers, uvicorn, tinker.types
-import helpers.stub_tinker.server, helpers.stub_tinker.status
+import helpers.stub_tinker.serving
 from transformers import AutoTokenizer
 from helpers.stub_tinker import __main__ as stub
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -372,7 +372,7 @@ def crash_before_call(number: int) -> None:
     builtins.open = io.open = open_file
     for name in ("replace", "rename", "fsync", "mkdir", "unlink", "remove", "rmdir", "write", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))
-    if save_file := getattr(store_module, "save_file", None):
+    if save_file := getattr(disk, "save_file", None):
 
         def torn_save(tensors, path, *args, **kwargs):
             def half() -> None:
@@ -382,7 +382,7 @@ def crash_before_call(number: int) -> None:
             crash(half)
             return save_file(tensors, path, *args, **kwargs)
 
-        store_module.save_file = torn_save
+        disk.save_file = torn_save
 
 
 def visible(folder: Path) -> dict:

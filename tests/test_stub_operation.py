@@ -22,7 +22,7 @@ from test_stub_server import datums, train
 from tinker import types
 
 from helpers.paths import ROOT
-from helpers.stub_tinker.__main__ import bind
+from helpers.stub_tinker.starting import bind
 
 KEYS = ("tml-alpha", "tml-beta")
 

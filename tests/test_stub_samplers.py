@@ -13,7 +13,7 @@ from test_stub_server import prompt, train
 from test_stub_shared import MIB, RANK, lora_parameters, settles_below, wide_model  # noqa: F401  (a fixture)
 from tinker import types
 
-from helpers.stub_tinker.service import KEPT_ADAPTERS
+from helpers.stub_tinker.samplers import KEPT_ADAPTERS
 
 QUESTION = (5, 6, 7, 8, 9)
 

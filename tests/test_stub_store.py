@@ -12,7 +12,11 @@ import pytest
 import torch
 
 from helpers.paths import ROOT
-from helpers.stub_tinker.store import Store, StoreError, WriteError, lock
+from helpers.stub_tinker.errors import StoreError, WriteError
+from helpers.stub_tinker.session_store import SessionStore
+from helpers.stub_tinker.signed_urls import SignedUrls
+from helpers.stub_tinker.state_folder import lock
+from helpers.stub_tinker.store import Store
 
 RUN = {
     "owner": "me",
@@ -102,7 +106,7 @@ def kill_everywhere(operation: str, folder: Path) -> int:
         child = os.fork()
         if child == 0:
             left = kills
-            sources = ("store.py", "shutil.py")
+            sources = ("store.py", "disk.py", "shutil.py")
 
             def trace(frame, event, argument):
                 nonlocal left
@@ -165,7 +169,8 @@ def test_a_full_disk_is_said_and_what_was_there_stays(what, tmp_path):
     """A limit on the size of files stands for the full disk: the same path of errors from the system and from safetensors."""
     code = f"""
 import resource, signal, torch
-from helpers.stub_tinker.store import Store, WriteError
+from helpers.stub_tinker.store import Store
+from helpers.stub_tinker.errors import WriteError
 import test_stub_store as t
 store = Store(t.Path({str(tmp_path)!r}))
 store.create_run("run", t.RUN)
@@ -198,7 +203,7 @@ assert t.state(store) == {{"old": 1.0}} and not list(store.runs.rglob(".*")), li
 def test_no_space_left_is_named_whoever_reports_it(store, monkeypatch):
     from safetensors import SafetensorError
 
-    from helpers.stub_tinker import store as module
+    from helpers.stub_tinker import disk as module
 
     for error in (
         OSError(28, "No space left on device"),
@@ -235,15 +240,15 @@ def test_a_damaged_file_is_skipped_and_named_once(store, tmp_path, damage, caplo
     kept, lost = save(store, "kept", 1.0), save(store, "lost", 2.0)
     (tmp_path / "runs" / "broken" / "run.json").write_bytes(damage)
     (tmp_path / "runs" / "run" / "weights" / "lost" / "checkpoint.json").write_bytes(damage)
+    SessionStore(tmp_path)
     (tmp_path / "sessions" / "s.json").write_bytes(damage)
-    again = Store(tmp_path)
+    again, sessions = Store(tmp_path), SessionStore(tmp_path)
     for _ in range(2):
         assert [c["tinker_path"] for c in again.list_checkpoints("me")] == [kept] and content(
             again, kept
         ) == 1.0
-        assert [run["training_run_id"] for run in again.list_runs("me")] == ["run"] and again.list_sessions(
-            "me"
-        ) == []
+        assert [run["training_run_id"] for run in again.list_runs("me")] == ["run"]
+        assert sessions.all_of("me") == []
     assert [record.getMessage().count("damaged file") for record in caplog.records] == [1, 1, 1]
     with pytest.raises(StoreError, match="no checkpoint"):
         again.load(lost, "me")
@@ -278,11 +283,12 @@ def test_a_time_to_live_that_makes_no_sense_is_refused(store, ttl):
 # Signed URLs
 
 
-def test_a_signed_url_is_of_one_checkpoint_one_file_and_one_time(store):
+def test_a_signed_url_is_of_one_checkpoint_one_file_and_one_time(store, tmp_path):
+    urls = SignedUrls(tmp_path, store)
     later = 4_000_000_000
     path = save(store, "out", 1.0, kind="external_weights")
-    signature = store.sign(path, "adapter_config.json", later)
-    assert store.signed_file(path, "adapter_config.json", later, signature).read_bytes() == b"{}"
+    signature = urls.sign(path, "adapter_config.json", later)
+    assert urls.file(path, "adapter_config.json", later, signature).read_bytes() == b"{}"
     other = save(store, "out2", 1.0, kind="external_weights")
     for forged in [
         (path, "adapter_model.safetensors", later, signature),
@@ -293,23 +299,23 @@ def test_a_signed_url_is_of_one_checkpoint_one_file_and_one_time(store):
         (path, "adapter_config.json", later, "é"),
     ]:
         with pytest.raises(StoreError, match="signature") as caught:
-            store.signed_file(*forged)
+            urls.file(*forged)
         assert caught.value.status == 403
     with pytest.raises(StoreError, match="expired"):
-        store.signed_file(path, "adapter_config.json", 1, store.sign(path, "adapter_config.json", 1))
+        urls.file(path, "adapter_config.json", 1, urls.sign(path, "adapter_config.json", 1))
     store.delete(path, "me")
     with pytest.raises(StoreError, match="gone"):
-        store.signed_file(path, "adapter_config.json", later, signature)
+        urls.file(path, "adapter_config.json", later, signature)
     save(store, "out", 1.0, kind="external_weights")  # the same name, even the same content
     with pytest.raises(StoreError, match="signature"):
-        store.signed_file(path, "adapter_config.json", later, signature)
+        urls.file(path, "adapter_config.json", later, signature)
 
 
 # One process a folder
 
 
 def test_a_state_folder_is_of_one_process(tmp_path):
-    code = "import sys; from pathlib import Path; from helpers.stub_tinker.store import lock; lock(Path(sys.argv[1]), bool, print); print('mine', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from helpers.stub_tinker.state_folder import lock; lock(Path(sys.argv[1]), bool, print); print('mine', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT,

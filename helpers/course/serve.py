@@ -42,7 +42,8 @@ def serve_class(options: argparse.Namespace) -> int:
         UsageError: no learners, or no port that can be written down.
         CourseError: a file can't be used, or the port is taken.
     """
-    from helpers.stub_tinker.__main__ import bind, parse_arguments, run
+    from helpers.stub_tinker.options import parse_arguments
+    from helpers.stub_tinker.starting import bind, run
 
     if not 1 <= options.port <= 65535:
         raise UsageError(
@@ -218,7 +219,7 @@ def capacity(learners: int) -> str:
 
 
 def _welcome(url: str, path: Path, host: str, state: Path, bases: list[str]) -> str:
-    from helpers.stub_tinker.__main__ import is_loopback
+    from helpers.stub_tinker.options import is_loopback
     from helpers.stub_tinker.status import TOKEN_FILE
 
     reach = (
