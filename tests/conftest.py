@@ -22,7 +22,7 @@ logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 
 @pytest.fixture(scope="session")
 def base_model() -> Path:
-    """The folder of the local base model, in its usual place; made once (about 15 s) if it is not there yet."""
+    """The local base model's folder; made once, in about 15 s, if it is not there."""
     from helpers.local_model import local_base_model
 
     return local_base_model()
@@ -30,7 +30,7 @@ def base_model() -> Path:
 
 @pytest.fixture(scope="session")
 def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
-    """Environment of a user with an empty home for runs and the stub, and the base model already made. Ends the stub."""
+    """Environment of a user with an empty home, but for the base model. Ends the stub."""
     home = tmp_path_factory.mktemp("course-home")
     (home / "models").symlink_to(base_model.parent)
     env = {key: value for key, value in os.environ.items() if not key.startswith("TINKER_")}
@@ -73,7 +73,7 @@ def small_model(tmp_path_factory, base_model) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory, base_model) -> Path:
-    """Two narrow layers with large weights: its loss falls by a third in twelve steps, and a step takes hundredths of a second."""
+    """Two narrow layers with large weights: its loss falls by a third in twelve steps, which are quick."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("toys") / "models" / LOCAL_MODEL
@@ -96,9 +96,33 @@ def toy_model(tmp_path_factory, base_model) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def wide_model(small_model, tmp_path_factory) -> Path:
+    """A model whose rank-64 LoRA shows in the memory of a process, and whose own weights are larger."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide") / "deep" / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=49152,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for path in Path(small_model).iterdir():
+        if not (folder / path.name).exists():
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def server(small_model, tmp_path_factory) -> Iterator[Server]:
-    """A stub of this file's own, on the small model."""
+    """A stub on the small model, for all tests that do not end it or count what it holds."""
     server = Server(small_model, tmp_path_factory.mktemp("stub"))
     yield server
     server.stop()
@@ -107,7 +131,7 @@ def server(small_model, tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def service(server) -> Iterator[tinker.ServiceClient]:
-    """A client of it."""
+    """A client of it, of this file's own."""
     client = server.connect()
     yield client
     client.close("success").result()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import tinker
-from test_stub_server import train
+from stub import train
 
 from helpers.course import cli, lab
 from helpers.course import serve as serve_class
