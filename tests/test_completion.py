@@ -84,9 +84,11 @@ def test_the_tab_key(line, expected, folder):
 def test_the_tab_key_loads_nothing_that_takes_long(folder):
     """It is pressed often: what takes seconds to import is imported where it is used."""
     code = (
-        "import sys\nfrom helpers.course.completers import settings, profiles\nfrom helpers.course.main import make_parser\n"
+        "import sys\nfrom helpers.course.completers import settings, profiles\n"
+        "from helpers.course.main import make_parser\n"
         "make_parser(), list(settings('task=')), list(profiles())\n"
-        "print(sorted({'torch', 'papermill', 'transformers', 'matplotlib', 'datasets', 'tinker'} & sys.modules.keys()))"
+        "slow = {'torch', 'papermill', 'transformers', 'matplotlib', 'datasets', 'tinker'}\n"
+        "print(sorted(slow & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr

@@ -183,20 +183,26 @@ def test_control_c_says_nothing_of_the_kernel_that_it_ended(tmp_path, folder):
 
 
 def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
-    from helpers.train.loop import Step, TrainingLog
+    from test_training import TrainSettings
 
-    first = TrainingLog(tmp_path, {"seed": 1})
-    first.checkpoint(0, 0.0, "tinker://a/weights/0", "tinker://a/sampler_weights/0", 0.1, 1.0, 1, 10)
-    first.step(Step(1, 0.5, [0], 1e-3), 0.9, 100, 1.0)
+    from helpers.train.log import TrainingLog
+    from helpers.train.plan import Step
+
+    first = TrainingLog(tmp_path, TrainSettings())
+    scores = {"accuracy": 0.1, "correct": 1, "total": 10}
+    first.checkpoint(0, 0.0, "tinker://a/weights/0", "tinker://a/sampler_weights/0", scores, 1.0)
+    first.step(Step(1, 0.5, [0], 1e-3), 0.9, 100)
     for name in ("metrics.jsonl", "checkpoints.jsonl"):
         with open(tmp_path / name, "a") as file:
             file.write('{"step": 2, "tr')
-    again = TrainingLog(tmp_path, {"seed": 1})
+    again = TrainingLog(tmp_path, TrainSettings())
     assert again.resumed and again.last_step == 0 and again.metrics == []
-    again.step(Step(1, 0.5, [0], 1e-3), 0.9, 100, 1.0)
-    again.checkpoint(1, 0.5, "tinker://a/weights/1", "tinker://a/sampler_weights/1", 0.2, 0.9, 2, 10)
-    assert [row["step"] for row in again.metrics] == [1]
-    assert [row["step"] for row in again.checkpoints] == [0, 1]
+    again.step(Step(1, 0.5, [0], 1e-3), 0.9, 100)
+    again.checkpoint(1, 0.5, "tinker://a/weights/1", "tinker://a/sampler_weights/1", scores, 0.9)
+    assert [row["step"] for row in again.metrics] == [1] and [row["step"] for row in again.checkpoints] == [
+        0,
+        1,
+    ]
     assert_nothing_half_written(tmp_path)
 
 
