@@ -1,4 +1,6 @@
-"""`make notebooks`: run the notebooks in order with their own parameters and keep the outputs, which are then committed."""
+"""`make notebooks`: run the notebooks in order with their own parameters and keep the outputs, which are then
+committed.
+"""
 
 import os
 import re
@@ -19,7 +21,8 @@ def last_state(text: str) -> str:
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Drop what differs from run to run without meaning anything: times of cells, intermediate progress bars."""
+    """Drop what differs from run to run without meaning anything: times of cells, intermediate progress bars.
+    """
     notebook.metadata = {
         key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata
     }
