@@ -1,13 +1,18 @@
 """Helpers of the Tinker course: what the notebooks would otherwise have to explain away.
 
-One road, one module a stretch:
+One road, one room for each part of it:
 
     connect() → load_data() → split_data() → build_datum() → evaluate_model()
               → download_checkpoint_archive() → merge_adapter() → compare_logprobs() → load_vllm()
 
-Look in backend, data, prompts, training, evaluation, export, merge, parity and inference. runs holds the run
-folder, tasks what makes an answer right, grading the graders, stub_tinker the stub Tinker backend, cli the
-`course` command, sweep many runs with different settings.
+    data/          files and data sets → records → three parts                      notebook 01
+    train/         the service, prompts as tokens, the plan and the log of training          02
+    evaluate/      scores, graders, comparisons, benchmarks                                  03
+    weights/       export, merge, proof that both are the same model                     04, 05
+    serve/         vLLM                                                                      06
+    runs/          what a run did, with which settings; its report; sweeps
+    course/        the `course` command
+    stub_tinker/   the stub Tinker backend
 """
 
 import os

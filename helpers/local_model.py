@@ -168,7 +168,7 @@ def _make_local_base_model(folder: Path, damage: str) -> None:
     start = time.monotonic()
     try:
         temporary.mkdir()
-        _convert(gguf, temporary)
+        convert_gguf(gguf, temporary)
         _seal(temporary)
         if folder.exists():
             folder.rename(temporary.with_name(f"{temporary.name}.old"))
@@ -179,7 +179,7 @@ def _make_local_base_model(folder: Path, damage: str) -> None:
     print(f"Made {folder} in {time.monotonic() - start:.0f} s.", flush=True)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write tokenizer, configuration and bfloat16 weights of the GGUF file to `folder`.
 
     Raises:

@@ -35,7 +35,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import numpy as np
 import tinker
 import torch
-from stub import Server
+from stub import OwnServer
 from tinker import types
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
@@ -90,10 +90,10 @@ class Bench:
         return [self.prompts[i % len(self.prompts)] for i in range(start, start + count)]
 
     @contextlib.contextmanager
-    def stub(self, state: Path | None = None) -> Iterator[Server]:
+    def stub(self, state: Path | None = None) -> Iterator[OwnServer]:
         """A stub in its default precision, in a folder that goes away unless `state` is given."""
         with tempfile.TemporaryDirectory() as folder:
-            server = Server(self.folder, state or Path(folder), "--idle-exit", "600", precision="auto")
+            server = OwnServer(self.folder, state or Path(folder), "--idle-exit", "600", precision="auto")
             try:
                 yield server
             finally:
@@ -101,11 +101,11 @@ class Bench:
                     self._services.pop().close("success").result()
                 server.stop()
 
-    def service(self, server: Server) -> tinker.ServiceClient:
+    def service(self, server: OwnServer) -> tinker.ServiceClient:
         self._services.append(server.connect())
         return self._services[-1]
 
-    def trainer(self, server: Server, rank: int = 32) -> tinker.TrainingClient:
+    def trainer(self, server: OwnServer, rank: int = 32) -> tinker.TrainingClient:
         """A training client in a session of its own."""
         return (
             self.service(server)
@@ -113,7 +113,7 @@ class Bench:
             .result()
         )
 
-    def base_sampler(self, server: Server) -> tinker.SamplingClient:
+    def base_sampler(self, server: OwnServer) -> tinker.SamplingClient:
         return self.service(server).create_sampling_client(base_model=server.model).result()
 
     def sampler(self, trainer: tinker.TrainingClient) -> tinker.SamplingClient:
@@ -159,13 +159,13 @@ def alternate(contestants: dict[str, Callable[[int], Any]], rounds: int) -> dict
     return seconds
 
 
-def memory_gib(server: Server, field: str) -> float:
+def memory_gib(server: OwnServer, field: str) -> float:
     """`VmRSS` or `VmHWM` (the peak) of a server."""
     lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / GIB
 
 
-def settled_gib(server: Server) -> float:
+def settled_gib(server: OwnServer) -> float:
     """Resident memory once it has not fallen for two seconds: an idle server gives memory back."""
     seen = [memory_gib(server, "VmRSS")]
     while len(seen) < 40 and (len(seen) < 9 or seen[-1] < seen[-9] - 0.01):
@@ -192,7 +192,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def precision(server: Server) -> str:
+def precision(server: OwnServer) -> str:
     return re.search(r"\(\w+, (float32|bfloat16)\)", server.log.read_text())[1]
 
 

@@ -110,7 +110,7 @@ def small_model(tmp_path_factory, base_model) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory, base_model) -> Path:
-    """Two narrow layers with large weights: its loss falls by a third in twelve steps, which take no time."""
+    """Two narrow layers with large weights: its loss falls by a third in twelve quick steps."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("toys") / "models" / LOCAL_MODEL
@@ -133,9 +133,33 @@ def toy_model(tmp_path_factory, base_model) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def wide_model(small_model, tmp_path_factory) -> Path:
+    """A model whose rank-64 LoRA shows in the memory of a process, and whose own weights are larger."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide") / "deep" / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=49152,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for path in Path(small_model).iterdir():
+        if not (folder / path.name).exists():
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def server(small_model, tmp_path_factory) -> Iterator[Server]:
-    """A stub of this file's own, on the small model."""
+    """A stub on the small model, for all tests that do not end it or count what it holds."""
     server = Server(small_model, tmp_path_factory.mktemp("stub"))
     yield server
     server.stop()
@@ -144,7 +168,7 @@ def server(small_model, tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def service(server) -> Iterator[tinker.ServiceClient]:
-    """A client of it."""
+    """A client of it, of this file's own."""
     client = server.connect()
     yield client
     client.close("success").result()

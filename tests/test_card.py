@@ -6,119 +6,44 @@ import os
 from typing import Any
 
 import pytest
+import runs_for_tests
 from huggingface_hub import ModelCard
 from tiny_models import make_merged_folder
 
 from helpers import local_model
 from helpers.errors import RunError
-from helpers.evaluate.score import wilson_interval
+from helpers.evaluate.score import Score, wilson_interval
 from helpers.files import write_json
 from helpers.runs import publish_to_hub, write_model_card
 from helpers.runs.manifest import BackendUsed
-from helpers.runs.run import Run, new_run
-from helpers.runs.settings import settings_of
+from helpers.runs.run import Run
 from helpers.runs.stages import STAGES
 
-BEST = {"state_path": "tinker://r/weights/best", "sampler_path": "tinker://r/sampler_weights/best"}
-PARITY = {"max_abs_logprob_diff": 1.2e-5, "tolerance": 3.4e-5, "prompts": 32, "passed": True}
-EXAMPLE = {"instruction": "2 + 3?", "input": "", "output": "Final answer: 5"}
-EVALUATION = {
-    "base_correct": 6,
-    "test_correct": 90,
-    "test_size": 120,
-    "by_template": {"seen": {"correct": 80, "total": 100}, "unseen": {"correct": 10, "total": 20}},
-    "gained": 85,
-    "lost": 1,
-    "p_value": 2.2e-20,
-}
-SETTINGS = {
-    "data_files": "/home/me/private/word_problems.json",
-    "temperature": 0.0,
-    "rank": 32,
-    "learning_rate": 1e-3,
-    "prompt_format": "guide",
-}
-RESULTS: dict[str, dict[str, Any]] = {
-    "split": {
-        "task": {"name": "math"},
-        "sources": [],
-        "leaks": 0,
-        "records": 1248,
-        "sizes": {"train": 3, "validation": 1, "test": 2},
-        "seed": 42,
-        "stratified_by": None,
-        "unseen_templates": [],
-        "duplicates": {"exact_groups": 0, "near_groups": 0, "records": 0},
-        "left_out": {},
-        "notes": [],
-    },
-    "train": {"steps": 113, "best_step": 84, "first_nll": 1.61, "last_nll": 0.08, "tokens_an_epoch": 9000},
-    "evaluate": {
-        "base_accuracy": 0.05,
-        "test_accuracy": 0.75,
-        "p_value": 2.2e-20,
-        "base_from": None,
-        "base_asked": {
-            "base_model": "b",
-            "backend": "stub",
-            "test_set": "0" * 64,
-            "prompt_format": "guide",
-            "max_tokens": 96,
-            "temperature": 0.0,
-            "seed": None,
-        },
-    },
-    "export": {
-        "checkpoint": "tinker://r/external_weights/final",
-        "archive": {
-            "checkpoint": "tinker://r/external_weights/final",
-            "source": "tinker://r/external_weights/final",
-            "archive": "model-checkpoint.tar.gz",
-            "bytes": 1,
-            "sha256": "ab" * 32,
-            "files": {},
-        },
-        "rank": 32,
-        "alpha": 32.0,
-        "parameters": 9_768_960,
-    },
-    "merge": {
-        "correct": 89,
-        "total": 120,
-        "accuracy": 89 / 120,
-        "parity_passed": True,
-        "max_abs_logprob_diff": 1.2e-5,
-    },
-    "vllm": {
-        "correct": 91,
-        "total": 120,
-        "accuracy": 91 / 120,
-        "parity_passed": True,
-        "max_abs_logprob_diff": 7.7e-6,
-        "tokens_per_second": 600.0,
-    },
-}
+RIGHT = "y" * 90 + "n" * 30  # 90 of 120; the base model gets the last one right, and no other
+UNTIL_MERGE = tuple(STAGES)[:-1]
+BEST = {"state_path": "tinker://r/weights/8", "sampler_path": "tinker://r/sampler_weights/8"}
 
 
-def make_run(base: str = "Qwen/Qwen3-8B", parity: bool = True, upto: str = "vllm", **settings: Any) -> Run:
-    """A run as the notebooks leave it, with every stage up to one of them."""
-    run = new_run()
-    with run.edit() as manifest:
-        manifest.base_model, manifest.seed = base, 42
-        manifest.backend = BackendUsed(kind="hosted", url="https://secret.example/team")
-        for name in list(STAGES)[: list(STAGES).index(upto) + 1]:
-            verdict = {"parity_passed": parity} if name == "merge" else {}
-            manifest.stages.begin(name, settings_of(name, {**SETTINGS, **settings}), [])
-            manifest.stages.finish(name, results=RESULTS[name] | verdict)
-    for name, count in {"train": 3, "validation": 1, "test_set": 2}.items():
-        write_json(run.file(f"split/{name}.json"), [EXAMPLE] * count)
-    write_json(run.file("train/best_checkpoint.json"), BEST)
-    write_json(run.file("evaluate/model_evaluation.json"), EVALUATION)
-    write_json(run.file("merge/parity.json"), {**PARITY, "passed": parity})
-    write_json(run.file("vllm/parity.json"), {**PARITY, "max_abs_logprob_diff": 7.7e-6})
-    if run.manifest.stages.is_done("merge"):
+def make_run(
+    base: str = "Qwen/Qwen3-8B", parity: bool = True, done: tuple[str, ...] = tuple(STAGES), **settings: Any
+) -> Run:
+    """A run of hosted Tinker with a merged model, its data in a private folder."""
+    backend = BackendUsed(kind="hosted", url="https://secret.example/team")
+    settings = {"data_files": "/home/me/private/word_problems.json", **settings}
+    manifest = {"base_model": base, "backend": backend}
+    run = runs_for_tests.make_run("", done, RIGHT, manifest=manifest, **settings)
+    if "merge" in done:
         make_merged_folder(run.file("merge/merged_model"))
+        if not parity:
+            change(run, "merge/parity.json", passed=False)
+            with run.edit() as changed:
+                changed.stages.merge.results.parity_passed = False  # pyright: ignore
     return run
+
+
+def change(run: Run, name: str, **values: Any) -> None:
+    """Replace values in a file of a run."""
+    write_json(run.file(name), {**json.loads(run.file(name).read_text()), **values})
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +53,8 @@ def runs_folder(tmp_path, monkeypatch):
 
 def test_the_card_says_what_the_run_recorded():
     run = make_run()
+    templates = {"seen": Score(80, 100).fields(), "unseen": Score(10, 20).fields()}
+    change(run, "evaluate/model_evaluation.json", by_template=templates)
     path = write_model_card(run)
     assert path == run.file("merge/merged_model/README.md")
     head = ModelCard.load(path).data.to_dict()
@@ -139,29 +66,29 @@ def test_the_card_says_what_the_run_recorded():
     for expected in (
         "[Qwen/Qwen3-8B](https://huggingface.co/Qwen/Qwen3-8B)",
         "hosted Tinker",
-        "rank 32, alpha 32",
-        "9,768,960",
-        "| base model | 6/120 | 5.0% |",
+        "rank 8, alpha 32",
+        "2,442,240",
+        "| base model | 1/120 | 0.8% |",
         "| … unseen templates | 10/20 | 50.0% |",
         f"| tuned model, Tinker sampler | 90/120 | 75.0% | {low:.1%} to {high:.1%} |",
-        "| this model, transformers | 89/120 |",
-        "| this model, vLLM | 91/120 |",
-        "gained 85 and lost 1",
-        "p = 2.2e-20",
-        "| 1.2e-05 | 3.4e-05 | 32 | yes |",
-        "| 7.7e-06 |",
-        "1,248 records",
+        "| this model, transformers | 90/120 |",
+        "| this model, vLLM | 90/120 |",
+        "gained 90 and lost 1",
+        "p = 0.22",
+        "| 2.0e-05 | 5.0e-04 | 4 | yes |",
+        "| this model in vLLM with it in transformers |",
+        "190 records",
         "`word_problems.json`",
         "reach across the parts: 0",
         "| learning rate | 0.001 |",
-        "| optimizer steps planned | 113 |",
+        "| optimizer steps planned | 8 |",
         "| sha256 of the adapter's archive | abab",
         "Instruction: …\nInput: …\nResponse:",
         f"| transformers | {run.manifest.packages['transformers']} |",
         "They say nothing about other tasks",
     ):
         assert expected in text, expected
-    assert f"| train | 3 | {hashlib.sha256(run.file('split/train.json').read_bytes()).hexdigest()} |" in text
+    assert f"| train | 64 | {hashlib.sha256(run.file('split/train.json').read_bytes()).hexdigest()} |" in text
 
 
 def test_the_card_tells_no_private_paths_and_addresses():
@@ -171,38 +98,38 @@ def test_the_card_tells_no_private_paths_and_addresses():
 
 
 def test_stages_that_are_not_done_are_left_out():
-    run = make_run(upto="merge")
+    run = make_run(done=UNTIL_MERGE)
     text = write_model_card(run).read_text()
     assert "vLLM" not in text and "tuned model, Tinker sampler" in text
     with run.edit() as manifest:
         assert manifest.stages.split
         manifest.stages.split.status, manifest.stages.evaluate = "stale", None
-    run.file("merge/parity.json").unlink()
     text = write_model_card(run).read_text()
     for absent in (
-        "6/120",
-        "90/120",
+        "1/120",
+        "Tinker sampler |",
         "McNemar",
         "## Data",
-        "Is it the trained model",
         "None",
         "nan",
         "unknown precision",
     ):
         assert absent not in text, absent
     assert (
-        "| this model, transformers | 89/120 |" in text
+        "| this model, transformers | 90/120 |" in text
         and "no scores that compare this model with its base model" in text
     )
 
 
 def test_settings_and_scores_of_another_checkpoint_are_not_claimed():
     for path in BEST.values():
-        assert "90/120" in write_model_card(make_run(checkpoint_path=path, parity=False)).read_text()
+        assert (
+            "Tinker sampler |" in write_model_card(make_run(checkpoint_path=path, parity=False)).read_text()
+        )
     text = write_model_card(make_run(checkpoint_path="tinker://other/weights/x", parity=False)).read_text()
-    assert "90/120" not in text and "learning rate" not in text and "## Data" not in text
+    assert "Tinker sampler |" not in text and "learning rate" not in text and "## Data" not in text
     assert (
-        "| this model, transformers | 89/120 |" in text
+        "| this model, transformers | 90/120 |" in text
         and "**no**" in text
         and "How the merged checkpoint was trained is not recorded" in text
     )
@@ -210,9 +137,9 @@ def test_settings_and_scores_of_another_checkpoint_are_not_claimed():
 
 def test_a_difference_that_may_be_chance_is_called_so():
     run = make_run()
-    file = run.file("evaluate/model_evaluation.json")
-    write_json(file, {**json.loads(file.read_text()), "p_value": 0.4})
     assert "may be chance" in write_model_card(run).read_text()
+    change(run, "evaluate/model_evaluation.json", p_value=0.04)
+    assert "may be chance" not in write_model_card(run).read_text()
 
 
 def test_licences_are_read_and_not_guessed(tmp_path):
@@ -237,7 +164,7 @@ def test_licences_are_read_and_not_guessed(tmp_path):
 
 def test_no_card_without_a_merged_model():
     with pytest.raises(RunError, match="05_merge"):
-        write_model_card(make_run(upto="export"))
+        write_model_card(make_run(done=UNTIL_MERGE[:-1]))
 
 
 def test_the_hub_can_list_the_scores_of_this_model():
@@ -245,8 +172,8 @@ def test_the_hub_can_list_the_scores_of_this_model():
     found: Any = ModelCard.load(write_model_card(run)).data
     assert found.model_name == run.name
     assert [(row.metric_value, row.metric_name) for row in found.eval_results] == [
-        (0.7417, "89 of 120 right, transformers"),
-        (0.7583, "91 of 120 right, vLLM"),
+        (0.75, "90 of 120 right, transformers"),
+        (0.75, "90 of 120 right, vLLM"),
     ]
     assert {row.dataset_type for row in found.eval_results} == {"custom"}
     assert {row.dataset_name for row in found.eval_results} == {"held-out part of word_problems.json"}
@@ -286,4 +213,11 @@ def test_the_card_is_written_for_publishing_and_a_change_by_hand_stays(capsys):
 
 def test_a_run_without_a_merged_model_is_not_published():
     with pytest.raises(RunError, match="05_merge"):
-        publish_to_hub(make_run(upto="export"), "me/my-model")
+        publish_to_hub(make_run(done=UNTIL_MERGE[:-1]), "me/my-model")
+
+
+def test_a_result_that_is_missing_is_named():
+    run = make_run()
+    run.file("vllm/parity.json").unlink()
+    with pytest.raises(RunError, match=r"(?s)vllm/parity\.json is missing.*06_vllm_inference"):
+        write_model_card(run)

@@ -213,26 +213,6 @@ def test_score_outputs_agrees_with_evaluate_model():
         assert scored[key] == sampled[key]
 
 
-@pytest.mark.parametrize(
-    "correct, total, low, high",
-    [  # statsmodels.stats.proportion.proportion_confint(method="wilson"), z = 1.96
-        (0, 10, 0.0, 0.27753),
-        (8, 10, 0.49016, 0.94332),
-        (10, 10, 0.72247, 1.0),
-        (50, 100, 0.40383, 0.59617),
-        (1, 60, 0.00295, 0.08862),
-    ],
-)
-def test_wilson_interval(correct, total, low, high):
-    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_wilson_interval_needs_a_proportion():
-    for counts in ((0, 0), (3, 2), (-1, 2)):
-        with pytest.raises(DataError):
-            wilson_interval(*counts)
-
-
 def outcomes(scores):
     return [
         {"index": index, "problem": str(index), "score": bool(score)} for index, score in enumerate(scores)

@@ -4,7 +4,9 @@ import threading
 import time
 
 import pytest
-from grading_cases import COMPLETE, EXACT_ANSWERS, FINAL_ANSWERS, STEPS
+from grading_cases import EXACT_ANSWERS, FINAL_ANSWERS
+from grading_cases_models import MODELS_ANSWERS
+from grading_cases_steps import COMPLETE, STEPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,11 +35,14 @@ def ids(cases):
 
 
 def test_the_table_is_large_and_balanced():
-    verdicts = [row[2] for row in (*FINAL_ANSWERS, *EXACT_ANSWERS, *STEPS, *COMPLETE)]
+    verdicts = [row[2] for row in (*FINAL_ANSWERS, *MODELS_ANSWERS, *EXACT_ANSWERS, *STEPS, *COMPLETE)]
     assert len(verdicts) >= 150 and 0.3 < sum(verdicts) / len(verdicts) < 0.7
 
 
-@pytest.mark.parametrize("output, reference, right, why", FINAL_ANSWERS, ids=ids(FINAL_ANSWERS))
+ANSWERS = [*FINAL_ANSWERS, *MODELS_ANSWERS]
+
+
+@pytest.mark.parametrize("output, reference, right, why", ANSWERS, ids=ids(ANSWERS))
 def test_final_answer(output, reference, right, why):
     start = time.monotonic()
     verdict = check_final_answer(output, reference)

@@ -7,17 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers import local_model, model_folder, net, paths
 from helpers.errors import ModelError
+from helpers.paths import ROOT
 from helpers.train import models
 
-ROOT = Path(__file__).resolve().parent.parent
-MAKE = "from helpers.train.models import local_base_model; print('folder', local_base_model())"
+MAKE = "from helpers.local_model import local_base_model; print('folder', local_base_model())"
 
 
 def start_making(home: Path) -> subprocess.Popen:
@@ -69,7 +69,7 @@ def test_cache_dir(monkeypatch, variables, expected):
 
 
 def test_two_processes_make_one_model(tmp_path):
-    """Both get the same whole folder, one of them makes it, and nothing temporary stays. Takes about 40 s."""
+    """Both get the same whole folder, one of them makes it, and nothing temporary stays. Takes a minute."""
     killed = tmp_path / "models" / f".{local_model.LOCAL_MODEL}.making.1"  # as a killed process leaves it
     killed.mkdir(parents=True)
     (killed / "model.safetensors").write_bytes(b"half")
@@ -88,11 +88,7 @@ def test_two_processes_make_one_model(tmp_path):
     model_folder.check_model_folder(folder)
 
 
-def test_check_is_quick_and_light(base_model):
-    assert local_model.find_damage(base_model) is None
-    start = time.perf_counter()
-    local_model.find_damage(base_model)
-    assert time.perf_counter() - start < 0.05
+def test_the_check_is_light(base_model):
     code = (
         "import sys, helpers.local_model as m;"
         "assert m.find_damage(m.local_base_model()) is None; print('torch' in sys.modules)"
@@ -141,7 +137,7 @@ def test_damaged_folder_is_made_again(copy, monkeypatch, capsys):
         (folder / "x").rmdir()
 
     truncate(copy)
-    monkeypatch.setattr(local_model, "_convert", convert)
+    monkeypatch.setattr(local_model, "convert_gguf", convert)
     assert local_model.local_base_model() == copy
     assert local_model.find_damage(copy) is None
     assert (copy / "config.json").read_text() == '{"model_type": "llama"}'
@@ -154,7 +150,7 @@ def test_failed_making_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
-    monkeypatch.setattr(local_model, "_convert", convert)
+    monkeypatch.setattr(local_model, "convert_gguf", convert)
     with pytest.raises(ModelError, match="disk is full"):
         local_model.local_base_model()
     assert [path.name for path in (tmp_path / "models").iterdir() if "lock" not in path.name] == []
@@ -162,7 +158,7 @@ def test_failed_making_leaves_nothing(tmp_path, monkeypatch):
 
 def test_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
-    monkeypatch.setattr(local_model.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(local_model.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     with pytest.raises(ModelError, match=r"(?s)disk is full.*TINKER_COURSE_HOME"):
         local_model.local_base_model()
 
@@ -185,7 +181,7 @@ def test_damaged_gguf(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     (tmp_path / local_model.GGUF_FILE).write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelError, match=r"(?s)can't be read.*force-reinstall"):
-        local_model._convert(tmp_path / local_model.GGUF_FILE, tmp_path)
+        local_model.convert_gguf(tmp_path / local_model.GGUF_FILE, tmp_path)
 
 
 def test_tokenizer_is_smollm2s(base_model):

@@ -112,7 +112,7 @@ def test_what_the_instructor_reads(lesson):
 def served(monkeypatch, tmp_path) -> list:
     """Instead of a server: what one would be started with."""
     started = []
-    monkeypatch.setattr("helpers.stub_tinker.__main__.run", lambda options, say: started.append(options) or 0)
+    monkeypatch.setattr("helpers.stub_tinker.starting.run", lambda options, say: started.append(options) or 0)
     monkeypatch.setenv("TINKER_COURSE_HOME", str(tmp_path))
     return started
 

@@ -1,4 +1,4 @@
-"""Samplers over time: many of one client, inflight ones, cancelled requests, seeds, and the end of the context."""
+"""Samplers over time: many of one client, inflight ones, cancelled requests, seeds, the end of the context."""
 
 import asyncio
 import json
@@ -8,12 +8,11 @@ import urllib.request
 import psutil
 import pytest
 import tinker
-from stub import Server
-from test_stub_server import prompt, train
-from test_stub_shared import MIB, RANK, lora_parameters, settles_below, wide_model  # noqa: F401  (a fixture)
+from stub import Server, prompt, train
+from stub_memory import MIB, RANK, lora_parameters, settles_below
 from tinker import types
 
-from helpers.stub_tinker.service import KEPT_ADAPTERS
+from helpers.stub_tinker.samplers import KEPT_ADAPTERS
 
 QUESTION = (5, 6, 7, 8, 9)
 
@@ -34,7 +33,7 @@ def status(server: Server) -> dict:
         return json.load(answer)
 
 
-def test_a_sampler_at_each_step_does_not_fill_the_memory(wide_model, tmp_path):  # noqa: F811
+def test_a_sampler_at_each_step_does_not_fill_the_memory(wide_model, tmp_path):
     """As RL loops make them: the memory of a few adapters, whatever their number, and each keeps its own weights."""
     server = Server(wide_model, tmp_path / "state")
     process, adapter = psutil.Process(server.process.pid), 4 * lora_parameters(wide_model)

@@ -13,7 +13,7 @@ from helpers.stub_tinker.kernels import Frozen
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.model import Model
 from helpers.stub_tinker.sampling import SampleJob, Sampler, Sequence
-from helpers.stub_tinker.status import tensor_bytes
+from helpers.stub_tinker.snapshot import tensor_bytes
 
 PROMPT = [10, 400, 3, 77, 20000, 9]
 

@@ -154,8 +154,9 @@ def serve_class(lesson: Lesson) -> int:
         UsageError: there are no learners.
         CourseError: a file can't be used, or the port is taken.
     """
-    from helpers.stub_tinker.__main__ import bind, parse_arguments
-    from helpers.stub_tinker.__main__ import run as run_stub
+    from helpers.stub_tinker.options import parse_arguments
+    from helpers.stub_tinker.starting import bind
+    from helpers.stub_tinker.starting import run as run_stub
 
     path = lesson.keys_file
     names = learner_names(lesson.learners) if lesson.learners else []
@@ -322,7 +323,7 @@ def capacity(learners: int) -> str:
 
 
 def _welcome(lesson: Lesson, bases: list[str]) -> str:
-    from helpers.stub_tinker.__main__ import is_loopback
+    from helpers.stub_tinker.options import is_loopback
     from helpers.stub_tinker.status import TOKEN_FILE
 
     url, reach = lesson.url, ""

@@ -55,8 +55,8 @@ def records_from(module: ModuleType, records: dict[str, list[dict]] | None) -> I
 def counted(model: Model, on_answer: Callable[[], None]) -> Model:
     """The model, which calls `on_answer` after each answer. What that raises ends the evaluation.
 
-    Inspect's own progress display takes over the terminal, and nothing else of it tells of answers or stops a
-    run.
+    Inspect's own progress display takes over the terminal, and its hooks only watch: what one raises is
+    logged.
     """
     ask = model.api.generate
 

@@ -17,6 +17,7 @@ from helpers.errors import RunError
 from helpers.evaluate.score import Score
 from helpers.files import read_json, write_text
 from helpers.runs.manifest import Manifest, Stages
+from helpers.runs.result_files import EVALUATION, MERGE_PARITY, VLLM_PARITY, Evaluation, Parity
 from helpers.runs.run import Run
 from helpers.text import percent
 from helpers.train.prompts import GUIDE_STOP, guide_prompt
@@ -26,16 +27,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 SERVICES = {"stub": "the Tinker course's stub backend", "hosted": "hosted Tinker"}
-SETTINGS = (
-    "rank",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "max_length",
-    "seed",
-    "best_metric",
-    "patience",
-)
+SETTINGS = ["rank", "epochs", "batch_size", "learning_rate", "max_length", "seed", "best_metric", "patience"]
 PARTS = {"train": "train.json", "validation": "validation.json", "test": "test_set.json"}
 # Of these, nothing is said if what was merged is a checkpoint from elsewhere.
 HOW_IT_WAS_TRAINED = ("split", "train", "evaluate")
@@ -50,7 +42,8 @@ def write_model_card(run: Run) -> Path:
         The card's path.
 
     Raises:
-        RunError: the merge stage is not done, its folder is gone, or it can't be written.
+        RunError: the merge stage is not done, its folder is gone or can't be written, or a result file of a
+            stage that is done is missing or damaged.
     """
     import jinja2
     from huggingface_hub import ModelCard
@@ -86,7 +79,7 @@ def card_values(run: Run) -> dict[str, Any]:
     """What the template fills in, by name."""
     manifest = run.manifest
     stages = _stages_to_tell(run, manifest)
-    evaluation = read_json(run.file("evaluate/model_evaluation.json")) if stages.evaluate else {}
+    evaluation = EVALUATION.read(run.path) if stages.evaluate else None
     scores = _scores(stages, evaluation)
     base = base_model_of(manifest.base_model or "")
     places = _data_files(stages)
@@ -228,17 +221,11 @@ def _own_scores(stages: Stages) -> list[tuple[str, Score]]:
     ]
 
 
-def _scores(stages: Stages, evaluation: dict[str, Any]) -> list[tuple[str, Score]]:
+def _scores(stages: Stages, evaluation: Evaluation | None) -> list[tuple[str, Score]]:
     rows = []
     if evaluation:
-        rows = [
-            ("base model", Score(evaluation["base_correct"], evaluation["test_size"])),
-            ("tuned model, Tinker sampler", Score(evaluation["test_correct"], evaluation["test_size"])),
-        ]
-        rows += [
-            (f"… {kind} templates", Score(row["correct"], row["total"]))
-            for kind, row in evaluation.get("by_template", {}).items()
-        ]
+        rows = [("base model", evaluation.base), ("tuned model, Tinker sampler", evaluation.tuned)]
+        rows += [(f"… {kind} templates", row.score) for kind, row in evaluation.by_template.items()]
     return rows + [(f"this model, {engine}", score) for engine, score in _own_scores(stages)]
 
 
@@ -287,16 +274,18 @@ def _training(stages: Stages, manifest: Manifest) -> list[list[Any]]:
 
 
 def _parities(run: Run, stages: Stages) -> list[list[Any]]:
-    compared = {
-        "merge": "this model with the trained one, as Tinker samples it",
-        "vllm": "this model in vLLM with it in transformers",
-    }
-    rows = []
-    for stage, name in compared.items():
-        path = run.file(f"{stage}/parity.json")
-        if stages.get(stage) and path.is_file():
-            parity = read_json(path)
-            largest, bound = parity["max_abs_logprob_diff"], parity["tolerance"]
-            verdict = "yes" if parity["passed"] else "**no**"
-            rows.append([name, f"{largest:.1e}", f"{bound:.1e}", parity["prompts"], verdict])
-    return rows
+    found: list[tuple[str, Parity]] = []
+    if stages.merge:
+        found.append(("this model with the trained one, as Tinker samples it", MERGE_PARITY.read(run.path)))
+    if stages.vllm:
+        found.append(("this model in vLLM with it in transformers", VLLM_PARITY.read(run.path)))
+    return [
+        [
+            name,
+            f"{parity.max_abs_logprob_diff:.1e}",
+            f"{parity.tolerance:.1e}",
+            parity.prompts,
+            "yes" if parity.passed else "**no**",
+        ]
+        for name, parity in found
+    ]

@@ -1,9 +1,10 @@
 """LoRA weights of one training client: parameters, gradients and Adam's state, each one flat float32 tensor.
 
-One flat tensor makes the optimizer step one kernel, a snapshot one copy, and the memory of a client easy to state: 4 bytes
-a parameter, 12 after the first step, and 4 more while gradients wait for a step.
+One flat tensor makes the optimizer step one kernel, a snapshot one copy, and the memory of a client easy to
+state: 4 bytes a parameter, 12 after the first step, and 4 more while gradients wait for a step.
 """
 
+import json
 import math
 from functools import cached_property
 
@@ -22,27 +23,21 @@ class Layout:
     def __init__(
         self, config: Config, rank: int, train_attn: bool, train_mlp: bool, train_unembed: bool = False
     ):
-        self.rank, self.train_attn, self.train_mlp, self.train_unembed = (
-            rank,
-            train_attn,
-            train_mlp,
-            train_unembed,
-        )
+        self.rank = rank
+        self.train_attn, self.train_mlp, self.train_unembed = train_attn, train_mlp, train_unembed
         self.scale = ALPHA / rank
         chosen = (ATTENTION_GROUPS if train_attn else ()) + (MLP_GROUPS if train_mlp else ())
         shapes = module_shapes(config)
-        self.groups: dict[
-            str, tuple
-        ] = {}  # "{layer}.{group}" -> (modules, a slice, a shape, [(b slice, b shape)])
+        # "{layer}.{group}" -> (modules, a slice, a shape, [(b slice, b shape)])
+        self.groups: dict[str, tuple] = {}
         self.size = 0
         for layer in range(config.layers):
             for group in chosen:
                 self._add(f"{layer}.{group}", GROUPS[group], [shapes[module] for module in GROUPS[group]])
         if train_unembed:
             self._add(UNEMBED, ("unembed_tokens",), [(config.vocab, config.hidden)])
-        self.modules = sorted(
-            {module.split(".")[-1] for modules, *_ in self.groups.values() for module in modules}
-        )
+        modules = {module.split(".")[-1] for modules, *_ in self.groups.values() for module in modules}
+        self.modules = sorted(modules)
 
     def _add(self, name: str, modules: tuple[str, ...], shapes: list[tuple[int, int]]) -> None:
         def take(rows: int, columns: int) -> tuple[slice, tuple[int, int]]:
@@ -65,11 +60,26 @@ class Layout:
         tensors = {}
         for name, (modules, a, a_shape, bs) in self.groups.items():
             where = PREFIX if name == UNEMBED else f"{PREFIX}.layers.{name.split('.')[0]}"
-            for i, (module, (b, b_shape)) in enumerate(zip(modules, bs)):
+            for i, (module, (b, b_shape)) in enumerate(zip(modules, bs, strict=True)):
                 key = f"{where}.{module}"
                 tensors[f"{key}.lora_A.weight"] = flat[a].view(a_shape)[i * self.rank : (i + 1) * self.rank]
                 tensors[f"{key}.lora_B.weight"] = flat[b].view(b_shape)
         return tensors
+
+
+def adapter_config(layout: Layout, base_model: str) -> bytes:
+    """adapter_config.json of an adapter, as Tinker exports it."""
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": layout.rank,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": layout.modules,
+    }
+    return json.dumps(config, indent=2).encode()
 
 
 class Adapter:
@@ -106,7 +116,7 @@ class LoraState:
                 a,
                 a_shape,
                 _,
-            ) in layout.groups.values():  # as PEFT: kaiming uniform with a=√5 for A, zero for B
+            ) in layout.groups.values():  # as PEFT: A kaiming uniform with a=√5, B zero
                 bound = 1 / math.sqrt(a_shape[1])
                 values = torch.empty(a_shape).uniform_(-bound, bound, generator=generator)
                 self.flat[a] = values.flatten().to(device)
@@ -116,7 +126,7 @@ class LoraState:
         if self.grad is None:
             self.grad = torch.zeros(self.layout.size, device=self.flat.device)
         groups = self.layout.views(self.flat.detach().to(dtype))
-        for group, gradient in zip(groups.values(), self.layout.views(self.grad).values()):
+        for group, gradient in zip(groups.values(), self.layout.views(self.grad).values(), strict=True):
             group.grad_a, group.grad_b = gradient.a, gradient.b
         return groups
 
@@ -185,9 +195,8 @@ class LoraState:
             raise ValueError("the checkpoint trains other modules than this client")
         for key, value in own.items():
             if value.shape != tensors[key].shape:
-                raise ValueError(
-                    f"{key}: the checkpoint has shape {tuple(tensors[key].shape)}, the client {tuple(value.shape)}"
-                )
+                other, mine = tuple(tensors[key].shape), tuple(value.shape)
+                raise ValueError(f"{key}: the checkpoint has shape {other}, the client {mine}")
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(tensors[key])

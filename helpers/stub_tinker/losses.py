@@ -1,6 +1,7 @@
 """The losses of the wire, each a sum over tokens and datums, as on https://tinker-docs.thinkingmachines.ai/tinker/losses.
 
-`p` is the model's logprob of a target token, `q` the logprob that the datum carries (the sampler's), `A` the advantage.
+`p` is the model's logprob of a target token, `q` the logprob that the datum carries (the sampler's), `A` the
+advantage.
 """
 
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ POLICY = ("target_tokens", "logprobs", "advantages")
 LOSSES = {
     "cross_entropy": Loss(("target_tokens",), ("weights",)),
     "importance_sampling": Loss(POLICY),
-    "ppo": Loss(POLICY, CLIP, tuple(zip(CLIP, (0.8, 1.2)))),
-    "cispo": Loss(POLICY, CLIP, tuple(zip(CLIP, (0.0, 4.0)))),
+    "ppo": Loss(POLICY, CLIP, tuple(zip(CLIP, (0.8, 1.2), strict=True))),
+    "cispo": Loss(POLICY, CLIP, tuple(zip(CLIP, (0.0, 4.0), strict=True))),
     "dro": Loss(POLICY, (), (("beta", 0.05),)),
     # Defaults: section 5 of the GSPO paper, https://arxiv.org/abs/2507.18071
-    "gspo": Loss((*POLICY, "sequence_ratio_mask"), CLIP, tuple(zip(CLIP, (1 - 3e-4, 1 + 4e-4)))),
+    "gspo": Loss((*POLICY, "sequence_ratio_mask"), CLIP, tuple(zip(CLIP, (1 - 3e-4, 1 + 4e-4), strict=True))),
 }
 NOT_OFFERED = {
     "stable_reinforce": "its objective is not published; use loss_fn='ppo' or 'importance_sampling'",
@@ -38,7 +39,7 @@ FIELDS = {name for loss in LOSSES.values() for name in (*loss.required, *loss.op
 
 @dataclass
 class Example:
-    """One datum: input tokens (n,), target tokens (n, k), and the loss's own float inputs (n, k) by name; k is mostly 1.
+    """One datum: input tokens (n,), targets (n, k), the loss's own inputs (n, k) by name; k is mostly 1.
 
     `flat` says that the targets came as (n,), and so do the logprobs of the answer.
     """

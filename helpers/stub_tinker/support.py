@@ -1,6 +1,7 @@
 """What of the SDK the stub offers: plain data, which the server, the README and the tests read.
 
-`python -m helpers.stub_tinker.support` prints it as a Markdown table. A name ending in `[_async]` stands for both forms.
+`python -m helpers.stub_tinker.support` prints it as a Markdown table. A name ending in `[_async]` stands for
+both forms.
 """
 
 import re
@@ -9,21 +10,33 @@ from pathlib import Path
 
 SUPPORTED = {
     "ServiceClient.close": "frees the session's memory at once; the reason is kept",
-    "ServiceClient.copy_weights": "needs `project_id` in the ServiceClient or TINKER_PROJECT_ID: a label, any name will do",
-    "ServiceClient.create_custom_loss": "traced and run by the client; `forward_backward_custom` takes the handle",
-    "ServiceClient.create_lora_training_client[_async]": "any base model the server was started with, rank 1 to 256, AdamW",
+    "ServiceClient.copy_weights": (
+        "needs `project_id` in the ServiceClient or TINKER_PROJECT_ID: a label, any name will do"
+    ),
+    "ServiceClient.create_custom_loss": (
+        "traced and run by the client; `forward_backward_custom` takes the handle"
+    ),
+    "ServiceClient.create_lora_training_client[_async]": (
+        "any base model the server was started with, rank 1 to 256, AdamW"
+    ),
     "ServiceClient.create_rest_client": "",
     "ServiceClient.create_sampling_client[_async]": "a base model, or a checkpoint of one's own or published",
     "ServiceClient.create_training_client_from_state[_async]": "own or published checkpoints",
-    "ServiceClient.create_training_client_from_state_with_optimizer[_async]": "goes on where the saved run was",
-    "ServiceClient.get_console_url": "the SDK makes this address itself: it leads to the hosted console, which knows nothing of the stub",
+    "ServiceClient.create_training_client_from_state_with_optimizer[_async]": (
+        "goes on where the saved run was"
+    ),
+    "ServiceClient.get_console_url": (
+        "the SDK makes this address itself: it leads to the hosted console, which knows nothing of the stub"
+    ),
     "ServiceClient.get_server_capabilities[_async]": "base models and their context length",
     "ServiceClient.get_telemetry": "the server accepts telemetry and drops it",
     "ServiceClient.holder": "",
     "TrainingClient.create_sampling_client[_async]": "",
     "TrainingClient.forward[_async]": "",
     "TrainingClient.forward_backward[_async]": "text in, losses as the SDK defines them; see How it works",
-    "TrainingClient.forward_backward_custom[_async]": "the loss runs in the client, the gradient on the server",
+    "TrainingClient.forward_backward_custom[_async]": (
+        "the loss runs in the client, the gradient on the server"
+    ),
     "TrainingClient.get_console_url": "as ServiceClient.get_console_url",
     "TrainingClient.get_info[_async]": "",
     "TrainingClient.get_telemetry": "as ServiceClient.get_telemetry",
@@ -32,7 +45,9 @@ SUPPORTED = {
     "TrainingClient.load_state_with_optimizer[_async]": "",
     "TrainingClient.optim_step[_async]": "AdamParams",
     "TrainingClient.save_state[_async]": "with name, ttl, overwrite and metadata",
-    "TrainingClient.save_weights_and_get_sampling_client[_async]": "snapshot or inflight; a session's three last used samplers are in memory, the others on disk",
+    "TrainingClient.save_weights_and_get_sampling_client[_async]": (
+        "snapshot or inflight; a session's three last used samplers are in memory, the others on disk"
+    ),
     "TrainingClient.save_weights_external[_async]": "PEFT files, encrypted for age recipients if asked",
     "TrainingClient.save_weights_for_sampler[_async]": "",
     "SamplingClient.compute_logprobs[_async]": "",
@@ -44,7 +59,9 @@ SUPPORTED = {
     "SamplingClient.get_tokenizer": "as TrainingClient.get_tokenizer",
     "SamplingClient.on_queue_state_change": "the SDK calls it; the stub's queue is always active",
     "SamplingClient.sample[_async]": "`max_tokens` ends at the end of the context",
-    "RestClient.copy_weights[_async]": "into a new run of the caller; `destination_project_id` is a label, any name will do",
+    "RestClient.copy_weights[_async]": (
+        "into a new run of the caller; `destination_project_id` is a label, any name will do"
+    ),
     "RestClient.delete_checkpoint[_async]": "",
     "RestClient.delete_checkpoint_from_tinker_path[_async]": "",
     "RestClient.get_current_checkpoint_storage_usage[_async]": "bytes and counts by project label; no costs",
@@ -60,18 +77,24 @@ SUPPORTED = {
     "RestClient.list_sessions[_async]": "newest first, ended ones too",
     "RestClient.list_training_runs[_async]": "newest first, in pages, by project label if asked",
     "RestClient.list_user_checkpoints[_async]": "newest first, in pages",
-    "RestClient.publish_checkpoint_from_tinker_path[_async]": "any key of this server can then read, sample and load it by its path",
+    "RestClient.publish_checkpoint_from_tinker_path[_async]": (
+        "any key of this server can then read, sample and load it by its path"
+    ),
     "RestClient.search_sessions": "",
     "RestClient.set_checkpoint_ttl_from_tinker_path[_async]": "1 second to 10 years",
     "RestClient.unpublish_checkpoint_from_tinker_path[_async]": "",
 }
 
 NOT_OFFERED = {
-    "RestClient.assign_session_project[_async]": "there are no projects here: a session keeps the label it began with",
+    "RestClient.assign_session_project[_async]": (
+        "there are no projects here: a session keeps the label it began with"
+    ),
     "RestClient.export_session_trace[_async]": "no timeline of a session is kept",
     "RestClient.get_audit_log[_async]": "there is no organization to audit",
     "RestClient.get_billing_usage[_async]": "nothing here costs money",
-    "RestClient.whoami": "a key has no name here; the SDK itself refuses, since it would read the answer from a JWT",
+    "RestClient.whoami": (
+        "a key has no name here; the SDK itself refuses, since it would read the answer from a JWT"
+    ),
 }
 
 # Parts of methods that are supported otherwise.

@@ -1,4 +1,4 @@
-"""forward and forward_backward of one training client: micro-batches of like lengths, gradients that accumulate."""
+"""Forward and backward passes of a training client: micro-batches of like lengths, gradients that add up."""
 
 from collections.abc import Generator
 
@@ -9,13 +9,12 @@ from helpers.stub_tinker.lora import LoraState
 from helpers.stub_tinker.losses import Example, datum_loss, needs_gradient
 from helpers.stub_tinker.model import Adapters, Model, Packed
 
-MAX_TOKENS = (
-    1024  # of a micro-batch: activations take about 1 MB a token at 135M parameters; more is not faster
-)
+# Of a micro-batch: activations take about 1 MB a token at 135M parameters, and more is not faster.
+MAX_TOKENS = 1024
 
 
 def micro_batches(lengths: list[int], max_tokens: int = MAX_TOKENS) -> list[list[int]]:
-    """Indices of sequences, shortest first, in runs of at most `max_tokens` tokens (or one longer sequence)."""
+    """Indices of sequences, shortest first, in runs of up to `max_tokens` tokens or one longer sequence."""
     batches: list[list[int]] = []
     used = 0
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -35,7 +34,7 @@ def forward_backward(
     config: dict[str, float],
     forward_only: bool,
 ) -> Generator[None, None, tuple[list[np.ndarray], dict[str, float]]]:
-    """Logprobs of every target, and the loss summed; unless `forward_only`, gradients are added to `state.grad`.
+    """Logprobs of every target, and the summed loss. Gradients add to `state.grad` unless `forward_only`.
 
     A generator that pauses after each micro-batch, so that others can have their turn.
 
@@ -59,13 +58,13 @@ def forward_backward(
                     p,
                     {key: torch.from_numpy(value).to(model.device) for key, value in example.inputs.items()},
                 )
-                for p, example in zip(values, chosen)
+                for p, example in zip(values, chosen, strict=True)
             ]
             summed = torch.stack(losses).sum()
         if summed.requires_grad:
             summed.backward()
         total += float(summed.detach())
-        for index, part in zip(batch, values):
+        for index, part in zip(batch, values, strict=True):
             logprobs[index] = part.detach().cpu().numpy()
         yield
     return logprobs, {"loss:sum": total}
@@ -74,7 +73,10 @@ def forward_backward(
 def _all_logprobs(
     model: Model, hidden: torch.Tensor, examples: list[Example], loss: str, adapters: Adapters
 ) -> list[torch.Tensor]:
-    """Logprobs of the targets of each example, (n, k), with a gradient only where the loss can have one: there the cost is."""
+    """Logprobs of the targets of each example, (n, k).
+
+    They have a gradient only where the loss can have one: the backward pass is what costs.
+    """
     lengths, width = [len(e.targets) for e in examples], max(e.targets.shape[1] for e in examples)
     targets = np.concatenate([np.pad(e.targets, ((0, 0), (0, width - e.targets.shape[1]))) for e in examples])
     targets = torch.from_numpy(targets).to(hidden.device)
@@ -88,4 +90,4 @@ def _all_logprobs(
         values[rest] = model.target_logprobs(hidden.detach()[rest], targets[rest], adapters)
         if len(rows):
             values = values.index_copy(0, rows, model.target_logprobs(hidden[rows], targets[rows], adapters))
-    return [part[:, : e.targets.shape[1]] for part, e in zip(values.split(lengths), examples)]
+    return [part[:, : e.targets.shape[1]] for part, e in zip(values.split(lengths), examples, strict=True)]

@@ -172,28 +172,21 @@ def scores_by_run(runs: dict[str, dict[str, Score]]) -> Figure:
 def batch_losses(metrics: dict[str, list[Step]]) -> Figure:
     """Loss of each run's training batches."""
     lines = {name: _batch_losses(rows) for name, rows in metrics.items()}
-    return _figure(
-        "training-loss",
-        "Loss of each run's training batches over optimizer steps",
-        lambda: curves(lines, NLL, "Loss of the training batches", log=True),
-    )
+    caption = "Loss of each run's training batches over optimizer steps"
+    title = "Loss of the training batches"
+    return _figure("training-loss", caption, lambda: curves(lines, NLL, title, log=True))
 
 
 def validation_losses(checkpoints: dict[str, list[Checkpoint]]) -> Figure:
     """Loss on each run's validation part."""
     lines = {name: _losses(rows) for name, rows in checkpoints.items()}
-    return _figure(
-        "validation-loss",
-        "Loss on each run's validation part over optimizer steps",
-        lambda: curves(lines, NLL, "Loss on the validation part", log=True),
-    )
+    caption = "Loss on each run's validation part over optimizer steps"
+    title = "Loss on the validation part"
+    return _figure("validation-loss", caption, lambda: curves(lines, NLL, title, log=True))
 
 
 def validation_rates(checkpoints: dict[str, list[Checkpoint]]) -> Figure:
     """Right answers on each run's validation part."""
     lines = {name: _rates(rows) for name, rows in checkpoints.items()}
-    return _figure(
-        "validation",
-        "Right answers on each run's validation part over optimizer steps",
-        lambda: curves(lines, RIGHT, "Validation accuracy"),
-    )
+    caption = "Right answers on each run's validation part over optimizer steps"
+    return _figure("validation", caption, lambda: curves(lines, RIGHT, "Validation accuracy"))

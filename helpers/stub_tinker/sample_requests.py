@@ -1,0 +1,145 @@
+"""One request to sample: its jobs for the engine, and one future for all of them."""
+
+import hashlib
+from concurrent.futures import Future
+
+from tinker import types
+
+from helpers.stub_tinker import wire_sampling as wire
+from helpers.stub_tinker.errors import BadRequest
+from helpers.stub_tinker.lora import Adapter
+from helpers.stub_tinker.results import PROTO, Result
+from helpers.stub_tinker.samplers import adapter_of
+from helpers.stub_tinker.sampling import SampleJob, ScoreJob
+from helpers.stub_tinker.service import SamplingSession, Service
+
+MAX_SAMPLES = 1024
+
+Job = SampleJob | ScoreJob
+
+
+class SampleFuture(Future):
+    """Of a sampling request, which can be cancelled by its jobs."""
+
+    def __init__(self, base: str, jobs: list[Job]):
+        super().__init__()
+        self.base, self.jobs = base, jobs
+
+
+def sample(service: Service, owner: str, request: types.SampleRequest) -> dict:
+    """Samples, and logprobs of the prompt if the request asks for them."""
+    if request.sampling_session_id is None or request.seq_id is None:
+        raise BadRequest("asample needs sampling_session_id and seq_id: make a sampling client")
+    sampler = service.sampler(request.sampling_session_id, owner)
+    service.touch(sampler.session, owner)
+    request_id = f"{request.sampling_session_id}:{request.seq_id}"
+    # Before `once`, which lets one request at a time in: these wait for the engine.
+    service.load(sampler.base)
+    adapter = adapter_of(service, sampler)
+
+    def begin() -> Future:
+        future = _begin(service, request, sampler, adapter)
+        service.usage.count(sampler.session, requests=1)
+        return future
+
+    service.results.once(request_id, owner, begin)
+    return {
+        "request_id": request_id,
+        "sample_sequence_ids": [f"{request_id}:{i}" for i in range(request.num_samples)],
+    }
+
+
+def cancel(service: Service, owner: str, request_id: str) -> None:
+    """Stop a sampling request that its client has given up. Any other goes on: it may change weights."""
+    future = service.results.find(request_id, owner)
+    if isinstance(future, SampleFuture) and not future.done():
+        service.engine.cancel(future.base, future.jobs)
+
+
+def _begin(
+    service: Service, request: types.SampleRequest, sampler: SamplingSession, adapter: Adapter | None
+) -> SampleFuture:
+    model = service.load(sampler.base)[0]
+    limit, vocab = model.config.max_length, model.config.vocab
+    prompt = wire.prompt_tokens(request.prompt, vocab, limit)
+    if not 1 <= request.num_samples <= MAX_SAMPLES:
+        raise BadRequest(f"num_samples must be 1 to {MAX_SAMPLES}, got {request.num_samples}")
+    wire.check_sampling(request)
+    jobs: list[Job] = [*_sample_jobs(service, request, sampler, adapter, prompt)]
+    targets = wire.prompt_targets(request.target_prompt_logprobs, len(prompt), vocab)
+    if request.prompt_logprobs or request.topk_prompt_logprobs or targets or request.prompt_alt_tokens_k:
+        score = ScoreJob(
+            sampler.session,
+            prompt,
+            adapter,
+            request.prompt_logprobs_last_n or len(prompt) - 1,
+            request.topk_prompt_logprobs,
+            targets and targets[0],
+            request.prompt_alt_tokens_k,
+            request.sampling_params.temperature,
+            request.sampling_params.seed,
+        )
+        jobs.append(score)
+    return _gather(service, sampler, jobs, bool(request.prompt_logprobs), targets)
+
+
+def _sample_jobs(
+    service: Service,
+    request: types.SampleRequest,
+    sampler: SamplingSession,
+    adapter: Adapter | None,
+    prompt: list[int],
+) -> list[SampleJob]:
+    model, running = service.load(sampler.base)
+    limit, params = model.config.max_length, request.sampling_params
+    stop_tokens, stop_strings = wire.stops(params.stop, running.tokenizer.eos_token_id)
+    return [
+        SampleJob(
+            sampler.session,
+            prompt,
+            min(params.max_tokens or limit, limit - len(prompt)),
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            None if params.seed is None else _seed(params.seed, number),
+            stop_tokens,
+            stop_strings,
+            adapter,
+            request.topk_sample_logprobs,
+        )
+        for number in range(request.num_samples)
+    ]
+
+
+def _seed(seed: int, number: int) -> int:
+    """The seed of a request's sample by its number: neighbouring seeds must not share samples."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8]) >> 1
+
+
+def _gather(
+    service: Service, sampler: SamplingSession, jobs: list[Job], prompt_logprobs: bool, targets: tuple | None
+) -> SampleFuture:
+    """One future for all jobs of a request."""
+    gathered = SampleFuture(sampler.base, jobs)
+    left = len(jobs)
+
+    def done(_: Future) -> None:  # called on the engine's thread, one job at a time
+        nonlocal left
+        left -= 1
+        if left:
+            return
+        try:
+            results = [job.future.result() for job in jobs]
+            scores = results.pop() if isinstance(jobs[-1], ScoreJob) else None
+            service.usage.count(sampler.session, sampled=sum(len(s.tokens) for s in results))
+            body = wire.sample_response(results, scores, prompt_logprobs, targets)
+            gathered.set_result(Result(body, PROTO))
+        except Exception as error:  # one failed job fails the request
+            gathered.set_exception(error)
+        jobs.clear()  # the future is kept, their adapters need not be
+
+    for job in jobs:
+        job.future.add_done_callback(done)
+    for job in jobs:
+        service.engine.sample(sampler.base, job)
+    return gathered

@@ -1,0 +1,33 @@
+"""The memory of a process, and what a LoRA of the wide model takes of it."""
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+
+RANK, MIB = 64, 1 << 20
+
+
+def lora_parameters(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text())
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    return config["num_hidden_layers"] * RANK * (4 * (hidden + hidden) + 3 * (hidden + inner))
+
+
+def settles_below(process: psutil.Process, limit: float, seconds: float = 30) -> tuple[bool, int]:
+    """Whether a process comes to hold at most `limit` bytes, and its MiB: it gives back after a rest."""
+    deadline = time.monotonic() + seconds
+    while (memory := process.memory_info().rss) > limit and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return memory <= limit, memory // MIB
+
+
+def settled(process: psutil.Process) -> int:
+    """Bytes that a process holds, once two readings a second apart agree."""
+    for _ in range(20):
+        before = process.memory_info().rss
+        time.sleep(1)
+        if abs(process.memory_info().rss - before) < MIB:
+            return process.memory_info().rss
+    raise AssertionError("the memory of the process does not settle")
