@@ -1,5 +1,4 @@
-"""Set-up: refusals, the stamp, what is left of an interrupted installation, and lists of versions that agree.
-"""
+"""Set-up: refusals, the stamp, what is left of an interrupted installation, and lists of versions that agree."""
 
 import importlib.util
 import json
