@@ -49,6 +49,14 @@ def test_imported_names_exist(notebook):
             assert node.attr in top_level(module), f"{module} has no {node.attr}"
 
 
+def test_part_one_imports_few_names():
+    trees = [ast.parse(source(cell)) for notebook in LESSONS for cell in code_cells(notebook)]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if (node.module or "").split(".")[0] == "helpers"]
+    names = {alias.name for node in ours for alias in node.names}
+    assert 30 <= len(names) <= 45, sorted(names)
+
+
 @each_notebook
 def test_parameters_are_plain_values_in_one_cell(notebook):
     text = source(parameters_cell(notebook))

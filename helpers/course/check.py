@@ -47,7 +47,9 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return 0 if print_report(check_environment(options.backend)) else 1
+    report = check_environment(options.backend)
+    print(report)
+    return 0 if report.ready else 1
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,37 @@ class Check:
         name: what was checked.
         found: what was found.
         fix: what to do about it; empty if nothing.
-        group: OK answers of one group are printed on one line.
     """
 
     status: str
     name: str
     found: str
     fix: str = ""
-    group: str = ""
 
 
-def check_environment(backend: str | None = None) -> list[Check]:
+@dataclass(frozen=True)
+class Report:
+    """All answers. Printed, a line each, with what to do next where something is amiss."""
+
+    checks: list[Check]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the course will work here: no answer is a FAIL."""
+        return all(check.status != "FAIL" for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = []
+        for check in self.checks:
+            lines.append(_line(check.status, f"{check.name:{width}}  {check.found}", width))
+            lines += [_line("", f"→ {check.fix}", width)] if check.fix else []
+        failed = sum(check.status == "FAIL" for check in self.checks)
+        end = f"{failed} of {len(self.checks)} checks failed: see the → lines."
+        return "\n".join([*lines, "", end if failed else "Everything the course needs is here."])
+
+
+def check_environment(backend: str | None = None) -> Report:
     """Check Python, kernel, processor, memory, disk, base model, backend and model hub.
 
     Args:
@@ -91,48 +113,19 @@ def check_environment(backend: str | None = None) -> list[Check]:
     ]
     checks.append(check_backend(backend))
     waiting.join(2.5)
-    return checks + (
-        hub or [Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")]
-    )
+    slow = Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")
+    return Report(checks + (hub or [slow]))
 
 
-def print_report(checks: list[Check]) -> bool:
-    """Print the answers; True if none is a FAIL."""
-    width = max((len(check.name) for check in checks if not check.group), default=0)
-    for group in dict.fromkeys(check.group for check in checks):
-        same = [check for check in checks if check.group == group]
-        good = [check for check in same if group and check.status == "OK"]
-        if good:
-            _print_line(
-                "OK",
-                f"{group:{width}}  " + ", ".join(f"{check.name} {check.found}".strip() for check in good),
-                width,
-            )
-        for check in same:
-            if check not in good:
-                _print_line(check.status, f"{check.name:{width}}  {check.found}", width)
-                if check.fix:
-                    _print_line("", f"→ {check.fix}", width)
-    failed = sum(check.status == "FAIL" for check in checks)
-    print(
-        f"\n{failed} of {len(checks)} checks failed: see the → lines."
-        if failed
-        else "\nEverything the course needs is here."
-    )
-    return not failed
-
-
-def _print_line(status: str, text: str, width: int) -> None:
+def _line(status: str, text: str, width: int) -> str:
     first = f"[{status}]".ljust(7) if status else " " * (7 + width + 2)
-    print(
-        textwrap.fill(
-            text,
-            110,
-            initial_indent=first,
-            subsequent_indent=" " * (7 + width + 2 + (0 if status else 2)),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+    return textwrap.fill(
+        text,
+        110,
+        initial_indent=first,
+        subsequent_indent=" " * (7 + width + 2 + (0 if status else 2)),
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

@@ -116,7 +116,7 @@ class Stage:
 
     @property
     def best_checkpoint(self) -> dict[str, Any]:
-        """The one that notebook 02 chose: `step`, `state_path`, `sampler_path`, `correct`, `total`, `loss`."""
+        """The one notebook 02 chose: `step`, `state_path`, `sampler_path`, `correct`, `total`, `loss`."""
         return read_json(self.run.file("train/best_checkpoint.json"))
 
     def trained_scores(self, most: int) -> Scores:
