@@ -3,7 +3,9 @@
 Nothing heavy is imported, so it takes about a second. `course check` and the first cell of notebook 00 call
 it.
 
-    print_report(check_environment())
+    report = check_environment()
+    print(report)
+    report.ready
 """
 
 import argparse
@@ -47,7 +49,9 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return 0 if print_report(check_environment(options.backend)) else 1
+    report = check_environment(options.backend)
+    print(report)
+    return 0 if report.ready else 1
 
 
 @dataclass(frozen=True)
@@ -59,24 +63,60 @@ class Check:
         name: what was checked.
         found: what was found.
         fix: what to do about it; empty if nothing.
-        group: OK answers of one group are printed on one line.
     """
 
     status: str
     name: str
     found: str
     fix: str = ""
-    group: str = ""
 
 
-def check_environment(backend: str | None = None) -> list[Check]:
+@dataclass(frozen=True)
+class Report:
+    """All answers, in the order to print them."""
+
+    checks: list[Check]
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if check.status == "FAIL"]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the course will work here."""
+        return not self.failed
+
+    def __str__(self) -> str:
+        width = max((len(check.name) for check in self.checks), default=0)
+        lines = []
+        for check in self.checks:
+            lines.append(_line(check.status, f"{check.name:{width}}  {check.found}", width))
+            if check.fix:
+                lines.append(_line("", f"→ {check.fix}", width))
+        many = f"{len(self.failed)} of {len(self.checks)} checks failed: see the → lines."
+        return "\n".join([*lines, "", "Everything the course needs is here." if self.ready else many])
+
+
+def _line(status: str, text: str, width: int) -> str:
+    first = f"[{status}]".ljust(7) if status else " " * (7 + width + 2)
+    return textwrap.fill(
+        text,
+        110,
+        initial_indent=first,
+        subsequent_indent=" " * (7 + width + 2 + (0 if status else 2)),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def check_environment(backend: str | None = None) -> Report:
     """Check Python, kernel, processor, memory, disk, base model, backend and model hub.
 
     Args:
         backend: as for `connect`: None or "auto", "stub", "hosted", or the URL of a Tinker-compatible server.
 
     Returns:
-        The answers, in the order to print them. It raises nothing: whatever is wrong is an answer.
+        The answers. It raises nothing: whatever is wrong is an answer.
     """
     hub: list[Check] = []
     waiting = threading.Thread(target=lambda: hub.append(check_hub()), daemon=True)
@@ -91,49 +131,8 @@ def check_environment(backend: str | None = None) -> list[Check]:
     ]
     checks.append(check_backend(backend))
     waiting.join(2.5)
-    return checks + (
-        hub or [Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")]
-    )
-
-
-def print_report(checks: list[Check]) -> bool:
-    """Print the answers; True if none is a FAIL."""
-    width = max((len(check.name) for check in checks if not check.group), default=0)
-    for group in dict.fromkeys(check.group for check in checks):
-        same = [check for check in checks if check.group == group]
-        good = [check for check in same if group and check.status == "OK"]
-        if good:
-            _print_line(
-                "OK",
-                f"{group:{width}}  " + ", ".join(f"{check.name} {check.found}".strip() for check in good),
-                width,
-            )
-        for check in same:
-            if check not in good:
-                _print_line(check.status, f"{check.name:{width}}  {check.found}", width)
-                if check.fix:
-                    _print_line("", f"→ {check.fix}", width)
-    failed = sum(check.status == "FAIL" for check in checks)
-    print(
-        f"\n{failed} of {len(checks)} checks failed: see the → lines."
-        if failed
-        else "\nEverything the course needs is here."
-    )
-    return not failed
-
-
-def _print_line(status: str, text: str, width: int) -> None:
-    first = f"[{status}]".ljust(7) if status else " " * (7 + width + 2)
-    print(
-        textwrap.fill(
-            text,
-            110,
-            initial_indent=first,
-            subsequent_indent=" " * (7 + width + 2 + (0 if status else 2)),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    )
+    late = Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")
+    return Report([*checks, *(hub or [late])])
 
 
 def _short(path: str | Path) -> str:
