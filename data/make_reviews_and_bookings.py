@@ -1,4 +1,5 @@
-"""Make reviews.csv and bookings.jsonl: small data sets of two other tasks, in forms that people's own data have.
+"""Make reviews.csv and bookings.jsonl: small data sets of two other tasks, in forms that people's own data
+have.
 
 python data/make_reviews_and_bookings.py            # write both; the same bytes each time
 python data/make_reviews_and_bookings.py --check    # compare the committed files with what this script makes

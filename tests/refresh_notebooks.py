@@ -1,4 +1,6 @@
-"""`make notebooks`: run the notebooks in order with their own parameters and keep the outputs, which are then committed."""
+"""`make notebooks`: run the notebooks in order with their own parameters and keep the outputs, which are then
+committed.
+"""
 
 import os
 import re

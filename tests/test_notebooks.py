@@ -1,4 +1,6 @@
-"""The whole road: every committed notebook by nbval as it stands. About 9 minutes on two cores; a shorter road is in test_readme.py."""
+"""The whole road: every committed notebook by nbval as it stands. About 9 minutes on two cores; a shorter
+road is in test_readme.py.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""Other people's data in a run: what the manifest keeps of it, and what `course run` refuses before it starts."""
+"""Other people's data in a run: what the manifest keeps of it, and what `course run` refuses before it
+starts.
+"""
 
 import pytest
 from commands import assert_one_message, course, tree

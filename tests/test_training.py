@@ -234,3 +234,9 @@ def test_a_tracker_that_is_installed_gets_the_curves(tmp_path, monkeypatch):
     }
     assert [row["validation/loss"] for row in rows if "validation/loss" in row] == [0.5, 0.25]
     assert rows[-1]["what"] == "finish"
+
+
+def test_a_plan_says_where_to_evaluate():
+    plan = plan_steps(24, 2, 1.0, 1e-3, 42, eval_every=5)
+    assert [step.number for step in plan if step.evaluate] == [5, 12]  # 10 is too near the end
+    assert not any(step.evaluate for step in plan_steps(24, 2, 1.0, 1e-3, 42))

@@ -18,6 +18,7 @@ UNSEEN = {"saving_up", "empty_seats", "handed_out", "filling_a_tank"}
 
 @pytest.fixture(scope="module")
 def maker():
+    sys.path.insert(0, str(DATA))
     spec = importlib.util.spec_from_file_location("make_word_problems", DATA / "make_word_problems.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,9 +1,9 @@
 """Tables as text, in UTF-8: the one reader of CSV, for data files, benchmarks, settings of a sweep and keys
 of a class.
 
-rows, delimiter = read_csv(path, text)                # a data file: a header, commas or semicolons or tabs
-for where, row in read_table(path, text):             # any table with a header: {column: cell}
-for line, cells in read_cells(path, text):            # one without
+    rows, delimiter = read_csv(path, text)                # a data file: a header; , or ; or tab
+    for where, row in read_table(path, text):             # any table with a header: {column: cell}
+    for line, cells in read_cells(path, text):            # one without
 """
 
 import csv

@@ -1,7 +1,7 @@
 """An evaluator in the cookbook's form, which plugs into its training loops.
 
 evaluator = evaluate_completions(sampling_client, test_set, renderer)
-evaluator.run()                                       # {"accuracy": 0.58, "exact_match": 0.21, "f1": 0.74}
+evaluator.run()                       # {"accuracy": 0.58, "exact_match": 0.21, "f1": 0.74}
 """
 
 import asyncio

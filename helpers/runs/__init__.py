@@ -12,13 +12,12 @@ run.manifest.stages.train.settings.rank
 from helpers.runs.base_answers import base_answers
 from helpers.runs.card import write_model_card
 from helpers.runs.publish import publish_to_hub
-from helpers.runs.results import flips, save_evaluation
+from helpers.runs.results import save_evaluation
 from helpers.runs.run import open_run
 from helpers.runs.stage import open_stage
 
 __all__ = [
     "base_answers",
-    "flips",
     "open_run",
     "open_stage",
     "publish_to_hub",

@@ -127,7 +127,7 @@ def taken_over(
     prompts = [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
     if [sample.get("prompt") for sample in old] != prompts:
         raise RunError(
-            f"base_run={other.name!r}: its evaluate/{SAMPLES} does not answer the {len(prompts)} prompts of this run",
+            f"base_run={other.name!r}: its {SAMPLES} does not answer this run's {len(prompts)} prompts",
             ASK_HERE,
         )
     outputs, reasons = zip(*((sample["output"], sample["stop_reason"]) for sample in old), strict=True)

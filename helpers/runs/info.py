@@ -165,7 +165,7 @@ def is_under_way(path: Path) -> bool:
 
 
 def size_and_change(path: Path) -> tuple[int, float]:
-    """Bytes of all files below a path, and its newest change in seconds since 1970. Links are not followed."""
+    """Bytes of all files below a path, and its newest change in seconds since 1970, without following links."""
     total, newest = 0, 0.0
     for folder, folders, files in os.walk(path):
         for name in [".", *files, *(name for name in folders if os.path.islink(os.path.join(folder, name)))]:

@@ -1,6 +1,6 @@
 """`open_stage`: what a notebook does first, so that its other cells can be about what they teach.
 
-stage = open_stage("train", run_name, globals())    # checks and records every setting of the parameters cell
+stage = open_stage("train", run_name, globals())    # checks and records every setting
 stage.settings.rank, stage.run.file("split/train.json"), stage.file("metrics.jsonl")
 stage.finish("validation 0/60 → 46/60", artefacts=["metrics.jsonl"], steps=113, …)
 """

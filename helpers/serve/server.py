@@ -1,9 +1,9 @@
 """vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing
 left of it after.
 
-with serve_vllm("merged_model", fmt=fmt) as server:
-    answers = server.ask(test_set, fmt, max_tokens=96)
-    client = openai.OpenAI(base_url=server.url, api_key=server.api_key)         # or as any client does
+    with serve_vllm("merged_model", fmt=fmt) as server:
+        answers = server.ask(test_set, fmt, max_tokens=96)
+        client = openai.OpenAI(base_url=server.url, api_key=server.api_key)         # or as any client does
 """
 
 import collections

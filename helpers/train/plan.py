@@ -11,18 +11,33 @@ from helpers.errors import DataError
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its number from 1, its epoch (a fraction, at its end), its examples and its
-    learning rate.
+    """One optimizer step.
+
+    Attributes:
+        number: from 1.
+        epoch: passes over the data at its end, a fraction.
+        examples: indices into the training data.
+        learning_rate: for this step.
+        evaluate: whether an evaluation follows it.
     """
 
     number: int
     epoch: float
     examples: list[int]
     learning_rate: float
+    evaluate: bool = False
 
 
 def plan_steps(
-    size: int, batch_size: int, epochs: float, learning_rate: float, seed: int, warmup: int = 0
+    size: int,
+    batch_size: int,
+    epochs: float,
+    learning_rate: float,
+    seed: int,
+    *,
+    warmup: int = 0,
+    eval_every: int = 0,
+    eval_every_epochs: float = 0.0,
 ) -> list[Step]:
     """All steps of a run: each epoch sees every example once, in a new order; the learning rate falls
     linearly to zero.
@@ -34,6 +49,8 @@ def plan_steps(
         learning_rate: of the first step after warm-up.
         seed: decides the order.
         warmup: steps over which the learning rate first rises from zero.
+        eval_every: steps between two evaluations; 0 evaluates nowhere.
+        eval_every_epochs: above 0, the epochs between two evaluations instead.
 
     Raises:
         DataError: there is nothing to train on, or a number is impossible.
@@ -48,6 +65,7 @@ def plan_steps(
         )
     per_epoch = math.ceil(size / batch_size)
     total = max(1, round(per_epoch * epochs))
+    evaluated = evaluation_steps(total, eval_every, epochs, eval_every_epochs) if eval_every else []
     steps = []
     for number in range(1, total + 1):
         epoch, place = divmod(number - 1, per_epoch)
@@ -55,7 +73,8 @@ def plan_steps(
         examples = order[place * batch_size : (place + 1) * batch_size]
         rising = number <= warmup
         share = number / warmup if rising else 1 - (number - 1 - warmup) / (total - warmup)
-        steps.append(Step(number, round(number / per_epoch, 4), examples, learning_rate * share))
+        rate = learning_rate * share
+        steps.append(Step(number, round(number / per_epoch, 4), examples, rate, number in evaluated))
     return steps
 
 
