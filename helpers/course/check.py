@@ -3,7 +3,9 @@
 Nothing heavy is imported, so it takes about a second. `course check` and the first cell of notebook 00 call
 it.
 
-    print_report(check_environment())
+    report = check_environment()
+    print(report)
+    report.ready
 """
 
 import argparse
@@ -71,24 +73,40 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All answers. Printed, a line each, with what to do next where something is amiss."""
+    """All answers, in the order to print them."""
 
     checks: list[Check]
 
     @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if check.status == "FAIL"]
+
+    @property
     def ready(self) -> bool:
-        """Whether the course will work here: no answer is a FAIL."""
-        return all(check.status != "FAIL" for check in self.checks)
+        """Whether the course will work here."""
+        return not self.failed
 
     def __str__(self) -> str:
-        width = max(len(check.name) for check in self.checks)
+        width = max((len(check.name) for check in self.checks), default=0)
         lines = []
         for check in self.checks:
             lines.append(_line(check.status, f"{check.name:{width}}  {check.found}", width))
-            lines += [_line("", f"→ {check.fix}", width)] if check.fix else []
-        failed = sum(check.status == "FAIL" for check in self.checks)
-        end = f"{failed} of {len(self.checks)} checks failed: see the → lines."
-        return "\n".join([*lines, "", end if failed else "Everything the course needs is here."])
+            if check.fix:
+                lines.append(_line("", f"→ {check.fix}", width))
+        many = f"{len(self.failed)} of {len(self.checks)} checks failed: see the → lines."
+        return "\n".join([*lines, "", "Everything the course needs is here." if self.ready else many])
+
+
+def _line(status: str, text: str, width: int) -> str:
+    first = f"[{status}]".ljust(7) if status else " " * (7 + width + 2)
+    return textwrap.fill(
+        text,
+        110,
+        initial_indent=first,
+        subsequent_indent=" " * (7 + width + 2 + (0 if status else 2)),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def check_environment(backend: str | None = None) -> Report:
@@ -98,7 +116,7 @@ def check_environment(backend: str | None = None) -> Report:
         backend: as for `connect`: None or "auto", "stub", "hosted", or the URL of a Tinker-compatible server.
 
     Returns:
-        The answers, in the order to print them. It raises nothing: whatever is wrong is an answer.
+        The answers. It raises nothing: whatever is wrong is an answer.
     """
     hub: list[Check] = []
     waiting = threading.Thread(target=lambda: hub.append(check_hub()), daemon=True)
@@ -113,20 +131,8 @@ def check_environment(backend: str | None = None) -> Report:
     ]
     checks.append(check_backend(backend))
     waiting.join(2.5)
-    slow = Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")
-    return Report(checks + (hub or [slow]))
-
-
-def _line(status: str, text: str, width: int) -> str:
-    first = f"[{status}]".ljust(7) if status else " " * (7 + width + 2)
-    return textwrap.fill(
-        text,
-        110,
-        initial_indent=first,
-        subsequent_indent=" " * (7 + width + 2 + (0 if status else 2)),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    late = Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")
+    return Report([*checks, *(hub or [late])])
 
 
 def _short(path: str | Path) -> str:
