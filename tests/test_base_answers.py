@@ -117,7 +117,7 @@ def test_answers_of_a_stale_stage_and_to_other_prompts_are_refused():
     run = asking_run("one")
     mine, path = asked_by(run), run.file("evaluate/base_samples.jsonl")
     path.write_text(path.read_text().replace("What is", "What was"))
-    with pytest.raises(RunError, match="does not answer the 3 prompts"):
+    with pytest.raises(RunError, match="does not answer this run's 3 prompts"):
         taken_over("one", mine, TEST_SET, Format(), check_final_answer)
     finish_stage(run, "train")
     with pytest.raises(RunError, match="no finished 'evaluate' stage"):
