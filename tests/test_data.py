@@ -81,65 +81,63 @@ def record_with(**fields):
     return json.dumps([GUIDE, {**GUIDE, **fields}])
 
 
-@pytest.mark.parametrize(
-    "name, text, parts",
-    [
-        ("missing.json", None, ["missing.json", "does not exist"]),
-        ("folder.json", "DIR", ["folder.json", "is a folder"]),
-        ("empty.json", "", ["empty.json", "is empty"]),
-        ("blank.jsonl", "\n \n", ["blank.jsonl", "is empty"]),
-        ("data.csv", "a,b", ["data.csv", "neither .json nor .jsonl"]),
-        ("bad.json", '[\n {"instruction": "a",}\n]', ["bad.json", "not JSON", "line 2, column"]),
-        ("lines.json", '{"a": 1}\n{"a": 2}', ["lines.json", "line 2, column 1", "rename the file to .jsonl"]),
-        ("bad.jsonl", json.dumps(GUIDE) + "\n{oops}\n", ["bad.jsonl, line 2", "column 2"]),
-        ("deep.json", "[" * 200_000, ["deep.json", "nested too deeply"]),
-        ("object.json", json.dumps(GUIDE), ["object.json", "an object, not a list"]),
-        ("none.json", "[]", ["none.json", "empty list"]),
-        ("texts.json", '["a", "b"]', ["texts.json, index 0", "is text, not an object"]),
-        ("null.jsonl", json.dumps(GUIDE) + "\nnull\n", ["null.jsonl, line 2", "is null"]),
-        ("a.json", '[{"instruction": "a"}]', ["index 0", "'output' is missing"]),
-        ("a.json", record_with(output=[3]), ["a.json, index 1", "'output' is a list"]),
-        ("a.json", record_with(output=" "), ["index 1", "'output' is empty"]),
-        ("a.json", record_with(instruction=""), ["index 1", "'instruction' is empty"]),
-        ("a.json", record_with(input=["x"]), ["index 1", "'input' is a list"]),
-        (
-            "a.json",
-            record_with(answer=True),
-            ["index 1", "'answer' is true or false", "text or a number, or left out"],
-        ),
-        ("a.json", record_with(category=5), ["index 1", "'category' is a number"]),
-        ("a.json", record_with(unseen="yes"), ["index 1", "'unseen' is text"]),
-        (
-            "a.json",
-            '[{"prompt": "a", "completion": "b"}]',
-            ["index 0", "no known form", "'prompt', 'completion'"],
-        ),
-        ("a.json", '[{"question": "a"}]', ["index 0", "'answer' is missing"]),
-        (
-            "a.json",
-            '[{"question": "a", "attempt": "", "solution": null}]',
-            ["index 0", "none of attempt", "solution"],
-        ),
-        ("a.json", '[{"messages": "hi"}]', ["index 0", "'messages' must be a list"]),
-        (
-            "a.json",
-            json.dumps([{"messages": [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]}]),
-            ["index 0", "roles", "one user message"],
-        ),
-        (
-            "a.json",
-            json.dumps(
-                [{"messages": [{"role": "user", "content": {}}, {"role": "assistant", "content": "x"}]}]
-            ),
-            ["index 0, message 0", "'content' is an object"],
-        ),
-        (
-            "latin.json",
-            b'[{"instruction": "caf\xe9", "output": "x"}]',
-            ["latin.json", "not UTF-8", "byte 21"],
-        ),
-    ],
-)
+CANNOT_BE_LOADED = [
+    ("missing.json", None, ["missing.json", "does not exist"]),
+    ("folder.json", "DIR", ["folder.json", "is a folder"]),
+    ("empty.json", "", ["empty.json", "is empty"]),
+    ("blank.jsonl", "\n \n", ["blank.jsonl", "is empty"]),
+    ("data.csv", "a,b", ["data.csv", "neither .json nor .jsonl"]),
+    ("bad.json", '[\n {"instruction": "a",}\n]', ["bad.json", "not JSON", "line 2, column"]),
+    ("lines.json", '{"a": 1}\n{"a": 2}', ["lines.json", "line 2, column 1", "rename the file to .jsonl"]),
+    ("bad.jsonl", json.dumps(GUIDE) + "\n{oops}\n", ["bad.jsonl, line 2", "column 2"]),
+    ("deep.json", "[" * 200_000, ["deep.json", "nested too deeply"]),
+    ("object.json", json.dumps(GUIDE), ["object.json", "an object, not a list"]),
+    ("none.json", "[]", ["none.json", "empty list"]),
+    ("texts.json", '["a", "b"]', ["texts.json, index 0", "is text, not an object"]),
+    ("null.jsonl", json.dumps(GUIDE) + "\nnull\n", ["null.jsonl, line 2", "is null"]),
+    ("a.json", '[{"instruction": "a"}]', ["index 0", "'output' is missing"]),
+    ("a.json", record_with(output=[3]), ["a.json, index 1", "'output' is a list"]),
+    ("a.json", record_with(output=" "), ["index 1", "'output' is empty"]),
+    ("a.json", record_with(instruction=""), ["index 1", "'instruction' is empty"]),
+    ("a.json", record_with(input=["x"]), ["index 1", "'input' is a list"]),
+    (
+        "a.json",
+        record_with(answer=True),
+        ["index 1", "'answer' is true or false", "text or a number, or left out"],
+    ),
+    ("a.json", record_with(category=5), ["index 1", "'category' is a number"]),
+    ("a.json", record_with(unseen="yes"), ["index 1", "'unseen' is text"]),
+    (
+        "a.json",
+        '[{"prompt": "a", "completion": "b"}]',
+        ["index 0", "no known form", "'prompt', 'completion'"],
+    ),
+    ("a.json", '[{"question": "a"}]', ["index 0", "'answer' is missing"]),
+    (
+        "a.json",
+        '[{"question": "a", "attempt": "", "solution": null}]',
+        ["index 0", "none of attempt", "solution"],
+    ),
+    ("a.json", '[{"messages": "hi"}]', ["index 0", "'messages' must be a list"]),
+    (
+        "a.json",
+        json.dumps([{"messages": [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]}]),
+        ["index 0", "roles", "one user message"],
+    ),
+    (
+        "a.json",
+        json.dumps([{"messages": [{"role": "user", "content": {}}, {"role": "assistant", "content": "x"}]}]),
+        ["index 0, message 0", "'content' is an object"],
+    ),
+    (
+        "latin.json",
+        b'[{"instruction": "caf\xe9", "output": "x"}]',
+        ["latin.json", "not UTF-8", "byte 21"],
+    ),
+]
+
+
+@pytest.mark.parametrize("name, text, parts", CANNOT_BE_LOADED)
 def test_what_cannot_be_loaded_says_where_and_why(name, text, parts, tmp_path):
     path = tmp_path / name
     if text == "DIR":

@@ -199,7 +199,7 @@ def test_a_room_has_all_that_it_promises(room):
 VLLM_RUN = """
 import json, sys
 from helpers.serve import generate_with_vllm, load_vllm
-from helpers.weights.parity import score_with_vllm
+from helpers.weights import score_with_vllm
 from helpers.train.prompts import get_format
 from transformers import AutoTokenizer
 folder = sys.argv[1]

@@ -7,6 +7,7 @@ Steps are checked equation by equation. Where the reference states none, as in a
 (judge.py).
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,10 +71,8 @@ def evaluate_math_reasoning(
     by_problem: dict[int, list[dict]] = {}
 
     def on_answer(index: int, response: Any) -> int:
-        by_problem[index] = [
-            _reasoning_record(index, test_data[index], fmt, sequence, grader)
-            for sequence in response.sequences
-        ]
+        record = functools.partial(_reasoning_record, index, test_data[index], fmt, grader=grader)
+        by_problem[index] = [record(sequence) for sequence in response.sequences]
         return int(by_problem[index][0]["score"])
 
     heat = (0.0 if num_samples == 1 else 0.7) if temperature is None else temperature
