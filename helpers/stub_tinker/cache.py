@@ -56,18 +56,14 @@ class Shelf:
             self.slots = slots
 
     def put(self, layer: int, slots: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write (kv_heads, length, head_dim) keys and values from position 0 on, and zeros after them: what another sequence
-        left there, NaN of spoilt weights perhaps, is multiplied by zero, which must give zero."""
+        """Write (kv_heads, length, head_dim) keys and values from position 0 on."""
         length, dim = keys.shape[1:]
-        self.keys[layer][slots, ..., length:] = 0
-        self.values[layer][slots, :, length:] = 0
         self.keys[layer][slots, ..., :length] = keys.transpose(1, 2) * dim**-0.5
         self.values[layer][slots, :, :length] = values
 
     def take(self, other: "Shelf", source: int, target: int) -> None:
         """Copy a slot of a shelf, this one or one of less capacity, onto a slot of this one."""
         reach = other.capacity
-        self.keys[:, target, ..., reach:], self.values[:, target, :, reach:] = 0, 0
         self.keys[:, target, ..., :reach] = other.keys[:, source]
         self.values[:, target, :, :reach] = other.values[:, source]
         self.lengths[target] = other.lengths[source]
@@ -107,6 +103,8 @@ class Cache:
         shelf.fit(first + len(jobs))
         shelf.jobs.extend(jobs)
         slots = slice(first, first + len(jobs))
+        # What another sequence left there, NaN of spoilt weights perhaps, would be multiplied by zero, which must give zero.
+        shelf.keys[:, slots], shelf.values[:, slots] = 0, 0
         shelf.lengths[slots] = length
         return shelf, slots
 

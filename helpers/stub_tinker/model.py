@@ -216,11 +216,11 @@ class Model:
 
     def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of every position, (max_length, head_dim), float32, by transformers' own rope functions."""
-        from transformers import AutoConfig
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
         c = self.config
         if c.rope_scaling:
+            from transformers import AutoConfig
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
             kind = c.rope_scaling.get("rope_type") or c.rope_scaling.get("type")
             inverse, factor = ROPE_INIT_FUNCTIONS[kind](AutoConfig.from_pretrained(self.folder), self.device)
         else:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-SIZES = (4, 8, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
+SIZES = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 REFERENCE = 16  # rows; a tile of AMX has as many, and few enough to be quick with one row
 ONE_PRODUCT = 32  # rows up to which filler costs less than a second pass over the weights
+FILLER = 8  # rows that cost less than another product, beyond that
 GRAIN = (
     32768  # elements from which PyTorch cuts an element-wise operation into parts, anywhere, for its threads
 )
@@ -70,25 +71,31 @@ class Steady:
 
 
 def _wanted(rows: int) -> int:
-    """Rows of the next product if all agreed: that many or a few more, but less where a quarter would be filler."""
+    """Rows of the next product if all agreed: all of them, or less where that takes much filler."""
     size = next((s for s in SIZES if s >= rows), SIZES[-1])
-    if size > ONE_PRODUCT and size > 1.3 * rows:
+    if size > ONE_PRODUCT and size > rows + FILLER:
         size = max(s for s in SIZES if s < rows)
     return size
 
 
-def trial_operands(width: int, depth: int, dtype: torch.dtype, device: torch.device):
+def trial_operands(
+    width: int, depth: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A row (depth,) and a matrix (width, depth) whose product is zero, so that what comes out is rounding and nothing else:
-    any other order of summation shows in every element."""
+    any other order of summation shows in most elements. The terms are of many magnitudes, or few sums would need rounding."""
     generator = torch.Generator().manual_seed(0)
-    row = torch.randn(depth, generator=generator)
-    tile = torch.randn(65537, generator=generator)  # a prime, so that rows differ
-    matrix = tile.to(dtype).repeat(math.ceil(width * depth / len(tile)))[: width * depth].view(width, depth)
+
+    def numbers(count: int) -> torch.Tensor:
+        exponents = torch.randint(0, 12, (count,), generator=generator)
+        return (torch.randn(count, generator=generator) * 2.0**exponents).to(dtype)
+
+    row, tile = numbers(depth), numbers(65537)  # a prime, so that rows of the matrix differ
+    matrix = tile.repeat(math.ceil(width * depth / len(tile)))[: width * depth].view(width, depth)
     half, order = depth // 2, torch.randperm(depth, generator=generator)
     some, others = order[:half], order[half : 2 * half]
-    row[others] = row[some]
-    matrix[:, others] = -matrix[:, some]
-    return row.to(dtype).to(device), matrix.to(device)
+    row[others], matrix[:, others] = row[some], -matrix[:, some]
+    row[order[2 * half :]] = 0
+    return row.to(device), matrix.to(device)
 
 
 def in_sizes(
