@@ -3,10 +3,14 @@
 Each autograd node here keeps only what its backward needs, and adds the gradients of LoRA factors to their buffers itself.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+
+from helpers.stub_tinker.steady import Steady, by_rows, in_sizes, trial_operands
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -37,6 +41,7 @@ class Frozen:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight) if packs else None
         self._plain = None if packs and not keep_plain else weight
         self._packed_back: torch.Tensor | None = None
+        self._device = weight.device
 
     def plain(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix as an ordinary tensor."""
@@ -47,19 +52,34 @@ class Frozen:
         return self._plain[indices]
 
     def __call__(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
-        """x Wᵀ + bias + delta, for x (rows, in) of any precision. A row's result does not depend on which others there are."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if x.dtype == self.dtype and self._packed is not None:
-            return _packed_product(x, self._packed, bias, delta)
-        rows = len(x)
-        if (
-            rows < 4 and x.dtype == torch.float32
-        ):  # one to three rows take another path through MKL, which rounds otherwise
-            x, delta = (None if t is None else F.pad(t, (0, 0, 0, 4 - rows)) for t in (x, delta))
-        weight = self.plain(x.dtype)
-        if delta is not None:
-            return torch.addmm(delta if bias is None else delta + bias, x, weight.T)[:rows]
-        return F.linear(x, weight, bias)[:rows]
+        """x Wᵀ + bias + delta, for x (rows, in) of any precision."""
+        return self._product(x.dtype)(x, delta)
+
+    def steady(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
+        """As a call, but a row's bits don't depend on the other rows: see `steady.py`."""
+        bare, summed = self._trials(x.dtype)
+        if delta is None and not bare.usable:
+            delta = x.new_zeros(len(x), self.shape[0])
+        product = self._product(x.dtype)
+        if delta is None:
+            return in_sizes(lambda rows: product(rows, None), bare.sizes(len(x)), x)
+        return in_sizes(product, summed.sizes(len(x)), x, delta)
+
+    def rows_for(self, rows: int, dtype: torch.dtype) -> int:
+        """Rows, with filler, that `steady` takes for `rows` of them."""
+        bare, summed = self._trials(dtype)
+        return sum((bare if bare.usable else summed).sizes(rows))
+
+    def _trials(self, dtype: torch.dtype) -> tuple[Steady, Steady]:
+        return linear_trials(*self.shape, dtype, self._device, self.bias is not None, torch.get_num_threads())
+
+    def _product(self, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+        """The product for x of a precision."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        if dtype == self.dtype and self._packed is not None:
+            return lambda x, delta: _packed_product(x, self._packed, bias, delta)
+        weight = self.plain(dtype)
+        return lambda x, delta: _plain_product(x, weight, bias, delta)
 
     def pull(self, grad: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
         """grad W + delta, for grad (rows, out): the backward pass."""
@@ -77,6 +97,29 @@ def _packed_product(x, weight, bias, delta):
     if delta is None:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x, delta, weight, bias, "add")
+
+
+def _plain_product(x, weight, bias, delta):
+    if delta is None:
+        return F.linear(x, weight, bias)
+    return torch.addmm(delta if bias is None else delta + bias, x, weight.T)
+
+
+@functools.cache
+def linear_trials(
+    width: int, depth: int, dtype: torch.dtype, device: torch.device, biased: bool, threads: int
+) -> tuple[Steady, Steady]:
+    """The numbers of rows for products without a delta and with one, where a delta of zero changes no bit."""
+
+    @torch.inference_mode()
+    def run(rows: int, with_delta: bool) -> torch.Tensor:
+        row, matrix = trial_operands(width, depth, dtype, device)
+        frozen = Frozen(matrix, matrix.new_zeros(width) if biased else None)
+        delta = row.new_zeros(rows, width) if with_delta else None
+        return frozen(row.expand(rows, depth).contiguous(), delta)
+
+    summed = Steady(lambda rows: run(rows, True))
+    return Steady(lambda rows: run(rows, False), like=summed), summed
 
 
 @dataclass
@@ -105,19 +148,19 @@ class LoraGroup:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), h
 
 
-class FewRowsLora:
-    """A `LoraGroup` for few rows, where the number of products counts and not their size: one (out, n·r) matrix for all modules,
-    zero where a module has no part, and both matrices in the layout of `Frozen`."""
+class SteadyLora:
+    """A `LoraGroup` for sampling: one (out, n·r) matrix for all modules, zero where a module has no part, since with few rows the
+    number of products counts and not their size. Both are `Frozen`, and a row's delta does not depend on the other rows."""
 
     def __init__(self, group: LoraGroup):
         self._a, self._b = Frozen(group.a), Frozen(torch.block_diag(*group.b))
 
     def delta(self, x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As `LoraGroup.delta`."""
-        h = self._a(x)
+        h = self._a.steady(x)
         if scale != 1:
             h.mul_(scale)
-        return self._b(h), h
+        return self._b.steady(h), h
 
 
 class LoraLinear(torch.autograd.Function):
@@ -176,7 +219,7 @@ class RmsNorm(torch.autograd.Function):
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of (tokens, heads, dim); cos and sin are (tokens, 1, dim), sin negative in the first half."""
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+    return by_rows(lambda x, c, s: (x * c).addcmul_(x.roll(x.shape[-1] // 2, -1), s), x, cos, sin)
 
 
 class Rotate(torch.autograd.Function):
@@ -196,7 +239,7 @@ class Rotate(torch.autograd.Function):
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up on the fused (tokens, 2·intermediate) output."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    return by_rows(F.silu, gate).mul_(up)
 
 
 class SwiGlu(torch.autograd.Function):
@@ -218,15 +261,19 @@ class SwiGlu(torch.autograd.Function):
         return out
 
 
-def causal_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """softmax(q kᵀ / √dim) with a causal mask: (n, kv_heads, group·length, length) for q (n, kv_heads, group·length, dim)."""
-    length = k.shape[2]
-    scores = q @ (k * k.shape[3] ** -0.5).transpose(-1, -2)
-    mask = (
-        torch.full((length, length), -torch.inf, device=q.device, dtype=q.dtype)
+def causal_mask(length: int, group: int, like: torch.Tensor) -> torch.Tensor:
+    """(group·length, length): 0 where a query may look, -inf beyond."""
+    return (
+        torch.full((length, length), -torch.inf, device=like.device, dtype=like.dtype)
         .triu_(1)
-        .repeat(q.shape[2] // length, 1)
+        .repeat(group, 1)
     )
+
+
+def causal_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(q kᵀ / √dim) with a causal mask: (n, kv_heads, group·length, length) for q (n, kv_heads, group·length, dim)."""
+    scores = q @ (k * k.shape[3] ** -0.5).transpose(-1, -2)
+    mask = causal_mask(k.shape[2], q.shape[2] // k.shape[2], q) if mask is None else mask
     return torch.softmax(scores.add_(mask), dim=-1)
 
 
@@ -260,6 +307,11 @@ def logprobs_of(logits: torch.Tensor, targets: torch.Tensor, result: torch.Tenso
     result.copy_(at_targets.sub_(total.log()))
     if keep:
         logits.copy_(exponentials.mul_(total.reciprocal_()))
+
+
+def log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension of (rows, vocab) float32."""
+    return torch.cat([torch.log_softmax(part, dim=-1) for part in logits.split(TargetLogprob.IN_CACHE)])
 
 
 class TargetLogprob(torch.autograd.Function):

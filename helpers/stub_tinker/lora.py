@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from helpers.stub_tinker.kernels import FewRowsLora, LoraGroup
+from helpers.stub_tinker.kernels import LoraGroup, SteadyLora
 from helpers.stub_tinker.model import ALPHA, ATTENTION_GROUPS, GROUPS, MLP_GROUPS, Config, module_shapes
 
 PREFIX = "base_model.model.model"
@@ -83,21 +83,22 @@ def adapter_config(layout: Layout, base_model: str) -> bytes:
 
 
 class Adapter:
-    """Frozen LoRA weights that a sampler uses: float32, with a copy in the model's precision."""
+    """Frozen LoRA weights that a sampler uses: float32, with a copy in the model's precision once it samples."""
 
     def __init__(self, layout: Layout, flat: torch.Tensor, dtype: torch.dtype):
-        self.layout, self.flat = layout, flat
-        self._exact = layout.views(flat)
-        self._fast = self._exact if dtype == torch.float32 else layout.views(flat.to(dtype))
+        self.layout, self.flat, self.dtype = layout, flat, dtype
 
-    def groups(self, dtype: torch.dtype) -> dict[str, LoraGroup]:
-        """The factors for a pass in float32 or in the model's precision."""
-        return self._exact if dtype == torch.float32 else self._fast
+    def groups(self, dtype: torch.dtype) -> dict[str, SteadyLora]:
+        """The factors for a pass in float32 or in the model's precision; only the latter are kept."""
+        return self._groups if dtype == self.dtype else self._in(dtype)
 
     @cached_property
-    def decode_groups(self) -> dict[str, FewRowsLora]:
-        """The factors in the model's precision, for one token a sequence."""
-        return {name: FewRowsLora(group) for name, group in self._fast.items()}
+    def _groups(self) -> dict[str, SteadyLora]:
+        return self._in(self.dtype)
+
+    def _in(self, dtype: torch.dtype) -> dict[str, SteadyLora]:
+        views = self.layout.views(self.flat.to(dtype))
+        return {name: SteadyLora(group) for name, group in views.items()}
 
 
 class LoraState:

@@ -6,13 +6,13 @@ bfloat16, each LoRA layer is one autograd node that adds to the gradient itself,
 """
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from helpers.stub_tinker.cache import Cache
 from helpers.stub_tinker.kernels import (
     Attention,
     Frozen,
@@ -20,14 +20,18 @@ from helpers.stub_tinker.kernels import (
     LoraLinear,
     RmsNorm,
     Rotate,
+    SteadyLora,
     SwiGlu,
     TargetLogprob,
+    causal_mask,
     causal_weights,
+    log_softmax,
     rms_norm,
     rotate,
     round_up,
     swiglu,
 )
+from helpers.stub_tinker.steady import fill
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 ALPHA = 32.0  # the scale of a LoRA delta is ALPHA / rank, as in tinker_cookbook.hyperparam_utils
@@ -107,12 +111,14 @@ class Packed:
     Rows after the last token are filler, up to a multiple of 64; they stand in a sequence of their own.
     """
 
+    STEP = 16  # positions by which a sequence's length is rounded for attention
+
     def __init__(self, sequences: list[list[int]], device: torch.device):
         self.lengths = [len(s) for s in sequences]
         self.starts = [0, *torch.tensor(self.lengths).cumsum(0).tolist()]
         self.size = self.starts[-1]
         filler = round_up(self.size, 64) - self.size
-        self.longest = round_up(max(self.lengths), 16)
+        self.longest = round_up(max(self.lengths), Packed.STEP)
         self.count = round_up(len(sequences) + (filler > 0), 4)
         self.tokens = torch.tensor([t for s in sequences for t in s] + [0] * filler, device=device)
         self.positions = torch.cat(
@@ -122,6 +128,11 @@ class Packed:
             torch.arange(len(sequences) + 1), torch.tensor([*self.lengths, filler])
         ).to(device)
         self.slots = owner * self.longest + self.positions  # row -> place in the grid
+
+    def masks(self, group: int, like: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Causal masks by rounded length, for sequences up to SHORT tokens."""
+        lengths = {round_up(n, Packed.STEP) for n in self.lengths}
+        return {n: causal_mask(n, group, like) for n in lengths if n <= SHORT}
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
         """(tokens, heads, dim) -> (sequences, heads, longest, dim), zeros where there is no token."""
@@ -147,7 +158,18 @@ class Adapters:
     training: bool = False
     groups: dict[str, LoraGroup] = field(default_factory=dict)
     scale: float = 1.0
-    segments: list[tuple[dict[str, LoraGroup], float, torch.Tensor | None]] = field(default_factory=list)
+    segments: list[tuple[dict[str, LoraGroup | SteadyLora], float, torch.Tensor | None]] = field(
+        default_factory=list
+    )
+
+    def within(self, part: slice) -> "Adapters":
+        """For these rows of a pass without gradients."""
+
+        def inside(rows: torch.Tensor | None) -> torch.Tensor | None:
+            return None if rows is None else rows[(rows >= part.start) & (rows < part.stop)] - part.start
+
+        parts = [(groups, scale, inside(rows)) for groups, scale, rows in self.segments]
+        return Adapters(self.dtype, segments=[p for p in parts if p[2] is None or len(p[2])])
 
 
 class Model:
@@ -194,11 +216,11 @@ class Model:
 
     def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of every position, (max_length, head_dim), float32, by transformers' own rope functions."""
-        from transformers import AutoConfig
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
         c = self.config
         if c.rope_scaling:
+            from transformers import AutoConfig
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
             kind = c.rope_scaling.get("rope_type") or c.rope_scaling.get("type")
             inverse, factor = ROPE_INIT_FUNCTIONS[kind](AutoConfig.from_pretrained(self.folder), self.device)
         else:
@@ -216,7 +238,7 @@ class Model:
         """x Wᵀ with each adapter's delta on its rows."""
         if adapters.training:
             return LoraLinear.apply(x, frozen, adapters.groups.get(name), adapters.scale)
-        return frozen(x, _deltas(x, frozen.shape[0], adapters, name))
+        return frozen.steady(x, _deltas(x, frozen.shape[0], adapters, name))
 
     def _heads(self, n: int, x, angles, adapters: Adapters):
         """Of layer `n`: rotated queries and keys, (tokens, heads + kv_heads, head_dim), and values, (tokens, kv_heads, head_dim)."""
@@ -247,18 +269,34 @@ class Model:
         Args:
             batch: packed sequences.
             adapters: which LoRA applies to which rows, and in what precision to compute.
-            on_layer: called as on_layer(n, keys, values) with padded (sequences, kv_heads, longest, head_dim) tensors.
+            on_layer: called, unless in training, as on_layer(n, i, keys, values) for sequence i, (kv_heads, length, head_dim).
         """
         c, x = self.config, self.embedding[batch.tokens].float().requires_grad_(adapters.training)
         angles = self._angles(batch.positions, adapters.dtype)
+        masks = {} if adapters.training else batch.masks(c.heads // c.kv_heads, angles[0])
         for n in range(c.layers):
-            grid = batch.pad(torch.cat(self._heads(n, x, angles, adapters), dim=1))
-            q, k, v = grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            if on_layer:
-                on_layer(n, k, v)
-            x = self._after_attention(n, x, batch.unpad(_attend(q, k, v)), adapters)
+            heads = torch.cat(self._heads(n, x, angles, adapters), dim=1)
+            if adapters.training:
+                grid = batch.pad(heads)
+                attended = batch.unpad(_attend(*grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)))
+            else:
+                attended = self._attend_apart(n, heads, batch, masks, on_layer)
+            x = self._after_attention(n, x, attended, adapters)
         norm = RmsNorm.apply if adapters.training else rms_norm
         return norm(x[: batch.size], self.norm.to(adapters.dtype), c.eps)
+
+    def _attend_apart(self, n: int, heads, batch: Packed, masks: dict, on_layer) -> torch.Tensor:
+        """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own then."""
+        c, parts = self.config, []
+        for i, (start, length) in enumerate(zip(batch.starts, batch.lengths)):
+            padded = round_up(length, Packed.STEP)
+            grid = fill(heads[start : start + length], padded).transpose(0, 1)[None]
+            q, k, v = grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+            if on_layer:
+                on_layer(n, i, k[0, :, :length], v[0, :, :length])
+            attended = _attend(q, k, v, masks.get(padded))[0].transpose(0, 1)
+            parts.append(attended.reshape(padded, -1)[:length])
+        return fill(torch.cat(parts), len(heads))
 
     def target_logprobs(
         self, hidden: torch.Tensor, targets: torch.Tensor, adapters: Adapters
@@ -268,134 +306,58 @@ class Model:
             return TargetLogprob.apply(
                 hidden, self.output, targets, adapters.groups.get("unembed"), adapters.scale
             )
-        values = torch.empty(targets.shape, device=hidden.device)
-        left = torch.ones(len(targets), dtype=torch.bool, device=hidden.device)
-        for groups, scale, rows in adapters.segments:
-            if lora := groups.get("unembed"):
-                rows = (
-                    torch.arange(len(targets), device=hidden.device)
-                    if rows is None
-                    else rows[rows < len(targets)]
-                )
-                values[rows] = TargetLogprob.apply(hidden[rows], self.output, targets[rows], lora, scale)
-                left[rows] = False
-        if left.any():
-            values[left] = TargetLogprob.apply(hidden[left], self.output, targets[left], None, 1.0)
-        return values
+        values = []
+        for start in range(0, len(hidden), TargetLogprob.SLICE):
+            rows = slice(start, min(start + TargetLogprob.SLICE, len(hidden)))
+            logits = self.logits(hidden[rows], adapters.within(rows))
+            values.append(log_softmax(logits).gather(1, targets[rows]))
+        return torch.cat(values)
 
     def logits(self, hidden: torch.Tensor, adapters: Adapters) -> torch.Tensor:
         """(rows, vocab) float32 of final hidden states; `adapters` are for these rows."""
-        return self.output(hidden, _deltas(hidden, self.config.vocab, adapters, "unembed")).float()
+        return self.output.steady(hidden, _deltas(hidden, self.config.vocab, adapters, "unembed")).float()
 
-    def decode(self, tokens: torch.Tensor, cache: "Cache", adapters: Adapters) -> torch.Tensor:
-        """One token more for each sequence in the cache: (n,) tokens -> (n, vocab) float32 logits."""
-        c, n_rows = self.config, len(tokens)
-        lengths = cache.lengths[:n_rows]
-        cache.reach(int(lengths.max()) + 1)
-        rows = torch.arange(n_rows, device=self.device)
-        beyond = torch.arange(cache.capacity, device=self.device)[None] > lengths[:, None]
-        mask = torch.zeros(n_rows, 1, 1, cache.capacity, dtype=self.dtype, device=self.device).masked_fill_(
-            beyond[:, None, None], -math.inf
-        )
+    def decode(self, tokens: torch.Tensor, cache: Cache, adapters: Adapters) -> torch.Tensor:
+        """One token more for each sequence in the cache, in its order: (n,) tokens -> (n, vocab) float32 logits.
+
+        Filler rows stand after the last sequence, so that each product need not add its own.
+        """
+        c, count = self.config, len(tokens)
+        rows = max(frozen.rows_for(count, self.dtype) for frozen in (*self._matrices(0), self.output))
+        tokens, lengths = fill(tokens, rows), fill(cache.lengths(), rows)
         angles, x = self._angles(lengths, self.dtype), self.embedding[tokens].float()
+        step = cache.step()
         for n in range(c.layers):
-            turned, v = self._heads(n, x, angles, adapters)
-            q, k = turned.split([c.heads, c.kv_heads], dim=1)
-            keys, values = cache.keys[n], cache.values[n]
-            keys[rows, :, :, lengths], values[rows, :, lengths] = k * c.head_dim**-0.5, v
-            q = q.unflatten(
-                1, (c.kv_heads, -1)
-            )  # the queries that share a key head stand as positions of one sequence
-            weights = torch.softmax((q @ keys[:n_rows]).add_(mask), dim=-1)
-            attended = weights @ values[:n_rows]
-            x = self._after_attention(n, x, attended.reshape(n_rows, -1), adapters)
-        cache.lengths[:n_rows] += 1
-        return self.logits(rms_norm(x, self.norm, c.eps), adapters)
+            turned, values = self._heads(n, x, angles, adapters)
+            queries, keys = turned.split([c.heads, c.kv_heads], dim=1)
+            attended = step.attend(n, queries, keys, values)
+            x = self._after_attention(n, x, fill(attended, rows), adapters)
+        step.done()
+        return self.logits(rms_norm(x, self.norm, c.eps), adapters)[:count]
+
+    def _matrices(self, n: int) -> list[Frozen]:
+        return [self.layers[n][group] for group in GROUPS]
 
 
 def _deltas(x: torch.Tensor, width: int, adapters: Adapters, name: str) -> torch.Tensor | None:
-    """What the adapters' groups `name` make of their rows of x, (rows, width); None if there are none. Few rows are padded to
-    four, for the same reason as in `Frozen`."""
+    """What the adapters' groups `name` make of their rows of x, (rows, width); None if there are none."""
     result = None
     for groups, scale, rows in adapters.segments:
         if (lora := groups.get(name)) is None:
             continue
-        part = x if rows is None else x[rows]
-        count = len(part)
-        if count < 4:
-            part = F.pad(part, (0, 0, 0, 4 - count))
-        delta = lora.delta(part, scale)[0][:count]
         if rows is None:
-            return delta
+            return lora.delta(x, scale)[0]
         if result is None:
             result = x.new_zeros(len(x), width)
-        result[rows] = delta
+        result[rows] = lora.delta(x[rows], scale)[0]
     return result
 
 
-def _attend(q, k, v):
+def _attend(q, k, v, mask=None):
     """Causal attention with grouped heads, all (sequences, heads, length, head_dim)."""
     sequences, heads, length, dim = q.shape
     if length > SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     grouped = q.reshape(sequences, k.shape[1], -1, dim)
-    attended = Attention.apply(grouped, k, v) if q.requires_grad else causal_weights(grouped, k) @ v
+    attended = Attention.apply(grouped, k, v) if q.requires_grad else causal_weights(grouped, k, mask) @ v
     return attended.view(sequences, heads, length, dim)
-
-
-class Cache:
-    """Keys and values of running sequences, one slot a sequence; the running ones are always the first slots.
-
-    Keys are kept as (slots, kv_heads, dim, capacity), times 1/√dim: products with them are then plain matrix products, which
-    take two thirds of the time of PyTorch's fused attention at 16 sequences and half at 64. They must be contiguous for that,
-    so the capacity is never much more than the longest sequence needs now, and grows with it.
-    """
-
-    STEP = 32  # positions by which the capacity grows
-
-    def __init__(self, model: Model, slots: int):
-        c, self.slots, self.capacity = model.config, slots, 0
-        self.keys = [
-            torch.zeros(slots, c.kv_heads, c.head_dim, 0, dtype=model.dtype, device=model.device)
-            for _ in range(c.layers)
-        ]
-        self.values = [
-            torch.zeros(slots, c.kv_heads, 0, c.head_dim, dtype=model.dtype, device=model.device)
-            for _ in range(c.layers)
-        ]
-        self.lengths = torch.zeros(slots, dtype=torch.long, device=model.device)
-
-    def reach(self, length: int) -> None:
-        """Make room for sequences of this length."""
-        if length > self.capacity:
-            self._resize(self.slots, round_up(length, Cache.STEP))
-
-    def widen(self, slots: int) -> None:
-        """Make room for more sequences."""
-        if slots > self.slots:
-            self._resize(slots, self.capacity)
-            self.lengths = F.pad(self.lengths, (0, slots - self.slots))
-            self.slots = slots
-
-    def _resize(self, slots: int, capacity: int) -> None:
-        more, longer = slots - self.slots, capacity - self.capacity
-        for n in range(len(self.keys)):
-            self.keys[n] = F.pad(self.keys[n], (0, longer, 0, 0, 0, 0, 0, more))
-            self.values[n] = F.pad(self.values[n], (0, 0, 0, longer, 0, 0, 0, more))
-        self.capacity = capacity
-
-    def put(self, layer: int, slots: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write (sequences, kv_heads, length, head_dim) keys and values from position 0 on, as far as there is room, and zeros
-        after them: what another sequence left there, NaN of spoilt weights perhaps, is multiplied by zero, which must give zero."""
-        reach = min(keys.shape[2], self.capacity)
-        self.keys[layer][slots, ..., reach:] = 0
-        self.values[layer][slots, :, reach:] = 0
-        self.keys[layer][slots, ..., :reach] = keys[:, :, :reach].transpose(2, 3) * keys.shape[3] ** -0.5
-        self.values[layer][slots, :, :reach] = values[:, :, :reach]
-
-    def move(self, source: int, target: int) -> None:
-        """Copy one slot onto another."""
-        for tensors in (self.keys, self.values):
-            for tensor in tensors:
-                tensor[target] = tensor[source]
-        self.lengths[target] = self.lengths[source]

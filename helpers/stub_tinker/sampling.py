@@ -1,8 +1,17 @@
 """Sampling with continuous batching: requests join a running batch when a slot is free and leave it when they stop.
 
 One prompt at a time wastes most of each pass over the weights, so everything that waits is decoded together, whatever
-client or adapter it comes from. What a sequence gets does not depend on what else is in the batch: its random numbers are
-its own, and each product computes its row in the same way.
+client or adapter it comes from. What a sequence gets does not depend on what else is in the batch. Its random numbers are its
+own, and from its tokens to its logprobs no operation's result for it depends on the others:
+
+- Products with matrices, frozen or LoRA's, take only numbers of rows that agree to the last bit: `steady.py`.
+- A prompt's attention is computed for it alone, and that of a new token on a shelf whose capacity depends on the sequence's own
+  length, in numbers of sequences that agree to the last bit: `cache.py`.
+- Sums and softmax are over the last dimension, which PyTorch computes row by row once there are several; their lengths are the
+  model's, or the sequence's own.
+- silu and the rotation are cut between rows: `steady.by_rows`. All else that is element-wise is exactly rounded, as IEEE 754 asks:
+  the same in vectors as alone.
+- Of equally likely tokens, the lower id comes first.
 """
 
 from collections import Counter, deque
@@ -13,9 +22,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from helpers.stub_tinker.kernels import TargetLogprob, round_up
+from helpers.stub_tinker.cache import Cache, capacity_for
+from helpers.stub_tinker.kernels import log_softmax
 from helpers.stub_tinker.lora import Adapter
-from helpers.stub_tinker.model import SHORT, Adapters, Cache, Model, Packed
+from helpers.stub_tinker.model import SHORT, Adapters, Model, Packed
 
 SLOTS = 96
 SESSION_SLOTS = 64  # of them at most for one session, so that others need not wait for its long samples
@@ -113,9 +123,7 @@ class PromptScores:
     draws: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def adapters_for(
-    jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype, decode: bool = False
-) -> Adapters:
+def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype) -> Adapters:
     """Which rows take which adapter's delta, where job i has `rows_of[i]` rows one after the other."""
     by_adapter: dict[int, list[int]] = {}
     starts = np.concatenate([[0], np.cumsum(rows_of)])
@@ -131,9 +139,7 @@ def adapters_for(
             rows = torch.from_numpy(
                 np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
             ).to(model.device)
-        segments.append(
-            (adapter.decode_groups if decode else adapter.groups(dtype), adapter.layout.scale, rows)
-        )
+        segments.append((adapter.groups(dtype), adapter.layout.scale, rows))
     return Adapters(dtype, segments=segments)
 
 
@@ -144,11 +150,15 @@ class Sampler:
         self.model, self.tokenizer = model, tokenizer
         self.waiting: dict[str, deque[SampleJob]] = {}  # by session; never empty
         self.scoring: deque[ScoreJob] = deque()
-        self.running: list[SampleJob] = []
-        self.cache: Cache | None = None
+        self.cache = Cache(model)
         self._adapters: tuple[list[SampleJob], Adapters] | None = (
             None  # of the running batch, until it changes
         )
+
+    @property
+    def running(self) -> list[SampleJob]:
+        """What is being decoded, in the order of its rows."""
+        return self.cache.jobs
 
     @property
     def busy(self) -> bool:
@@ -173,7 +183,7 @@ class Sampler:
         """Forget jobs that wait or run, and end those that have not ended with `error`."""
         for job in filter(unwanted, self.jobs()):
             if job in self.running:
-                self._remove(job)
+                self.cache.remove(job)
             if not job.future.done():
                 job.future.set_exception(error)
         left = {
@@ -192,13 +202,13 @@ class Sampler:
         for _ in range(steps):
             while joining := self._next_to_join():
                 self._guard(self._prefill, joining)
+            self.cache.settle()
             if not self.running:
+                self._adapters = None
                 break
-            self._guard(self._decode, list(self.running))
+            self._guard(self._decode, self.running)
             if until():
                 break
-        if not self.running:
-            self.cache = self._adapters = None
 
     def _guard(self, work, jobs: list) -> None:
         """Run one piece of work; if it fails, its jobs fail with it and the server goes on."""
@@ -207,7 +217,7 @@ class Sampler:
         except Exception as error:  # handed to the clients that wait
             for job in jobs:
                 if job in self.running:
-                    self._remove(job)
+                    self.cache.remove(job)
                 if not job.future.done():
                     job.future.set_exception(error)
 
@@ -229,7 +239,7 @@ class Sampler:
             session = min(free, key=lambda s: counts[s])
             job = self.waiting[session][0]
             everyone = [*self.running, *jobs, job]
-            capacity = round_up(max(j.positions for j in everyone), 64)
+            capacity = capacity_for(max(j.positions for j in everyone))
             if len(everyone) > 1 and (len(everyone) > SLOTS or len(everyone) * capacity > POSITIONS):
                 break
             if not self._together(jobs, job):
@@ -308,70 +318,53 @@ class Sampler:
             scores.topk[0][:skipped], scores.topk[1][:skipped] = 0, -99999.0
 
     def _prefill(self, jobs: list[SampleJob]) -> None:
-        """Read prompts into free slots, that of one request's samples once, and sample each job's first token."""
-        self._make_room(jobs)
-        first, cache = len(self.running), self.cache
-        distinct: dict[int, int] = {}
-        which = [distinct.setdefault(id(job.prompt), len(distinct)) for job in jobs]
-        leaders = [jobs[which.index(i)] for i in range(len(distinct))]
+        """Read prompts, that of one request's samples once, and sample each job's first token."""
+        samples: dict[int, list[SampleJob]] = {}
+        for job in jobs:
+            samples.setdefault(id(job.prompt), []).append(job)
+        leaders = [same[0] for same in samples.values()]
         packed = Packed([job.prompt for job in leaders], self.model.device)
-        source = torch.tensor(which, device=self.model.device)
+        places = [self.cache.add(same, len(same[0].prompt)) for same in samples.values()]
 
-        def keep(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            cache.put(layer, slice(first, first + len(jobs)), keys[source], values[source])
+        def keep(layer: int, i: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+            shelf, slots = places[i]
+            shelf.put(layer, slots, keys, values)
 
-        hidden = self.model.hidden(
-            packed, adapters_for(leaders, packed.lengths, self.model, self.model.dtype), keep
-        )
-        cache.lengths[first : first + len(jobs)] = torch.tensor(packed.lengths, device=self.model.device)[
-            source
-        ]
-        self.running.extend(jobs)
-        last = torch.tensor([packed.starts[i + 1] - 1 for i in which], device=self.model.device)
+        adapters = adapters_for(leaders, packed.lengths, self.model, self.model.dtype)
+        hidden = self.model.hidden(packed, adapters, keep)
+        last = [end - 1 for end, same in zip(packed.starts[1:], samples.values()) for _ in same]
+        joined = [job for same in samples.values() for job in same]
+        adapters = adapters_for(joined, [1] * len(joined), self.model, self.model.dtype)
         self._append(
-            jobs,
-            self.model.logits(
-                hidden[last], adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
-            ),
+            joined, self.model.logits(hidden[torch.tensor(last, device=self.model.device)], adapters)
         )
 
     def _decode(self, jobs: list[SampleJob]) -> None:
-        """One token more for each job. Rows are rounded up, since fewer than four are summed up in another order, which shows in
-        the last digit; filler rows use free slots and their results are dropped."""
-        rows = round_up(len(jobs), 4)
-        self.cache.lengths[len(jobs) : rows] = 0
-        tokens = torch.tensor(
-            [job.tokens[-1] for job in jobs] + [0] * (rows - len(jobs)), device=self.model.device
-        )
+        """One token more for each job."""
+        tokens = torch.tensor([job.tokens[-1] for job in jobs], device=self.model.device)
         if self._adapters is None or self._adapters[0] != jobs:
-            self._adapters = (
-                jobs,
-                adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype, decode=True),
-            )
-        self._append(jobs, self.model.decode(tokens, self.cache, self._adapters[1])[: len(jobs)])
+            self._adapters = jobs, adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
+        self._append(jobs, self.model.decode(tokens, self.cache, self._adapters[1]))
 
     def _append(self, jobs: list[SampleJob], logits: torch.Tensor) -> None:
         """Choose the next token of each job from (jobs, vocab) logits; jobs that end leave their slot."""
-        chosen = logits.argmax(dim=-1)
+        chosen = logits.argmax(dim=-1)  # the first of several, by its documentation
         drawing = [i for i, job in enumerate(jobs) if job.temperature > 0]
         if drawing:
             rows = torch.tensor(drawing, device=logits.device)
             chosen[rows] = draw(
                 logits if len(drawing) == len(jobs) else logits[rows], [jobs[i] for i in drawing]
             )
-        parts = logits.split(TargetLogprob.IN_CACHE)
-        if len(parts[-1]) == 1:  # PyTorch sums up a single row in another order than several
-            parts = [*parts[:-1], parts[-1].expand(2, -1)]
-        total = torch.cat([torch.logsumexp(part, dim=-1) for part in parts])[: len(jobs)]
-        logprobs = logits.gather(1, chosen[:, None])[:, 0] - total
+        every = log_softmax(logits)
+        logprobs = every.gather(1, chosen[:, None])[:, 0]
         for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), logprobs.tolist())):
             job.tokens.append(token)
             job.logprobs.append(logprob)
             if job.topk_logprobs:
-                top = torch.log_softmax(logits[i], dim=-1).topk(job.topk_logprobs)
-                job.topk.append((top.indices.tolist(), top.values.tolist()))
+                top = likeliest(every[i], job.topk_logprobs)
+                job.topk.append((top.tolist(), every[i, top].tolist()))
             if reason := self._stop_reason(job):
-                self._remove(job)
+                self.cache.remove(job)
                 job.future.set_result(Sequence(job.tokens, job.logprobs, reason, job.topk))
 
     def _stop_reason(self, job: SampleJob) -> str | None:
@@ -384,22 +377,6 @@ class Sampler:
                 return "stop"
         return "length" if len(job.tokens) >= job.max_tokens else None
 
-    def _remove(self, job: SampleJob) -> None:
-        """Free a job's slot by moving the last running job into it."""
-        slot, last = self.running.index(job), len(self.running) - 1
-        if slot != last:
-            self.cache.move(last, slot)
-            self.running[slot] = self.running[last]
-        self.running.pop()
-
-    def _make_room(self, jobs: list[SampleJob]) -> None:
-        """A cache with enough slots, also for those that wait and come next, and positions for the new prompts."""
-        slots = round_up(min(SLOTS, len(self.running) + len(jobs) + sum(map(len, self.waiting.values()))), 4)
-        if self.cache is None:
-            self.cache = Cache(self.model, slots)
-        self.cache.widen(slots)
-        self.cache.reach(max(len(job.prompt) for job in jobs) + 1)
-
 
 def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
     """A token for each row of (jobs, vocab) logits by its job's temperature, top-k, top-p and random numbers: (jobs,)."""
@@ -409,7 +386,7 @@ def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
     scaled = logits.sub(logits.max(dim=-1, keepdim=True).values).div_(temperatures)
     for i, job in enumerate(jobs):
         if 0 < job.top_k < scaled.shape[1]:
-            scaled[i, scaled[i] < scaled[i].topk(job.top_k).values[-1]] = -torch.inf
+            _keep_only(scaled[i], likeliest(logits[i], job.top_k), -torch.inf)
     probabilities = torch.softmax(scaled, dim=-1)
     for i, job in enumerate(jobs):
         if job.top_p < 1:
@@ -424,12 +401,24 @@ def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
     )
 
 
+def likeliest(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Ids of the k highest of (vocab,) scores, highest first; of equal ones, which bfloat16 makes often, the lower ids."""
+    least = scores.topk(k).values[-1]
+    ids = torch.cat([(scores > least).nonzero()[:, 0], (scores == least).nonzero()[:, 0]])[:k]
+    return ids[scores[ids].sort(descending=True, stable=True).indices]
+
+
 def _keep_nucleus(probabilities: torch.Tensor, top_p: float) -> None:
     """Set to zero, in place, all but the fewest most likely tokens whose probabilities reach `top_p`."""
-    values, indices = probabilities.topk(min(NUCLEUS, len(probabilities)))
+    values = probabilities.topk(min(NUCLEUS, len(probabilities))).values
     if float(values.sum()) < top_p and len(values) < len(probabilities):
-        values, indices = probabilities.sort(descending=True)
-    inside = values.cumsum(0) - values < top_p  # the token that crosses top_p stays in
-    kept, values = indices[inside], values[inside]
-    probabilities.zero_()
-    probabilities[kept] = values
+        values = probabilities.sort(descending=True).values
+    inside = int((values.cumsum(0) - values < top_p).sum())  # the token that crosses top_p stays in
+    _keep_only(probabilities, likeliest(probabilities, max(inside, 1)), 0.0)
+
+
+def _keep_only(scores: torch.Tensor, ids: torch.Tensor, other: float) -> None:
+    """Set all scores but those of `ids` to `other`, in place."""
+    kept = scores[ids]
+    scores.fill_(other)
+    scores[ids] = kept

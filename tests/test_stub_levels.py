@@ -1,0 +1,47 @@
+"""The stub's numbers at each instruction-set level of this processor, so that one machine finds most of what another would.
+
+oneDNN reads its level once per process, so each level is a process of its own, which runs `test_stub_numbers.py`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# By the name that ONEDNN_MAX_CPU_ISA takes, the flags in /proc/cpuinfo without which a processor has not got it.
+LEVELS = {
+    "AVX2": {"avx2", "fma"},
+    "AVX512_CORE": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "AVX512_CORE_VNNI": {"avx512f", "avx512_vnni"},
+    "AVX512_CORE_BF16": {"avx512f", "avx512_bf16"},
+    "AVX512_CORE_FP16": {"avx512f", "avx512_fp16"},
+    "AVX512_CORE_AMX": {"amx_tile", "amx_bf16", "amx_int8"},
+}
+
+
+def offered() -> set[str]:
+    """The processor's flags; none where there is no /proc/cpuinfo."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return set(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_numbers_at_a_level(level):
+    if missing := LEVELS[level] - offered():
+        pytest.skip(f"{level} could not be tried: this processor has no {', '.join(sorted(missing))}")
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": level, "ONEDNN_VERBOSE": "dispatch,profile_exec"}
+    if level == "AVX2":  # MKL and PyTorch's own loops go by variables of their own
+        environment |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    file = Path(__file__).with_name("test_stub_numbers.py")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]

@@ -1,0 +1,311 @@
+"""The stub's numbers on a toy model, in each precision: a row's own, and those of transformers.
+
+`test_stub_levels.py` runs this file again at each instruction-set level that the processor has.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from helpers.stub_tinker import kernels, steady
+from helpers.stub_tinker.engine import best_precision
+from helpers.stub_tinker.lora import Layout, LoraState
+from helpers.stub_tinker.losses import Example
+from helpers.stub_tinker.model import Model
+from helpers.stub_tinker.sampling import SampleJob, Sampler, ScoreJob
+from helpers.stub_tinker.steady import SIZES, Steady, by_rows, trial_operands
+from helpers.stub_tinker.training import forward_backward
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+VOCAB = 1999
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A toy model is faster so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A llama that is wide enough for kernels with blocks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=192,
+        intermediate_size=320,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
+    )
+    path = tmp_path_factory.mktemp("toy")
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def model(folder, request) -> Model:
+    return Model(folder, CPU, request.param)
+
+
+def trained(model: Model, seed: int) -> LoraState:
+    """LoRA weights whose B is not zero."""
+    state = LoraState(Layout(model.config, 8, True, True, train_unembed=seed == 2), seed, CPU)
+    noise = torch.randn(state.flat.shape, generator=torch.Generator().manual_seed(seed))
+    state.flat.data.add_(noise, alpha=0.02)
+    return state
+
+
+@pytest.fixture
+def fresh_trials():
+    """What an earlier test has found out about products is forgotten, and what this one finds out too."""
+    caches = kernels.linear_trials, steady.batched
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+# ---- a sample's numbers are its own
+
+
+def jobs_of(model: Model) -> list:
+    """Samples of many lengths, three adapters and both temperatures, and a prompt to score."""
+    adapters = [None, *(trained(model, seed).snapshot(model.dtype) for seed in (1, 2))]
+    rng = np.random.default_rng(0)
+    jobs: list = []
+    for i in range(23):
+        prompt = rng.integers(0, VOCAB, 3 + 9 * (i % 8)).tolist()
+        options = (0.0 if i % 2 else 1.0), (5 if i % 5 == 0 else -1), (0.9 if i % 3 == 0 else 1.0), i
+        jobs.append(
+            SampleJob(
+                f"{i % 4}", prompt, 3 + i % 7, *options, frozenset(), [], adapters[i % 3], topk_logprobs=2
+            )
+        )
+    for i in range(3):
+        prompt = rng.integers(0, VOCAB, 20 + 30 * i).tolist()
+        jobs.append(ScoreJob("s", prompt, adapters[i], last=len(prompt) - 1, topk=3))
+    return jobs
+
+
+def results(model: Model, chosen: list[int]) -> list[tuple]:
+    """What these of the jobs get when they are asked together."""
+    sampler, jobs = Sampler(model, tokenizer=None), jobs_of(model)
+    chosen_jobs = [jobs[i] for i in chosen]
+    for job in chosen_jobs:
+        sampler.add(job)
+    while sampler.busy:
+        sampler.work(2)
+    answers = []
+    for job in chosen_jobs:
+        result = job.future.result()
+        if isinstance(job, ScoreJob):
+            answers.append((result.own[1:].tolist(), *(part.tolist() for part in result.topk)))
+        else:
+            answers.append((result.tokens, result.logprobs, result.topk))
+    return answers
+
+
+def assert_nobody_notices_the_others(model: Model, alone: tuple[int, ...] = (0, 1, 7, 22, 25)) -> None:
+    everyone = list(range(len(jobs_of(model))))
+    crowd = results(model, everyone)
+    for i in alone:
+        assert results(model, [i]) == [crowd[i]], f"job {i} alone"
+    some = [22, 9, 24, 2, 7, 0]
+    assert results(model, some) == [crowd[i] for i in some]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_to_the_last_bit_a_sample_is_the_same_alone_and_in_a_crowd(model, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_nobody_notices_the_others(model, alone=(7, 25))
+    finally:
+        torch.set_num_threads(before)
+
+
+class Moody(TorchDispatchMode):
+    """Products whose digits depend on how many rows they have, or on a row's place, as kernels' may. `rows` collects how many
+    rows products with two-dimensional operands had."""
+
+    PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise")
+
+    def __init__(self, mood):
+        super().__init__()
+        self.mood, self.rows = mood, set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if function._schema.name in self.PRODUCTS:
+            if function._schema.name != "aten::bmm":
+                self.rows.add(len(result))
+            result.mul_(1 + self.mood(len(result)).to(result.dtype).view(-1, *[1] * (result.dim() - 1)) / 32)
+        return result
+
+
+def last_of(rows: int) -> torch.Tensor:
+    return (torch.arange(rows) == rows - 1) * (rows > 2)  # of an attention with two heads, both stand alone
+
+
+MOODS = {
+    "few rows": lambda rows: torch.full((rows,), rows < 16),  # as with AMX
+    "many rows": lambda rows: torch.full((rows,), rows > 48),
+    "every number": lambda rows: torch.full((rows,), rows % 29 / 29),
+    "the last row": last_of,
+}
+
+
+@pytest.mark.parametrize("mood", MOODS)
+def test_a_kernel_that_depends_on_the_number_of_rows_changes_nothing(model, mood, fresh_trials):
+    """Whatever the processor at hand does: here its products do what another's might."""
+    with Moody(MOODS[mood]):
+        assert_nobody_notices_the_others(model)
+
+
+def test_without_the_trials_such_a_kernel_would_show(model, fresh_trials, monkeypatch):
+    monkeypatch.setattr(Steady, "_try", lambda self, size: True)
+    with Moody(MOODS["few rows"]), pytest.raises(AssertionError, match="alone|assert"):
+        assert_nobody_notices_the_others(model)
+
+
+def test_products_are_asked_for_few_numbers_of_rows(model, fresh_trials):
+    """So what the trials say of these is what holds for all."""
+    with Moody(lambda rows: torch.zeros(rows)) as seen:
+        results(model, list(range(23)))
+        results(model, [1])
+    assert seen.rows <= set(SIZES) and {4, 24} <= seen.rows
+
+
+# ---- the trials
+
+
+@pytest.mark.parametrize("depth", [64, 576, 1536])
+def test_a_trial_shows_another_order_of_summation_in_each_element(depth):
+    """The exact result is zero, so its digits are those that the order of summation decides."""
+    row, matrix = trial_operands(256, depth, torch.bfloat16, CPU)
+    terms = matrix.float() * row.float()
+    assert terms.double().sum(dim=1).abs().max() < 1e-6
+    forward, blocks = torch.zeros(256), torch.zeros(256, 4)
+    for i in range(depth):
+        forward += terms[:, i]
+        blocks[:, i % 4] += terms[:, i]
+    assert (forward.bfloat16() != blocks.sum(dim=1).bfloat16()).float().mean() > 0.9
+
+
+def test_products_cover_the_rows_with_numbers_that_agree():
+    def trial(agreeing):
+        return Steady(lambda n: torch.full((n, 3), 0.0 if n in agreeing else 1.0 * n))
+
+    every, only = trial(SIZES), trial({16})
+    assert [every.sizes(n) for n in (1, 4, 13, 33, 50, 96)] == [(4,), (4,), (16,), (32, 4), (48, 4), (96,)]
+    assert [only.sizes(n) for n in (1, 16, 17, 64)] == [(16,), (16,), (16, 16), (16,) * 4]
+    assert trial({16, 32, 64}).sizes(3) == (16,) and trial({4, 16, 24}).sizes(70) == (24, 24, 24)
+    places = Steady(lambda n: torch.arange(n)[:, None].float())
+    assert places.sizes(3) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_element_wise_work_is_not_cut_within_a_row(threads, dtype):
+    """PyTorch cuts the elements into as many parts as there are threads; a row with a cut in it would have another exp there."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        row = torch.randn(1001, generator=torch.Generator().manual_seed(0)).to(dtype)
+        for rows in (16, 64, 176):
+            gate = torch.cat([row, row]).repeat(rows, 1).chunk(2, dim=1)[0]
+            crowd = by_rows(torch.nn.functional.silu, gate)
+            assert (crowd == crowd[0]).all(), rows
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- the numbers are those of transformers
+
+
+def examples() -> list[Example]:
+    rng = np.random.default_rng(0)
+    made = []
+    for length in (9, 40, 23):
+        tokens = rng.integers(0, VOCAB, length + 1)
+        weights = rng.uniform(0.5, 2, (length, 1)).astype(np.float32)
+        made.append(Example(tokens[:-1].tolist(), tokens[1:, None], {"weights": weights}))
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """Of `trained(…, 1)` by transformers in float32: logprobs of each example's targets, and the gradient by name."""
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    state = trained(Model(folder, CPU, torch.float32), 1)
+    named = {
+        name: value.clone().requires_grad_() for name, value in state.layout.named(state.flat.data).items()
+    }
+    for name, module in list(plain.named_modules()):
+        if f"base_model.model.{name}.lora_A.weight" in named:
+            a, b = (named[f"base_model.model.{name}.lora_{letter}.weight"] for letter in "AB")
+            module.register_forward_hook(
+                lambda _, x, y, a=a, b=b: y + state.layout.scale * (x[0] @ a.T) @ b.T
+            )
+    logprobs = []
+    for example in examples():
+        logits = plain(torch.tensor([example.tokens])).logits[0]
+        logprobs.append(torch.log_softmax(logits, -1).gather(1, torch.from_numpy(example.targets)))
+        (-logprobs[-1] * torch.from_numpy(example.inputs["weights"])).sum().backward()
+    return [values.detach().numpy() for values in logprobs], {name: v.grad for name, v in named.items()}
+
+
+def test_logprobs_and_gradients_are_those_of_transformers(model, expected):
+    logprobs, gradients = expected
+    near, within = (1e-3, 1e-3) if model.dtype == torch.float32 else (0.15, 0.05)
+    state = trained(model, 1)
+    work = forward_backward(model, state, examples(), "cross_entropy", {}, forward_only=False)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            values, _ = end.value
+            break
+    for own, wanted in zip(values, logprobs, strict=True):
+        np.testing.assert_allclose(own, wanted, atol=near)
+    for name, gradient in state.layout.named(state.grad).items():
+        assert (gradient - gradients[name]).norm() <= within * gradients[name].norm(), name
+
+
+def test_sampled_logprobs_are_those_of_transformers(model, expected):
+    """The prompt's pass and the steps after it, against one pass over the whole: a sample's logprobs are those of its scores."""
+    adapter = trained(model, 1).snapshot(model.dtype)
+    prompt = examples()[1].tokens
+    sampler = Sampler(model, tokenizer=None)
+    job = SampleJob("a", prompt, 40, 1.0, -1, 1.0, 5, frozenset(), [], adapter)
+    sampler.add(job)
+    while sampler.busy:
+        sampler.work(8)
+    sequence = job.future.result()
+    whole = ScoreJob("a", prompt + sequence.tokens, adapter, last=40)
+    known = ScoreJob("a", [*prompt, int(examples()[1].targets[-1, 0])], adapter, last=len(prompt))
+    for score in (whole, known):
+        sampler.add(score)
+    while sampler.busy:
+        sampler.work(1)
+    near = 1e-3 if model.dtype == torch.float32 else 0.15
+    np.testing.assert_allclose(sequence.logprobs, whole.future.result().own[-40:], atol=near)
+    np.testing.assert_allclose(known.future.result().own[1:], expected[0][1][:, 0], atol=1e-3)
+
+
+def test_the_default_precision_is_one_of_these():
+    assert best_precision(CPU) in DTYPES
