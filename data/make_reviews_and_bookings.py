@@ -45,7 +45,7 @@ def bookings(count: int = 64) -> bytes:
 
 
 def reviews() -> bytes:
-    """A CSV as Excel saves it, with a byte order mark and semicolons: columns `编号`, `评价原文` and `情绪`."""
+    """A CSV as Excel saves it, with a byte order mark and semicolons: `编号`, `评价原文` and `情绪`."""
     rows = [
         (text.format(thing), label) for label, texts in REVIEWS.items() for text in texts for thing in THINGS
     ]

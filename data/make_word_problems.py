@@ -83,7 +83,7 @@ def numbers_in(text: str) -> list[int]:
 
 
 def make_problems(seed: int = SEED) -> list[dict]:
-    """All problems. Two problems of one template never have the same numbers, so none is another one renamed."""
+    """All problems. No two of one template have the same numbers, so none is another one renamed."""
     records = []
     for source in TEMPLATES:
         rng = random.Random(f"{seed}/{source.name}")

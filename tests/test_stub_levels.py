@@ -1,6 +1,8 @@
-"""The stub's numbers at each instruction-set level of this processor, so that one machine finds most of what another would.
+"""The stub's numbers at each instruction-set level of this processor, so that one machine finds most of what
+another would.
 
-oneDNN reads its level once per process, so each level is a process of its own, which runs `test_stub_numbers.py`.
+oneDNN reads its level once per process, so each level is a process of its own, which runs
+`test_stub_numbers.py`.
 """
 
 import os
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# By the name that ONEDNN_MAX_CPU_ISA takes, the flags in /proc/cpuinfo without which a processor has not got it.
+# By the name that ONEDNN_MAX_CPU_ISA takes, the flags in /proc/cpuinfo without which a processor has not got
+# it.
 LEVELS = {
     "AVX2": {"avx2", "fma"},
     "AVX512_CORE": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},

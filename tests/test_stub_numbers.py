@@ -137,8 +137,9 @@ def test_to_the_last_bit_a_sample_is_the_same_alone_and_in_a_crowd(model, thread
 
 
 class Moody(TorchDispatchMode):
-    """Products whose digits depend on how many rows they have, or on a row's place, as kernels' may. `rows` collects how many
-    rows products with two-dimensional operands had."""
+    """Products whose digits depend on how many rows they have, or on a row's place, as kernels' may. `rows`
+    collects how many rows products with two-dimensional operands had.
+    """
 
     PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise")
 
@@ -176,7 +177,7 @@ def test_a_kernel_that_depends_on_the_number_of_rows_changes_nothing(model, mood
 
 def test_without_the_trials_such_a_kernel_would_show(model, fresh_trials, monkeypatch):
     monkeypatch.setattr(Steady, "_try", lambda self, size: True)
-    with Moody(MOODS["few rows"]), pytest.raises(AssertionError, match="alone|assert"):
+    with Moody(MOODS["few rows"]), pytest.raises(AssertionError, match=r"alone|assert"):
         assert_nobody_notices_the_others(model)
 
 
@@ -219,7 +220,9 @@ def test_products_cover_the_rows_with_numbers_that_agree():
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_element_wise_work_is_not_cut_within_a_row(threads, dtype):
-    """PyTorch cuts the elements into as many parts as there are threads; a row with a cut in it would have another exp there."""
+    """PyTorch cuts the elements into as many parts as there are threads; a row with a cut in it would have
+    another exp there.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -247,7 +250,9 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    """Of `trained(…, 1)` by transformers in float32: logprobs of each example's targets, and the gradient by name."""
+    """Of `trained(…, 1)` by transformers in float32: logprobs of each example's targets, and the gradient by
+    name.
+    """
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
@@ -287,7 +292,9 @@ def test_logprobs_and_gradients_are_those_of_transformers(model, expected):
 
 
 def test_sampled_logprobs_are_those_of_transformers(model, expected):
-    """The prompt's pass and the steps after it, against one pass over the whole: a sample's logprobs are those of its scores."""
+    """The prompt's pass and the steps after it, against one pass over the whole: a sample's logprobs are
+    those of its scores.
+    """
     adapter = trained(model, 1).snapshot(model.dtype)
     prompt = examples()[1].tokens
     sampler = Sampler(model, tokenizer=None)

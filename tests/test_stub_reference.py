@@ -1,4 +1,6 @@
-"""Training on the stub, seen through the real SDK, against plain transformers, PEFT and torch's AdamW in float32."""
+"""Training on the stub, seen through the real SDK, against plain transformers, PEFT and torch's AdamW in
+float32.
+"""
 
 import itertools
 import json
@@ -42,9 +44,13 @@ STEPS = [
 def preference_loss(data, logprobs):
     """Mean logprobs of the first of each two datums should be above those of the second, as in DPO."""
     scores = [
-        (values * datum.loss_fn_inputs["weights"].to_torch()).mean() for datum, values in zip(data, logprobs)
+        (values * datum.loss_fn_inputs["weights"].to_torch()).mean()
+        for datum, values in zip(data, logprobs, strict=True)
     ]
-    loss = sum(-logsigmoid(2 * (chosen - rejected)) for chosen, rejected in zip(scores[::2], scores[1::2]))
+    loss = sum(
+        -logsigmoid(2 * (chosen - rejected))
+        for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)
+    )
     return loss, {"pairs": len(scores) / 2}
 
 
@@ -114,7 +120,9 @@ CROSS_ENTROPY = CASES["cross_entropy"]
 def make_data(
     case: Case, reference: "Reference | None" = None, lengths=(9, 17, 4, 13), seed: int = 0
 ) -> list[types.Datum]:
-    """Datums of random tokens. Sampling logprobs lie around the reference's, so that some ratios are clipped and some not."""
+    """Datums of random tokens. Sampling logprobs lie around the reference's, so that some ratios are clipped
+    and some not.
+    """
     rng = np.random.default_rng(seed)
     data = []
     for number, length in enumerate(lengths):
@@ -178,7 +186,7 @@ class Reference:
             torch.nn.Parameter(adapter[name]) for name in sorted(adapter) if name.startswith(UNEMBED)
         ]
         self.parameters |= {
-            f"{UNEMBED}.lora_{letter}.weight": value for letter, value in zip("AB", self.unembed)
+            f"{UNEMBED}.lora_{letter}.weight": value for letter, value in zip("AB", self.unembed, strict=True)
         }
         self.scale = 32 / rank
         assert self.parameters.keys() == adapter.keys()
@@ -206,7 +214,9 @@ class Reference:
         if case.loss == "custom":
             return preference_loss(data, logprobs)[0], logprobs
         inputs = [{name: value.to_torch() for name, value in datum.loss_fn_inputs.items()} for datum in data]
-        return sum(datum_loss(case.loss, case.config, *pair) for pair in zip(inputs, logprobs)), logprobs
+        return sum(
+            datum_loss(case.loss, case.config, *pair) for pair in zip(inputs, logprobs, strict=True)
+        ), logprobs
 
     def backward(self, case: Case, data: list[types.Datum]) -> "Reference":
         self.loss(case, data)[0].backward()
@@ -270,7 +280,9 @@ class Stub:
         return load(self.files(client)["adapter_model.safetensors"])
 
     def gradients(self, client) -> dict[str, torch.Tensor]:
-        """The gradients that the next optimizer step would use. They end up in the weights, so a test asks once."""
+        """The gradients that the next optimizer step would use. They end up in the weights, so a test asks
+        once.
+        """
         before = self.export(client)
         client.optim_step(UNIT).result()
         after = self.export(client)
@@ -337,7 +349,7 @@ def assert_output(
 ) -> None:
     assert output.metrics["loss:sum"] == pytest.approx(loss.item(), rel=1e-5)
     assert len(output.loss_fn_outputs) == len(data)
-    for own, wanted, datum in zip(output.loss_fn_outputs, logprobs, data):
+    for own, wanted, datum in zip(output.loss_fn_outputs, logprobs, data, strict=True):
         own = own["logprobs"].to_torch()
         assert own.shape == wanted.shape
         if case.inputs == "sparse":
@@ -390,7 +402,9 @@ def test_parameters_after_five_steps(stub, case, family, unembed):
 
 
 def test_the_data_clip_some_ratios_and_not_others(stub):
-    """What makes the cases above tell the losses apart: moving a threshold, or leaving it out, changes the loss."""
+    """What makes the cases above tell the losses apart: moving a threshold, or leaving it out, changes the
+    loss.
+    """
     _, reference = stub.pair("qwen3")
     for name in ("ppo", "cispo", "gspo"):
         data = make_data(Case(name, CLIP), reference)
@@ -498,7 +512,7 @@ def test_alpha_is_32_whatever_the_rank(stub, family, unembed, rank):
 
 @pytest.mark.parametrize("unembed", [False, True])
 def test_initial_weights(stub, unembed):
-    """A is uniform within ±1/sqrt(in), as PEFT's Kaiming initialisation is, B is zero, and the seed decides."""
+    """A is uniform within ±1/sqrt(in), as PEFT's Kaiming initialisation is; B is zero; the seed decides."""
     start = stub.export(stub.create("llama", unembed, rank=64, seed=3))
     seen = []
     for name, value in start.items():
@@ -574,7 +588,7 @@ def test_samplers_keep_the_weights_of_their_time(stub, family, unembed):
     ]
     scores = [sampler.compute_logprobs(prompt) for sampler in samplers]
     wanted = []
-    for reference, sample, score in zip(references, samples, scores):
+    for reference, sample, score in zip(references, samples, scores, strict=True):
         [sequence] = sample.result().sequences
         assert len(sequence.tokens) == 6
         whole = tokens + sequence.tokens

@@ -1,4 +1,4 @@
-"""Samplers over time: many of one client, inflight ones, cancelled requests, seeds, the end of the context."""
+"""Samplers over time: many of one client, inflight ones, cancelled requests, seeds, the end of context."""
 
 import asyncio
 import json
@@ -34,7 +34,9 @@ def status(server: Server) -> dict:
 
 
 def test_a_sampler_at_each_step_does_not_fill_the_memory(wide_model, tmp_path):
-    """As RL loops make them: the memory of a few adapters, whatever their number, and each keeps its own weights."""
+    """As RL loops make them: the memory of a few adapters, whatever their number, and each keeps its own
+    weights.
+    """
     server = Server(wide_model, tmp_path / "state")
     process, adapter = psutil.Process(server.process.pid), 4 * lora_parameters(wide_model)
     service = server.connect()

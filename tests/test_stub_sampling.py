@@ -1,4 +1,6 @@
-"""Sampling in the stub's default precision: what a request gets is its own, and every prompt option is answered truly."""
+"""Sampling in the stub's default precision: what a request gets is its own, and every prompt option is
+answered truly.
+"""
 
 import threading
 
@@ -40,7 +42,9 @@ def adapters(model) -> list:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_sample_does_not_depend_on_its_neighbours(model, adapters, temperature):
-    """Alone, or among eighteen others of other lengths and adapters: the same tokens and logprobs, in the default precision."""
+    """Alone, or among eighteen others of other lengths and adapters: the same tokens and logprobs, in the
+    default precision.
+    """
 
     def jobs() -> list[SampleJob]:
         rng = np.random.default_rng(0)

@@ -117,12 +117,12 @@ def pair(request, tmp_path):
 def test_logprobs_gradients_and_parameters_match_peft(pair):
     model, state, reference = pair
     examples = make_examples(model.config.vocab)
-    for step in range(5):
+    for _ in range(5):
         forward, _ = forward_backward(model, state, examples, "cross_entropy", {}, forward_only=True)
         logprobs, metrics = forward_backward(model, state, examples, "cross_entropy", {}, forward_only=False)
         loss, expected = reference.loss(examples)
         assert metrics["loss:sum"] == pytest.approx(float(loss.detach()), rel=1e-5)
-        for own, plain, theirs in zip(logprobs, forward, expected):
+        for own, plain, theirs in zip(logprobs, forward, expected, strict=True):
             np.testing.assert_allclose(own, theirs, atol=1e-4)
             np.testing.assert_allclose(plain, theirs, atol=1e-4)
         loss.backward()

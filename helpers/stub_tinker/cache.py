@@ -1,7 +1,8 @@
-"""Keys and values of running sequences, on shelves: one for each capacity, with the sequences that need it now.
+"""Keys and values of running sequences, on shelves: one for each capacity, with the sequences that need it
+now.
 
-How much room a sequence has depends on its own length only. In one room for all, the longest would decide in what order the
-others' attention is summed up.
+How much room a sequence has depends on its own length only. In one room for all, the longest would decide in
+what order the others' attention is summed up.
 """
 
 import functools
@@ -25,8 +26,9 @@ def capacity_for(length: int) -> int:
 class Shelf:
     """Keys and values of sequences with the same capacity; `jobs` stand in the first slots.
 
-    Keys are kept as (slots, kv_heads, dim, capacity), times 1/√dim: products with them are then plain matrix products, which
-    take two thirds of the time of PyTorch's fused attention at 16 sequences and half at 64. They must be contiguous for that.
+    Keys are kept as (slots, kv_heads, dim, capacity), times 1/√dim: products with them are then plain matrix
+    products, which take two thirds of the time of PyTorch's fused attention at 16 sequences and half at 64.
+    They must be contiguous for that.
     """
 
     def __init__(self, config, dtype: torch.dtype, device: torch.device, capacity: int):
@@ -46,7 +48,9 @@ class Shelf:
         return trial(dim, self.capacity, *where).sizes(count), trial(self.capacity, dim, *where).sizes(count)
 
     def fit(self, count: int) -> None:
-        """Slots for `count` sequences and the filler beside them; memory that is not needed any more is given back."""
+        """Slots for `count` sequences and the filler beside them; memory that is not needed any more is given
+        back.
+        """
         slots = max(map(sum, self.sizes(count)), default=0)
         if slots > self.slots or slots <= self.slots // 2:
             more = slots - self.slots
@@ -103,7 +107,8 @@ class Cache:
         shelf.fit(first + len(jobs))
         shelf.jobs.extend(jobs)
         slots = slice(first, first + len(jobs))
-        # What another sequence left there, NaN of spoilt weights perhaps, would be multiplied by zero, which must give zero.
+        # What another sequence left there, NaN of spoilt weights perhaps, would be multiplied by zero, which
+        # must give zero.
         shelf.keys[:, slots], shelf.values[:, slots] = 0, 0
         shelf.lengths[slots] = length
         return shelf, slots
@@ -115,7 +120,9 @@ class Cache:
         """Move what has filled its shelf to one with more room, and drop empty shelves."""
         for shelf in self.shelves:
             lengths = shelf.lengths[: len(shelf.jobs)].tolist()
-            for job in [job for job, length in zip(shelf.jobs, lengths) if length >= shelf.capacity]:
+            for job in [
+                job for job, length in zip(shelf.jobs, lengths, strict=True) if length >= shelf.capacity
+            ]:
                 larger, slots = self.add([job], shelf.capacity)
                 larger.take(shelf, shelf.jobs.index(job), slots.start)
                 shelf.remove(job)
@@ -149,8 +156,10 @@ class Step:
             start += count
 
     def attend(self, n: int, queries, keys, values) -> torch.Tensor:
-        """Keep keys and values, (rows, kv_heads, head_dim), and attend with queries, (rows, heads, head_dim), in layer `n`:
-        (sequences, heads·head_dim). Queries that share a key head stand as positions of one sequence."""
+        """Keep keys and values, (rows, kv_heads, head_dim), and attend with queries, (rows, heads, head_dim),
+        in layer `n`: (sequences, heads·head_dim). Queries that share a key head stand as positions of one
+        sequence.
+        """
         attended = []
         for shelf, part, rows, places, mask, (with_keys, with_values) in self._parts:
             all_keys, all_values = shelf.keys[n], shelf.values[n]

@@ -74,7 +74,9 @@ class Base:
 
 @dataclass
 class Task:
-    """One request of a training client. `work` returns a result, or a generator that pauses where others may have a turn."""
+    """One request of a training client. `work` returns a result, or a generator that pauses where others may
+    have a turn.
+    """
 
     session: str
     work: Callable[[], Any]
@@ -85,8 +87,8 @@ class Task:
 class Engine(threading.Thread):
     """Runs training requests and sampling jobs; every public method may be called from any thread.
 
-    Requests of one training client run in order. Between clients, the session that had the least compute goes next, in turns
-    of one micro-batch; training and sampling get as much time each while both wait.
+    Requests of one training client run in order. Between clients, the session that had the least compute goes
+    next, in turns of one micro-batch; training and sampling get as much time each while both wait.
     """
 
     def __init__(self, bases: dict[str, Base]):
@@ -122,9 +124,10 @@ class Engine(threading.Thread):
     def call(self, work: Callable[[], Any]) -> Any:
         """Run `work` ahead of all that waits, and return what it returns.
 
-        Every computation belongs on this thread, small ones too: a second thread that uses torch gets OpenMP threads of its
-        own, and as soon as there are more of them than cores, OpenMP lets none of them spin. Every product then begins with a
-        sleeping thread: sampling fell from 385 to 274 tokens/s after a single sum elsewhere.
+        Every computation belongs on this thread, small ones too: a second thread that uses torch gets OpenMP
+        threads of its own, and as soon as there are more of them than cores, OpenMP lets none of them spin.
+        Every product then begins with a sleeping thread: sampling fell from 385 to 274 tokens/s after a
+        single sum elsewhere.
         """
         if threading.current_thread() is self:
             return work()
@@ -211,9 +214,8 @@ class Engine(threading.Thread):
                     return
                 client = self._whose_turn()
                 task = self._queues[client][0] if client else None
-            for (
-                dropped_task
-            ) in dropped:  # not under the lock: what waits for a future may take locks of its own
+            # Not under the lock: what waits for a future may take locks of its own.
+            for dropped_task in dropped:
                 if not dropped_task.future.done():
                     dropped_task.future.set_exception(SessionEnded())
             for work, future in calls:
@@ -223,8 +225,8 @@ class Engine(threading.Thread):
             for session in ended:
                 for base in self.bases.values():
                     if base.sampler:
-                        base.sampler.drop(lambda job: job.session == session, SessionEnded())
-            if task and (trained <= 0 or not self._sampling()):
+                        base.sampler.drop(lambda job, ended=session: job.session == ended, SessionEnded())
+            if client and task and (trained <= 0 or not self._sampling()):
                 trained += self._advance(client, task)
             started = time.perf_counter()
             for sampler in self._sampling():
@@ -241,7 +243,9 @@ class Engine(threading.Thread):
         )
 
     def _advance(self, client: str, task: Task) -> float:
-        """Run a task up to its next pause, and take it from its queue when it is done. Returns the seconds it took."""
+        """Run a task up to its next pause, and take it from its queue when it is done. Returns the seconds it
+        took.
+        """
         started = time.perf_counter()
         done = self._step(task)
         seconds = time.perf_counter() - started

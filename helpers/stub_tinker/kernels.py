@@ -1,11 +1,14 @@
-"""The pieces of the forward and backward pass: products with frozen matrices, LoRA, norms, and the loss's logprobs.
+"""The pieces of the forward and backward pass: products with frozen matrices, LoRA, norms, and the loss's
+logprobs.
 
-Each autograd node here keeps only what its backward needs, and adds the gradients of LoRA factors to their buffers itself.
+Each autograd node here keeps only what its backward needs, and adds the gradients of LoRA factors to their
+buffers itself.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +17,18 @@ from helpers.stub_tinker.steady import Steady, by_rows, in_sizes, trial_operands
 
 
 def round_up(number: int, multiple: int) -> int:
-    """oneDNN makes and keeps a kernel for each new shape (tens of ms, and MBs), so shapes are rounded to few values."""
+    """oneDNN makes and keeps a kernel for each new shape (tens of ms, and MBs), so shapes are rounded to few
+    values.
+    """
     return -(-number // multiple) * multiple
 
 
 class Frozen:
     """A frozen matrix (out, in), perhaps several stacked, which end at `splits`, with a bias or None.
 
-    In bfloat16 on a CPU it is kept in oneDNN's own layout: a product with few rows takes half the time, since oneDNN would
-    otherwise lay it out anew for each, and the numbers are the same. The layout for the backward pass is made at its first.
+    In bfloat16 on a CPU it is kept in oneDNN's own layout: a product with few rows takes half the time, since
+    oneDNN would otherwise lay it out anew for each, and the numbers are the same. The layout for the backward
+    pass is made at its first.
     """
 
     def __init__(
@@ -38,8 +44,8 @@ class Frozen:
             and weight.device.type == "cpu"
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight) if packs else None
-        self._plain = None if packs and not keep_plain else weight
+        self._packed: Any = torch.ops.mkldnn._reorder_linear_weight(weight) if packs else None
+        self._plain: Any = None if packs and not keep_plain else weight
         self._packed_back: torch.Tensor | None = None
         self._device = weight.device
 
@@ -92,8 +98,9 @@ class Frozen:
 
 
 def _packed_product(x, weight, bias, delta):
-    """The delta is added to the float32 sums, before they are rounded. Added to rounded sums, what a LoRA has learned in its
-    first steps is mostly smaller than half a digit of bfloat16, and half of it is lost."""
+    """The delta is added to the float32 sums, before they are rounded. Added to rounded sums, what a LoRA has
+    learned in its first steps is mostly smaller than half a digit of bfloat16, and half of it is lost.
+    """
     if delta is None:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x, delta, weight, bias, "add")
@@ -149,8 +156,10 @@ class LoraGroup:
 
 
 class SteadyLora:
-    """A `LoraGroup` for sampling: one (out, n·r) matrix for all modules, zero where a module has no part, since with few rows the
-    number of products counts and not their size. Both are `Frozen`, and a row's delta does not depend on the other rows."""
+    """A `LoraGroup` for sampling: one (out, n·r) matrix for all modules, zero where a module has no part,
+    since with few rows the number of products counts and not their size. Both are `Frozen`, and a row's delta
+    does not depend on the other rows.
+    """
 
     def __init__(self, group: LoraGroup):
         self._a, self._b = Frozen(group.a), Frozen(torch.block_diag(*group.b))
@@ -176,7 +185,8 @@ class LoraLinear(torch.autograd.Function):
         return frozen(x, delta)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         frozen, lora = ctx.frozen, ctx.lora
         if lora is None:
             return frozen.pull(grad), None, None, None
@@ -210,7 +220,8 @@ class RmsNorm(torch.autograd.Function):
         return (x * inverse).to(weight.dtype) * weight
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         x, inverse = ctx.saved_tensors
         normed = x * inverse
         grad = (grad * ctx.weight).float()
@@ -218,7 +229,9 @@ class RmsNorm(torch.autograd.Function):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of (tokens, heads, dim); cos and sin are (tokens, 1, dim), sin negative in the first half."""
+    """Rotary position embedding of (tokens, heads, dim); cos and sin are (tokens, 1, dim), sin negative in
+    the first half.
+    """
     return by_rows(lambda x, c, s: (x * c).addcmul_(x.roll(x.shape[-1] // 2, -1), s), x, cos, sin)
 
 
@@ -231,7 +244,8 @@ class Rotate(torch.autograd.Function):
         return rotate(x, cos, sin)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         cos, sin = ctx.angles
         return rotate(grad, cos, -sin), None, None
 
@@ -251,7 +265,8 @@ class SwiGlu(torch.autograd.Function):
         return swiglu(gate_up)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
         sigmoid = torch.sigmoid(gate)
         silu = gate * sigmoid
@@ -271,7 +286,9 @@ def causal_mask(length: int, group: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def causal_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """softmax(q kᵀ / √dim) with a causal mask: (n, kv_heads, group·length, length) for q (n, kv_heads, group·length, dim)."""
+    """softmax(q kᵀ / √dim) with a causal mask: (n, kv_heads, group·length, length) for q (n, kv_heads,
+    group·length, dim).
+    """
     scores = q @ (k * k.shape[3] ** -0.5).transpose(-1, -2)
     mask = causal_mask(k.shape[2], q.shape[2] // k.shape[2], q) if mask is None else mask
     return torch.softmax(scores.add_(mask), dim=-1)
@@ -280,8 +297,8 @@ def causal_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None =
 class Attention(torch.autograd.Function):
     """Causal attention of short sequences, for which plain matrix products beat PyTorch's fused kernel.
 
-    q is (n, kv_heads, group·length, dim), with the queries that share a key head one after the other; k and v are
-    (n, kv_heads, length, dim).
+    q is (n, kv_heads, group·length, dim), with the queries that share a key head one after the other; k and v
+    are (n, kv_heads, length, dim).
     """
 
     @staticmethod
@@ -291,15 +308,20 @@ class Attention(torch.autograd.Function):
         return weights @ v
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         q, k, v, weights = ctx.saved_tensors
-        grad_scores = torch._softmax_backward_data(grad @ v.transpose(-1, -2), weights, -1, weights.dtype)
+        grad_scores = torch.ops.aten._softmax_backward_data(
+            grad @ v.transpose(-1, -2), weights, -1, weights.dtype
+        )
         grad_scores = grad_scores.mul_(k.shape[3] ** -0.5)
         return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
 
 
 def logprobs_of(logits: torch.Tensor, targets: torch.Tensor, result: torch.Tensor, keep: bool) -> None:
-    """Write log softmax(logits)[targets], (rows, k), to `result`, and to `logits`, if `keep`, the probabilities."""
+    """Write log softmax(logits)[targets], (rows, k), to `result`, and to `logits`, if `keep`, the
+    probabilities.
+    """
     top = logits.amax(-1, keepdim=True)
     at_targets = logits.gather(1, targets).float().sub_(top)
     exponentials = logits.float().sub_(top).exp_()
@@ -315,14 +337,15 @@ def log_softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 class TargetLogprob(torch.autograd.Function):
-    """log softmax(h Wᵀ + s (h Aᵀ) Bᵀ)[targets] a row, in slices of rows; keeps the probabilities in compute precision.
+    """log softmax(h Wᵀ + s (h Aᵀ) Bᵀ)[targets] a row, in slices of rows; keeps the probabilities in compute
+    precision.
 
-    `hidden` is (rows, hidden) and `targets` (rows, k), as is the result, in float32. `lora` may be None; its gradients are
-    added to its own buffers.
+    `hidden` is (rows, hidden) and `targets` (rows, k), as is the result, in float32. `lora` may be None; its
+    gradients are added to its own buffers.
     """
 
     SLICE = 128  # rows of one product
-    IN_CACHE = 16  # rows of one softmax on a CPU: float32 of a whole slice would go to memory and back at each operation
+    IN_CACHE = 16  # rows of one softmax on a CPU: a whole slice in float32 would not stay in the cache
 
     @staticmethod
     def forward(ctx, hidden, output: Frozen, targets, lora, scale):
@@ -330,14 +353,13 @@ class TargetLogprob(torch.autograd.Function):
         filler = round_up(asked, 64) - asked
         hidden, targets = F.pad(hidden, (0, 0, 0, filler)), F.pad(targets, (0, 0, 0, filler))
         result = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        kept, h, keep = [], None, ctx.needs_input_grad[0]
-        if lora is not None:
-            h = (hidden @ lora.a.T).mul_(scale)
+        kept, keep = [], ctx.needs_input_grad[0]
+        h: Any = None if lora is None else (hidden @ lora.a.T).mul_(scale)
         few = TargetLogprob.IN_CACHE if hidden.device.type == "cpu" else TargetLogprob.SLICE
         for start in range(0, len(targets), TargetLogprob.SLICE):
             rows = slice(start, start + TargetLogprob.SLICE)
             logits = output(hidden[rows], None if lora is None else h[rows] @ lora.b[0].T)
-            parts = zip(logits.split(few), targets[rows].split(few), result[rows].split(few))
+            parts = zip(logits.split(few), targets[rows].split(few), result[rows].split(few), strict=True)
             for part, wanted, into in parts:
                 logprobs_of(part, wanted, into, keep)
             if keep:
@@ -347,14 +369,15 @@ class TargetLogprob(torch.autograd.Function):
         return result[:asked]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         hidden, targets, h, *kept = ctx.saved_tensors
         output, lora, asked = ctx.output, ctx.lora, len(grad)
         grad = F.pad(grad, (0, 0, 0, len(targets) - asked)).to(hidden.dtype)
-        total = grad.sum(
-            1, keepdim=True
-        )  # the gradient of the logits is grad at the targets, less total · probabilities
+        # The gradient of the logits is grad at the targets, less total · probabilities.
+        total = grad.sum(1, keepdim=True)
         result = torch.empty_like(hidden)
+        grad_h: Any = None
         if lora is not None:
             grad_h = torch.empty_like(h)
             for k in range(targets.shape[1]):

@@ -83,7 +83,7 @@ def adapter_config(layout: Layout, base_model: str) -> bytes:
 
 
 class Adapter:
-    """Frozen LoRA weights that a sampler uses: float32, with a copy in the model's precision once it samples."""
+    """Frozen LoRA weights that a sampler uses: float32, and in the precision of the model once it samples."""
 
     def __init__(self, layout: Layout, flat: torch.Tensor, dtype: torch.dtype):
         self.layout, self.flat, self.dtype = layout, flat, dtype

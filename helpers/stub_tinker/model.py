@@ -1,13 +1,15 @@
 """A decoder-only transformer (llama, Qwen2, Qwen3) with LoRA, written for few tokens on few cores.
 
-Why not PEFT on the Hugging Face model: that loop spends most of a step on padding, on logits nobody asked for, and on
-autograd over frozen weights. Here a batch is packed (one row a real token), the frozen matrices are fused and kept in
-bfloat16, each LoRA layer is one autograd node that adds to the gradient itself, and the residual stream stays float32.
+Why not PEFT on the Hugging Face model: that loop spends most of a step on padding, on logits nobody asked
+for, and on autograd over frozen weights. Here a batch is packed (one row a real token), the frozen matrices
+are fused and kept in bfloat16, each LoRA layer is one autograd node that adds to the gradient itself, and the
+residual stream stays float32.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,8 +152,10 @@ class Adapters:
 
     Attributes:
         dtype: compute precision of the pass.
-        training: one adapter with gradient buffers, in `groups` and `scale`; else `segments` apply, without gradients.
-        segments: (groups, scale, rows), rows None for all of them; `groups` maps `"{layer}.{group}"` to a LoraGroup.
+        training: one adapter with gradient buffers, in `groups` and `scale`; else `segments` apply, without
+            gradients.
+        segments: (groups, scale, rows), rows None for all of them; `groups` maps `"{layer}.{group}"` to a
+            LoraGroup.
     """
 
     dtype: torch.dtype
@@ -186,7 +190,7 @@ class Model:
         where = {}
         for file in files:
             handle = safe_open(file, framework="pt")
-            where.update({key: handle for key in handle.keys()})
+            where.update(dict.fromkeys(handle.keys(), handle))
 
         def take(name: str) -> torch.Tensor:
             if name not in where:
@@ -205,7 +209,7 @@ class Model:
         self.layers = []
         for n in range(self.config.layers):
             prefix = f"model.layers.{n}."
-            layer = {group: fused(prefix, modules) for group, modules in GROUPS.items()}
+            layer: dict[str, Any] = {g: fused(prefix, modules) for g, modules in GROUPS.items()}
             layer["norm1"] = take(f"{prefix}input_layernorm.weight")
             layer["norm2"] = take(f"{prefix}post_attention_layernorm.weight")
             for part in ("q_norm", "k_norm"):
@@ -215,13 +219,15 @@ class Model:
         self._cos, self._sin = self._rotary_tables()
 
     def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of every position, (max_length, head_dim), float32, by transformers' own rope functions."""
+        """cos and sin of every position, (max_length, head_dim), float32, by transformers' own rope
+        functions.
+        """
         c = self.config
         if c.rope_scaling:
             from transformers import AutoConfig
             from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-            kind = c.rope_scaling.get("rope_type") or c.rope_scaling.get("type")
+            kind = c.rope_scaling.get("rope_type") or c.rope_scaling["type"]
             inverse, factor = ROPE_INIT_FUNCTIONS[kind](AutoConfig.from_pretrained(self.folder), self.device)
         else:
             inverse = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
@@ -241,7 +247,9 @@ class Model:
         return frozen.steady(x, _deltas(x, frozen.shape[0], adapters, name))
 
     def _heads(self, n: int, x, angles, adapters: Adapters):
-        """Of layer `n`: rotated queries and keys, (tokens, heads + kv_heads, head_dim), and values, (tokens, kv_heads, head_dim)."""
+        """Of layer `n`: rotated queries and keys, (tokens, heads + kv_heads, head_dim), and values, (tokens,
+        kv_heads, head_dim).
+        """
         c, layer = self.config, self.layers[n]
         norm, turn = (RmsNorm.apply, Rotate.apply) if adapters.training else (rms_norm, rotate)
         out = self._linear(
@@ -264,12 +272,14 @@ class Model:
         return x + self._linear(activation(gate_up), layer["down"], adapters, f"{n}.down")
 
     def hidden(self, batch: Packed, adapters: Adapters, on_layer=None) -> torch.Tensor:
-        """Final hidden states, (tokens, hidden), normed, in the adapters' compute precision; filler is cut off.
+        """Final hidden states, (tokens, hidden), normed, in the adapters' compute precision; filler is cut
+        off.
 
         Args:
             batch: packed sequences.
             adapters: which LoRA applies to which rows, and in what precision to compute.
-            on_layer: called, unless in training, as on_layer(n, i, keys, values) for sequence i, (kv_heads, length, head_dim).
+            on_layer: called, unless in training, as on_layer(n, i, keys, values) for sequence i, (kv_heads,
+                length, head_dim).
         """
         c, x = self.config, self.embedding[batch.tokens].float().requires_grad_(adapters.training)
         angles = self._angles(batch.positions, adapters.dtype)
@@ -286,9 +296,11 @@ class Model:
         return norm(x[: batch.size], self.norm.to(adapters.dtype), c.eps)
 
     def _attend_apart(self, n: int, heads, batch: Packed, masks: dict, on_layer) -> torch.Tensor:
-        """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own then."""
+        """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own
+        then.
+        """
         c, parts = self.config, []
-        for i, (start, length) in enumerate(zip(batch.starts, batch.lengths)):
+        for i, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=False)):
             padded = round_up(length, Packed.STEP)
             grid = fill(heads[start : start + length], padded).transpose(0, 1)[None]
             q, k, v = grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
@@ -318,7 +330,8 @@ class Model:
         return self.output.steady(hidden, _deltas(hidden, self.config.vocab, adapters, "unembed")).float()
 
     def decode(self, tokens: torch.Tensor, cache: Cache, adapters: Adapters) -> torch.Tensor:
-        """One token more for each sequence in the cache, in its order: (n,) tokens -> (n, vocab) float32 logits.
+        """One token more for each sequence in the cache, in its order: (n,) tokens -> (n, vocab) float32
+        logits.
 
         Filler rows stand after the last sequence, so that each product need not add its own.
         """

@@ -1,16 +1,18 @@
-"""Sampling with continuous batching: requests join a running batch when a slot is free and leave it when they stop.
+"""Sampling with continuous batching: requests join a running batch when a slot is free and leave it when they
+stop.
 
-One prompt at a time wastes most of each pass over the weights, so everything that waits is decoded together, whatever
-client or adapter it comes from. What a sequence gets does not depend on what else is in the batch. Its random numbers are its
+One prompt at a time wastes most of each pass over the weights, so everything that waits is decoded together,
+whatever client or adapter it comes from. What a sequence gets does not depend on what else is in the batch.
+Its random numbers are its
 own, and from its tokens to its logprobs no operation's result for it depends on the others:
 
 - Products with matrices, frozen or LoRA's, take only numbers of rows that agree to the last bit: `steady.py`.
-- A prompt's attention is computed for it alone, and that of a new token on a shelf whose capacity depends on the sequence's own
-  length, in numbers of sequences that agree to the last bit: `cache.py`.
-- Sums and softmax are over the last dimension, which PyTorch computes row by row once there are several; their lengths are the
-  model's, or the sequence's own.
-- silu and the rotation are cut between rows: `steady.by_rows`. All else that is element-wise is exactly rounded, as IEEE 754 asks:
-  the same in vectors as alone.
+- A prompt's attention is computed for it alone, and that of a new token on a shelf whose capacity depends on
+  the sequence's own length, in numbers of sequences that agree to the last bit: `cache.py`.
+- Sums and softmax are over the last dimension, which PyTorch computes row by row once there are several;
+  their lengths are the model's, or the sequence's own.
+- silu and the rotation are cut between rows: `steady.by_rows`. All else that is element-wise is exactly
+  rounded, as IEEE 754 asks: the same in vectors as alone.
 - Of equally likely tokens, the lower id comes first.
 """
 
@@ -112,7 +114,8 @@ class PromptScores:
 
     Attributes:
         own: (n,) float32, NaN where not scored.
-        topk: ids and logprobs, (n, k) each; id 0 with logprob -99999 where not scored, which is the wire's "none".
+        topk: ids and logprobs, (n, k) each; id 0 with logprob -99999 where not scored, which is the wire's
+            "none".
         targets: (n - 1, k) float32, 0 where the request had -1.
         draws: ids and logprobs, (n - 1, k) each.
     """
@@ -195,8 +198,9 @@ class Sampler:
 
     @torch.inference_mode()
     def work(self, steps: int, until: Callable[[], bool] = lambda: False) -> None:
-        """Score one batch of prompts, admit what fits, and decode tokens for each running sequence: up to `steps`, or one at
-        least and then as long as `until` is not so."""
+        """Score one batch of prompts, admit what fits, and decode tokens for each running sequence: up to
+        `steps`, or one at least and then as long as `until` is not so.
+        """
         if self.scoring:
             self._guard(self._score, self._next_to_score())
         for _ in range(steps):
@@ -229,8 +233,9 @@ class Sampler:
         return jobs
 
     def _next_to_join(self) -> list[SampleJob]:
-        """Jobs that can start now, from the session with the fewest running first. One that comes in turn but finds no room
-        is waited for: shorter ones do not pass it."""
+        """Jobs that can start now, from the session with the fewest running first. One that comes in turn but
+        finds no room is waited for: shorter ones do not pass it.
+        """
         if not self.waiting or len(self.running) >= SLOTS:
             return []
         jobs: list[SampleJob] = []
@@ -252,7 +257,9 @@ class Sampler:
         return jobs
 
     def _together(self, jobs: list, job: SampleJob | ScoreJob) -> bool:
-        """Whether a prompt can be read in one pass with others. Short and long ones take different attention kernels."""
+        """Whether a prompt can be read in one pass with others. Short and long ones take different attention
+        kernels.
+        """
         distinct = {
             id(j.prompt): len(j.prompt) for j in [*jobs, job]
         }  # the samples of one request share their prompt
@@ -269,7 +276,7 @@ class Sampler:
             .cpu()
             .numpy()
         )
-        for job, start, length in zip(jobs, packed.starts, packed.lengths):
+        for job, start, length in zip(jobs, packed.starts, packed.lengths, strict=False):
             scores = PromptScores(np.full(length, np.nan, np.float32))
             first = length - job.last  # of the scored tokens; position 0 has no context
             scores.own[first:] = own[start + first - 1 : start + length - 1]
@@ -278,44 +285,35 @@ class Sampler:
             job.future.set_result(scores)
 
     def _more_scores(self, job: ScoreJob, scores: PromptScores, hidden: torch.Tensor) -> None:
-        """Top-k, targets and draws of one prompt from its hidden states (n - 1, hidden), 64 positions at a time."""
-        n = len(hidden)
-        if job.topk:
-            scores.topk = (
-                np.zeros((n + 1, job.topk), np.int32),
-                np.full((n + 1, job.topk), -99999.0, np.float32),
-            )
-        if job.targets is not None:
-            scores.targets = np.zeros(job.targets.shape, np.float32)
-        if job.draws:
-            scores.draws = np.zeros((n, job.draws), np.int64), np.zeros((n, job.draws), np.float32)
-            generator = torch.Generator()
-            generator.seed() if job.seed is None else generator.manual_seed(job.seed)
+        """Top-k, targets and draws of one prompt from its hidden states (n - 1, hidden), 64 positions at a
+        time.
+        """
+        n, generator = len(hidden), torch.Generator()
+        generator.seed() if job.seed is None else generator.manual_seed(job.seed)
+        ids, best = np.zeros((n + 1, job.topk), np.int32), np.full((n + 1, job.topk), -99999.0, np.float32)
+        drawn, drawn_logprobs = np.zeros((n, job.draws), np.int64), np.zeros((n, job.draws), np.float32)
+        wanted = np.zeros((n, 0), np.int64) if job.targets is None else job.targets
+        found = np.zeros(wanted.shape, np.float32)
         for start in range(0, n, 64):
-            rows = slice(start, min(start + 64, n))
+            rows, after = slice(start, start + 64), slice(start + 1, start + 65)
             part = hidden[rows]
-            logprobs = torch.log_softmax(
-                self.model.logits(part, adapters_for([job], [len(part)], self.model, part.dtype)), dim=-1
-            ).cpu()
+            adapters = adapters_for([job], [len(part)], self.model, part.dtype)
+            logprobs = torch.log_softmax(self.model.logits(part, adapters), dim=-1).cpu()
             if job.topk:
                 top = logprobs.topk(job.topk)
-                after = slice(rows.start + 1, rows.stop + 1)
-                scores.topk[0][after], scores.topk[1][after] = top.indices.numpy(), top.values.numpy()
-            if job.targets is not None:
-                wanted = torch.from_numpy(job.targets[rows])
-                scores.targets[rows] = torch.where(
-                    wanted < 0, 0.0, logprobs.gather(1, wanted.clamp(min=0))
-                ).numpy()
+                ids[after], best[after] = top.indices.numpy(), top.values.numpy()
+            targets = torch.from_numpy(wanted[rows])
+            at_targets = logprobs.gather(1, targets.clamp(min=0))
+            found[rows] = torch.where(targets < 0, 0.0, at_targets).numpy()
             if job.draws:
                 probabilities = torch.softmax(logprobs / max(job.temperature, COLDEST), dim=-1)
-                drawn = torch.multinomial(probabilities, job.draws, replacement=True, generator=generator)
-                scores.draws[0][rows], scores.draws[1][rows] = (
-                    drawn.numpy(),
-                    logprobs.gather(1, drawn).numpy(),
-                )
-        if job.topk:  # what `last` leaves out
-            skipped = n + 1 - job.last
-            scores.topk[0][:skipped], scores.topk[1][:skipped] = 0, -99999.0
+                tokens = torch.multinomial(probabilities, job.draws, replacement=True, generator=generator)
+                drawn[rows], drawn_logprobs[rows] = tokens.numpy(), logprobs.gather(1, tokens).numpy()
+        skipped = n + 1 - job.last  # what `last` leaves out
+        ids[:skipped], best[:skipped] = 0, -99999.0
+        scores.topk = (ids, best) if job.topk else None
+        scores.targets = None if job.targets is None else found
+        scores.draws = (drawn, drawn_logprobs) if job.draws else None
 
     def _prefill(self, jobs: list[SampleJob]) -> None:
         """Read prompts, that of one request's samples once, and sample each job's first token."""
@@ -332,7 +330,7 @@ class Sampler:
 
         adapters = adapters_for(leaders, packed.lengths, self.model, self.model.dtype)
         hidden = self.model.hidden(packed, adapters, keep)
-        last = [end - 1 for end, same in zip(packed.starts[1:], samples.values()) for _ in same]
+        last = [end - 1 for end, same in zip(packed.starts[1:], samples.values(), strict=True) for _ in same]
         joined = [job for same in samples.values() for job in same]
         adapters = adapters_for(joined, [1] * len(joined), self.model, self.model.dtype)
         self._append(
@@ -357,7 +355,7 @@ class Sampler:
             )
         every = log_softmax(logits)
         logprobs = every.gather(1, chosen[:, None])[:, 0]
-        for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), logprobs.tolist())):
+        for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), logprobs.tolist(), strict=True)):
             job.tokens.append(token)
             job.logprobs.append(logprob)
             if job.topk_logprobs:
@@ -379,7 +377,9 @@ class Sampler:
 
 
 def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
-    """A token for each row of (jobs, vocab) logits by its job's temperature, top-k, top-p and random numbers: (jobs,)."""
+    """A token for each row of (jobs, vocab) logits by its job's temperature, top-k, top-p and random numbers:
+    (jobs,).
+    """
     temperatures = torch.tensor([max(job.temperature, COLDEST) for job in jobs], device=logits.device)[
         :, None
     ]
@@ -402,7 +402,9 @@ def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
 
 
 def likeliest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Ids of the k highest of (vocab,) scores, highest first; of equal ones, which bfloat16 makes often, the lower ids."""
+    """Ids of the k highest of (vocab,) scores, highest first; of equal ones, which bfloat16 makes often, the
+    lower ids.
+    """
     least = scores.topk(k).values[-1]
     ids = torch.cat([(scores > least).nonzero()[:, 0], (scores == least).nonzero()[:, 0]])[:k]
     return ids[scores[ids].sort(descending=True, stable=True).indices]

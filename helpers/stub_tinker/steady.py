@@ -1,9 +1,10 @@
 """Products in which a row's bits don't depend on how many rows there are, nor on its place among them.
 
-oneDNN, MKL and cuBLAS choose a kernel by the whole shape: with other rows beside it, a row may be summed up in another order,
-and its last digit changes. Which numbers of rows agree is up to the processor: with AVX-512 all do, with AMX some don't. So
-nothing is taken for granted. A number of rows is used only after a trial on this very machine, in which a product with that
-many rows gave the bits of one with 16, at every place. What doesn't agree is put together from smaller products that do.
+oneDNN, MKL and cuBLAS choose a kernel by the whole shape: with other rows beside it, a row may be summed up
+in another order, and its last digit changes. Which numbers of rows agree is up to the processor: with AVX-512
+all do, with AMX some don't. So nothing is taken for granted. A number of rows is used only after a trial on
+this very machine, in which a product with that many rows gave the bits of one with 16, at every place. What
+doesn't agree is put together from smaller products that do.
 """
 
 import functools
@@ -27,8 +28,8 @@ class Steady:
 
     Args:
         run: `run(n)` gives the results, (n, …), of one row at each of n places.
-        like: another kind of product whose bits this one must give. If None, the row must give what it gives among 16, or
-            alone if even that varies from place to place.
+        like: another kind of product whose bits this one must give. If None, the row must give what it gives
+            among 16, or alone if even that varies from place to place.
     """
 
     def __init__(self, run: Callable[[int], torch.Tensor], like: "Steady | None" = None):
@@ -81,8 +82,10 @@ def _wanted(rows: int) -> int:
 def trial_operands(
     width: int, depth: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A row (depth,) and a matrix (width, depth) whose product is zero, so that what comes out is rounding and nothing else:
-    any other order of summation shows in most elements. The terms are of many magnitudes, or few sums would need rounding."""
+    """A row (depth,) and a matrix (width, depth) whose product is zero, so that what comes out is rounding
+    and nothing else: any other order of summation shows in most elements. The terms are of many magnitudes,
+    or few sums would need rounding.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def numbers(count: int) -> torch.Tensor:
@@ -152,12 +155,12 @@ def batched_product(
 def by_rows(operation: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """operation(*tensors), element-wise, in pieces of whole rows that PyTorch cuts between rows, if at all.
 
-    A part that begins or ends within a row has elements there that are computed one by one, with another exp than in vectors.
+    A part that begins or ends within a row has elements there that are computed one by one, with another exp
+    than in vectors.
     """
     rows, width = len(tensors[0]), tensors[0][0].numel()
     parts = max(1, min(torch.get_num_threads(), math.ceil(rows * width / GRAIN)))
     if rows % parts == 0:
         return operation(*tensors)
-    return torch.cat(
-        [operation(*piece) for piece in zip(*(t.split(max(1, GRAIN // width)) for t in tensors))]
-    )
+    pieces = zip(*(t.split(max(1, GRAIN // width)) for t in tensors), strict=True)
+    return torch.cat([operation(*piece) for piece in pieces])
