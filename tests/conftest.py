@@ -81,80 +81,46 @@ def notebooks(monkeypatch, folder):
     return made
 
 
+def save_llama(folder: Path, base_model: Path, **sizes: Any) -> Path:
+    """A random llama with the base model's tokenizer; two narrow layers unless `sizes` say otherwise."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {**narrow, "num_key_value_heads": 2, "max_position_embeddings": 256, **sizes}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **config)).save_pretrained(
+        folder
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(base_model / name, folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory, base_model) -> Path:
     """A two-layer llama with the vocabulary and tokenizer of the local base model."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "deep" / "small"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=49152,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in Path(base_model).glob("*token*"):
-        shutil.copy(file, folder)
-    for name in ("vocab.json", "merges.txt", "chat_template.jinja", "special_tokens_map.json"):
-        if (Path(base_model) / name).exists():
-            shutil.copy(Path(base_model) / name, folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("models") / "deep" / "small", base_model, initializer_range=0.2)
 
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory, base_model) -> Path:
     """Two narrow layers with large weights: its loss falls by a third in twelve quick steps."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("toys") / "models" / LOCAL_MODEL
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=49152,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=1.0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in Path(base_model).iterdir():
-        if "token" in file.name or file.suffix in (".jinja", ".txt") or file.name == "vocab.json":
-            shutil.copy(file, folder)
-    return folder
+    return save_llama(folder, base_model, initializer_range=1.0, max_position_embeddings=2048)
 
 
 @pytest.fixture(scope="session")
-def wide_model(small_model, tmp_path_factory) -> Path:
+def wide_model(tmp_path_factory, base_model) -> Path:
     """A model whose rank-64 LoRA shows in the memory of a process, and whose own weights are larger."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("wide") / "deep" / "model"
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return save_llama(
+        tmp_path_factory.mktemp("wide") / "deep" / "model",
+        base_model,
         hidden_size=512,
         intermediate_size=1024,
         num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=8,
-        vocab_size=49152,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for path in Path(small_model).iterdir():
-        if not (folder / path.name).exists():
-            shutil.copy(path, folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import make_base
 
 from helpers.errors import CourseError, ModelError
 from helpers.paths import ROOT
 from helpers.serve import engine, generate_with_transformers, load_vllm, measure_throughput
 from helpers.serve.answers import Answer
 from helpers.train.prompts import PromptFormat
+from helpers.weights.base_model import load_base
 
 
 class Letters:
@@ -32,33 +34,8 @@ def fmt_with(stop):
 
 def make_model(folder, head_dim=8):
     """A tiny llama whose next token is never nearly a tie, with a tokenizer; token 2 ends a text."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=head_dim,
-        vocab_size=64,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() == 2:
-                weight.normal_(0, 0.5 if "embed" in name or "lm_head" in name else 0.2)
-    model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w0").save_pretrained(folder)
-    return model
+    make_base(folder, tied=False, dtype=torch.float32, head_dim=head_dim)
+    return load_base(folder)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -68,6 +68,9 @@ class SamplingSession:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # of processes that join
 
 
+Held = TypeVar("Held", Session, TrainingClient, SamplingSession)
+
+
 class Service:
     """The state of a server. Methods are called from any thread but the engine's.
 
@@ -97,13 +100,7 @@ class Service:
         Raises:
             BadRequest: there is none of that id for this owner.
         """
-        session = self.sessions.get(session_id)
-        if session is None or session.owner != owner:
-            raise BadRequest(
-                f"there is no session {session_id!r}: it has ended or the server was restarted. "
-                "Make a new ServiceClient",
-                404,
-            )
+        session = _owned(self.sessions, session_id, owner, "session", "Make a new ServiceClient")
         session.seen = time.monotonic()
         return session
 
@@ -145,13 +142,8 @@ class Service:
         Raises:
             BadRequest: there is none of that id for this owner.
         """
-        client = self.clients.get(model_id)
-        if client is None or client.owner != owner:
-            raise BadRequest(
-                f"there is no training client {model_id!r}: it has ended or the server was restarted. "
-                "Its checkpoints are kept: create_training_client_from_state(path) goes on from one",
-                404,
-            )
+        advice = "Its checkpoints are kept: create_training_client_from_state(path) goes on from one"
+        client = _owned(self.clients, model_id, owner, "training client", advice)
         self.touch(client.session, owner)
         return client
 
@@ -161,14 +153,7 @@ class Service:
         Raises:
             BadRequest: there is none of that id for this owner.
         """
-        sampler = self.samplers.get(sampler_id)
-        if sampler is None or sampler.owner != owner:
-            raise BadRequest(
-                f"there is no sampler {sampler_id!r}: it has ended or the server was restarted. "
-                "Make a new sampling client",
-                404,
-            )
-        return sampler
+        return _owned(self.samplers, sampler_id, owner, "sampler", "Make a new sampling client")
 
     # Work on the engine's thread
 
@@ -217,6 +202,16 @@ class Service:
             for key in [key for key, value in table.items() if value.session == session_id]:
                 del table[key]
         self.session_store.forget_samplers(session_id)
+
+
+def _owned(table: dict[str, Held], key: str, owner: str, what: str, advice: str) -> Held:
+    """What `table` holds under `key`; someone else's counts as not there."""
+    held = table.get(key)
+    if held is None or held.owner != owner:
+        raise BadRequest(
+            f"there is no {what} {key!r}: it has ended or the server was restarted. {advice}", 404
+        )
+    return held
 
 
 def _is_active(session: Session) -> bool:
