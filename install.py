@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Set the course up: make .venv and install exactly what requirements.lock lists. Does nothing when that is done.
+"""Set the course up: make .venv with exactly what requirements.lock lists. Does nothing when that is done.
 
     python3 install.py           into .venv, which it makes (`make run` and `make test` call this)
     python  install.py --here    into the active conda or virtual environment
     python3 install.py --lock    developers: resolve pyproject.toml into requirements.lock anew
 
-It runs on the system's Python with the standard library alone, and its syntax is kept plain enough for an old Python 3 to
-read it and say that it is too old.
+It runs on the system's Python with the standard library alone, and its syntax is kept plain enough for an old
+Python 3 to read it and say that it is too old.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_SECONDS = 4
 UV = "uv==0.13.9"  # resolves the lock; pinned so that the lock's form stays the same
 
-# Runs in the environment's own Python: prints, as JSON, what the lock asks for and the environment lacks. pip writes
-# RECORD last, so a package without one was cut off half-way.
+# Runs in the environment's own Python: prints, as JSON, what the lock asks for and the environment lacks. pip
+# writes RECORD last, so a package without one was cut off half-way.
 COMPARE = r"""
 import importlib.metadata as m, json, re, sys
 from pip._vendor.packaging.requirements import Requirement
@@ -77,7 +77,7 @@ def refusal(version, system, machine):
         word = "old" if tuple(version[:2]) < OLDEST else "new"
         return (
             f"Python {version[0]}.{version[1]} is too {word}: the course needs Python 3.11, 3.12 or 3.13.\n"
-            "-> Install one of these and name it: make run PYTHON=python3.11 (or use environment.yml with conda)."
+            "-> Install one and name it: make run PYTHON=python3.11 (or use environment.yml with conda)."
         )
     return None
 
@@ -104,7 +104,7 @@ def read_stamp(prefix):
 
 
 def is_installed(prefix):
-    """True if the environment in `prefix` was installed to the end from today's lock and project file, here."""
+    """True if the environment in `prefix` was installed to the end, here, from today's lock and project."""
     return os.path.exists(os.path.join(prefix, "bin", "python")) and read_stamp(prefix) == wanted_stamp()
 
 
@@ -133,9 +133,7 @@ def install(prefix):
         pip(python, ["--no-deps", "-r", LOCK], "packages", state["count"])
         state = compare(python)
     if state["cuda_libraries_missing"]:
-        say(
-            "The CPU build of PyTorch could not be had here. The CUDA build came instead; it runs on the CPU too, but"
-        )
+        say("The CPU build of PyTorch could not be had. The CUDA build came instead. It runs on the CPU too, but")
         say("needs NVIDIA's libraries, about 3 GB more. Installing them.")
         check_disk(prefix)
         pip(python, ["-c", LOCK, "torch=={}".format(pinned("torch"))], "CUDA libraries", 20)
@@ -155,7 +153,7 @@ def install(prefix):
 
 
 def make_base_model(python):
-    """Make the local base model now, so that no notebook has to wait for it. Where that fails, the first notebook says why."""
+    """Make the local base model now, so no notebook waits for it. If that fails, a notebook says why."""
     import subprocess
 
     made = subprocess.call(
@@ -179,9 +177,7 @@ def compare(python):
     """What the lock asks for and the environment of `python` lacks."""
     import subprocess
 
-    result = subprocess.run(
-        [python, "-I", "-c", COMPARE, LOCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    result = subprocess.run([python, "-I", "-c", COMPARE, LOCK], capture_output=True)
     if result.returncode:
         raise InstallError(
             "{} can't be used:\n{}\n-> Delete {} and run the same command again.".format(
@@ -194,7 +190,7 @@ def compare(python):
 
 
 def clear_halves(prefix, names):
-    """Remove what is left of those packages that pip was cut off from installing: it can't replace them by itself."""
+    """Remove what pip left of packages when it was cut off: it can't replace them by itself."""
     import glob
 
     plain = {name.lower().replace("-", "_").replace(".", "_") for name in names}
@@ -205,7 +201,7 @@ def clear_halves(prefix, names):
 
 
 def install_torch(python):
-    """Install torch alone, as the CPU build: most machines' default index has a CUDA build with GBs of libraries.
+    """Install torch alone, as the CPU build: most machines' default index has a CUDA build of several GB.
 
     Where the CPU index can't be reached, torch comes from wherever pip is set up to look.
     """
@@ -225,7 +221,7 @@ def install_torch(python):
 
 
 def reachable(url):
-    """True if `url` answers within PROBE_SECONDS, name look-up included (which urllib's own timeout leaves out)."""
+    """True if `url` answers within PROBE_SECONDS, the look-up of its name included."""
     import threading
 
     answers = []
@@ -257,21 +253,12 @@ def pinned(name):
 
 
 def pip(python, arguments, what, count):
-    """Run `pip install`, show how far it is, keep its own words in a log file, and show their end if it fails."""
+    """Run `pip install`: show how far it is, log what it says, and show the end of that if it fails."""
     import subprocess
 
     log = os.path.join(os.path.dirname(os.path.dirname(python)), LOG)
-    command = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--no-input",
-        "--no-warn-script-location",
-        "--progress-bar",
-        "off",
-    ] + arguments
+    options = "--disable-pip-version-check --no-input --no-warn-script-location --progress-bar off"
+    command = [python, "-m", "pip", "install", *options.split(), *arguments]
     with open(log, "a+", encoding="utf-8", errors="replace") as output:
         output.seek(0, os.SEEK_END)
         start = output.tell()
@@ -289,7 +276,7 @@ def pip(python, arguments, what, count):
 
 
 def watch(process, log, start, what, count):
-    """Show progress till pip ends: one line rewritten each second on a terminal, a line each half minute elsewhere."""
+    """Show progress till pip ends: redrawn each second on a terminal, a line each half minute elsewhere."""
     import subprocess
 
     began, said, terminal = time.time(), time.time(), sys.stdout.isatty()
@@ -324,7 +311,7 @@ def failure(words, what, log):
     if "No matching distribution" in words or "connection" in words.lower():
         return (
             text
-            + "-> Check the network (and proxy settings), then run the same command again: it goes on from here.\n"
+            + "-> Check network and proxy settings, then run the same command again: it goes on from here.\n"
             + "   All of pip's output: "
             + log
         )

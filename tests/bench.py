@@ -47,8 +47,8 @@ def markdown(results: dict, names: tuple[str, ...] = tuple(PARTS)) -> str:
     days = " and ".join(sorted({part["date"][:10] for part in parts}))
     where = f"{m['cpu']}, {m['cores']} cores ({', '.join(m['features'])})"
     head = (
-        f"From `make bench` of {days} on {where}, torch {m['torch']}, {m['threads']} threads. Both sides of a "
-        "row took turns on the same work; medians. Ratios with × are speeds: above 1 the stub is faster."
+        f"From `make bench` of {days} on {where}, torch {m['torch']}, {m['threads']} threads. Both sides of "
+        "a row took turns on the same work; medians. Ratios with × are speeds: above 1 the stub is faster."
     )
     return "\n".join([head, "", *lines])
 

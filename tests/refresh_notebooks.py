@@ -21,7 +21,7 @@ def last_state(text: str) -> str:
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Drop what differs from run to run without meaning anything: times of cells, intermediate progress bars."""
+    """Drop what differs from run to run and means nothing: times of cells, intermediate progress bars."""
     notebook.metadata = {
         key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata
     }

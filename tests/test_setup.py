@@ -1,4 +1,4 @@
-"""Set-up: refusals, the stamp, what is left of an interrupted installation, and lists of versions that agree."""
+"""Set-up: refusals, the stamp, what an interrupted installation leaves, and lists of versions that agree."""
 
 import importlib.util
 import json
@@ -185,7 +185,7 @@ def test_what_pip_leaves_out_is_an_error(environment, monkeypatch):
         lambda python: {"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []},
     )
     monkeypatch.setattr(install, "pip", lambda *arguments: None)
-    with pytest.raises(install.InstallError, match="x==1 .found: None"):
+    with pytest.raises(install.InstallError, match=r"x==1 .found: None"):
         install.install(environment)
     assert not install.is_installed(environment)
 
@@ -246,7 +246,7 @@ def test_pip_failure_shows_pips_error_and_a_next_step(tmp_path):
 
 def test_full_disk_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(install.shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
-    with pytest.raises(install.InstallError, match="1.0 GB are free"):
+    with pytest.raises(install.InstallError, match=r"1\.0 GB are free"):
         install.check_disk(str(tmp_path))
 
 
@@ -438,3 +438,13 @@ def test_report():
     assert good.ready and "[OK]   a     1\n" in str(good) and "→ do x\n" in str(good)
     bad = check.Report([Check("FAIL", "d", "4", "do y")])
     assert not bad.ready and "[FAIL] d  4" in str(bad) and "1 of 1 checks failed" in str(bad)
+
+
+def test_the_cookbooks_math_recipes_can_run():
+    """They need pylatexenc, which comes with the cookbook's extra `math-rl`."""
+    code = (
+        "import tinker_cookbook.recipes.math_rl.math_env, tinker_cookbook.recipes.math_rl.math_grading as m;"
+    )
+    code += "assert m.grade_answer('\\\\frac{1}{2}', '0.5')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
