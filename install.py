@@ -133,7 +133,7 @@ def install(prefix):
         pip(python, ["--no-deps", "-r", LOCK], "packages", state["count"])
         state = compare(python)
     if state["cuda_libraries_missing"]:
-        say("The CPU build of PyTorch could not be had. The CUDA build came instead. It runs on the CPU too, but")
+        say("The CPU build of PyTorch could not be had, so the CUDA build came. It runs on the CPU too, but")
         say("needs NVIDIA's libraries, about 3 GB more. Installing them.")
         check_disk(prefix)
         pip(python, ["-c", LOCK, "torch=={}".format(pinned("torch"))], "CUDA libraries", 20)
