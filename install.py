@@ -437,6 +437,15 @@ def say(text):
     sys.stdout.flush()
 
 
+def unsafe_tarfile():
+    """What to do about a Python 3.11.0 to 3.11.3 whose tarfile can't filter what it unpacks; None if it can."""
+    import tarfile
+
+    if hasattr(tarfile, "data_filter"):
+        return None
+    return "This Python can't unpack archives safely.\n-> Name Python 3.11.4 or later: make run PYTHON=python3.12"
+
+
 def main(arguments):
     import platform
 
@@ -444,7 +453,7 @@ def main(arguments):
     if unknown:
         say("Unknown: {}\n{}".format(" ".join(unknown), __doc__))
         return 2
-    reason = refusal(sys.version_info, platform.system(), platform.machine())
+    reason = refusal(sys.version_info, platform.system(), platform.machine()) or unsafe_tarfile()
     if reason:
         sys.stderr.write(reason + "\n")
         return 1

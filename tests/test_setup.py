@@ -67,6 +67,13 @@ def test_refusal_ends_with_an_error(monkeypatch, capsys):
     assert install.main(["--hear"]) == 2
 
 
+def test_a_python_that_cannot_unpack_safely_is_refused(monkeypatch, capsys):
+    assert install.unsafe_tarfile() is None
+    monkeypatch.delattr("tarfile.data_filter")
+    assert install.main([]) == 1
+    assert "Python 3.11.4 or later" in capsys.readouterr().err
+
+
 def test_here_refuses_the_systems_python(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(install.sys, "prefix", str(tmp_path))
     monkeypatch.setattr(install.sys, "base_prefix", str(tmp_path))
