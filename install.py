@@ -438,12 +438,11 @@ def say(text):
 
 
 def unsafe_tarfile():
-    """What to do about a Python 3.11.0 to 3.11.3 whose tarfile can't filter what it unpacks; None if it can."""
+    """What to do about a Python 3.11 older than 3.11.4, whose tarfile can't filter what it unpacks."""
     import tarfile
 
-    if hasattr(tarfile, "data_filter"):
-        return None
-    return "This Python can't unpack archives safely.\n-> Name Python 3.11.4 or later: make run PYTHON=python3.12"
+    words = "This Python can't unpack archives safely.\n-> Take 3.11.4 or later: make run PYTHON=python3.12"
+    return None if hasattr(tarfile, "data_filter") else words
 
 
 def main(arguments):
