@@ -6,13 +6,14 @@ oneDNN reads its level once per process, so each level is a process of its own, 
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-# By the name that ONEDNN_MAX_CPU_ISA takes, the flags in /proc/cpuinfo without which a processor has not got
+# By the name that ONEDNN_MAX_CPU_ISA takes, the flags in /proc/cpuinfo without which a processor hasn't got
 # it.
 LEVELS = {
     "AVX2": {"avx2", "fma"},
@@ -21,6 +22,16 @@ LEVELS = {
     "AVX512_CORE_BF16": {"avx512f", "avx512_bf16"},
     "AVX512_CORE_FP16": {"avx512f", "avx512_fp16"},
     "AVX512_CORE_AMX": {"amx_tile", "amx_bf16", "amx_int8"},
+}
+
+# What oneDNN itself then says it uses; the last two are worded differently from version to version.
+SAYS = {
+    "AVX2": "Intel AVX2",
+    "AVX512_CORE": "Intel AVX-512 with AVX512BW, AVX512VL, and AVX512DQ extensions",
+    "AVX512_CORE_VNNI": "Intel AVX-512 with Intel DL Boost",
+    "AVX512_CORE_BF16": "Intel AVX-512 with Intel DL Boost and bfloat16 support",
+    "AVX512_CORE_FP16": r"Intel AVX.*(10\.1|float16).*",
+    "AVX512_CORE_AMX": "Intel AVX.*AMX.*",
 }
 
 
@@ -35,16 +46,19 @@ def offered() -> set[str]:
 def test_the_numbers_at_a_level(level):
     if missing := LEVELS[level] - offered():
         pytest.skip(f"{level} could not be tried: this processor has no {', '.join(sorted(missing))}")
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": level, "ONEDNN_VERBOSE": "dispatch,profile_exec"}
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": level, "ONEDNN_VERBOSE": "profile_create"}
     if level == "AVX2":  # MKL and PyTorch's own loops go by variables of their own
         environment |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     file = Path(__file__).with_name("test_stub_numbers.py")
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(file)],
         cwd=file.parents[1],
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+    said = [line for line in ran.stdout.splitlines() if "onednn_verbose" not in line]
+    assert ran.returncode == 0, "\n".join([*said[-80:], ran.stderr[-2000:]])
+    used = re.findall(r"info,cpu,isa:(.*)", ran.stdout)
+    assert used and all(re.fullmatch(SAYS[level], text.strip()) for text in used), f"oneDNN took {used}"

@@ -6,6 +6,7 @@ what order the others' attention is summed up.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Hashable
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.stub_tinker.kernels import round_up
-from helpers.stub_tinker.steady import batched, batched_product, fill
+from helpers.stub_tinker.steady import batched, fill
 
 STEP = 64  # positions by which capacities grow up to 512; after that, by a quarter of the power of two below
 
@@ -140,47 +141,64 @@ class Cache:
 
 
 class Step:
-    """What the attention of one new token a sequence needs in every layer. Call `done` after the last."""
+    """The attention of one new token a sequence, in every layer. Call `done` after the last."""
 
     def __init__(self, shelves: list[Shelf]):
-        self._parts, start = [], 0
-        for shelf in shelves:
-            count, sizes = len(shelf.jobs), shelf.sizes(len(shelf.jobs))
-            slots = max(map(sum, sizes))
-            rows = torch.arange(count, device=shelf.keys.device)
-            beyond = torch.arange(shelf.capacity, device=rows.device)[None] > shelf.lengths[:slots, None]
-            mask = torch.zeros(slots, 1, 1, shelf.capacity, dtype=shelf.keys.dtype, device=rows.device)
-            mask.masked_fill_(beyond[:, None, None], -torch.inf)
-            part = slice(start, start + count)
-            self._parts.append((shelf, part, rows, shelf.lengths[:count], mask, sizes))
-            start += count
+        starts = itertools.accumulate((len(shelf.jobs) for shelf in shelves), initial=0)
+        self._parts = [ShelfStep(shelf, start) for shelf, start in zip(shelves, starts, strict=False)]
 
     def attend(self, n: int, queries, keys, values) -> torch.Tensor:
         """Keep keys and values, (rows, kv_heads, head_dim), and attend with queries, (rows, heads, head_dim),
-        in layer `n`: (sequences, heads·head_dim). Queries that share a key head stand as positions of one
-        sequence.
+        in layer `n`: (rows, heads·head_dim), of which those after the last sequence's mean nothing.
         """
-        attended = []
-        for shelf, part, rows, places, mask, (with_keys, with_values) in self._parts:
-            all_keys, all_values = shelf.keys[n], shelf.values[n]
-            heads, dim, capacity = all_keys.shape[1:]
-            slots = len(mask)
-            all_keys[rows, :, :, places] = keys[part] * dim**-0.5
-            all_values[rows, :, places] = values[part]
-            q = fill(queries[part], slots).reshape(slots * heads, -1, dim)
-            weights = q.new_empty(slots * heads, shelf.group, capacity)
-            batched_product(q, all_keys.view(-1, dim, capacity), heads, with_keys, weights)
-            weights = torch.softmax(weights.view(slots, heads, -1, capacity).add_(mask), dim=-1)
-            out = batched_product(
-                weights.view(slots * heads, -1, capacity),
-                all_values.view(-1, capacity, dim),
-                heads,
-                with_values,
-                torch.empty_like(q),
-            )
-            attended.append(out.view(slots, -1)[: len(rows)])
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
+        attended = [part.attend(n, queries, keys, values) for part in self._parts]
+        if len(attended) > 1:
+            attended = [part[: len(step.places)] for part, step in zip(attended, self._parts, strict=True)]
+            attended = [torch.cat(attended)]
+        return fill(attended[0], len(queries))[: len(queries)]
 
     def done(self) -> None:
-        for shelf, *_ in self._parts:
-            shelf.lengths[: len(shelf.jobs)] += 1
+        for part in self._parts:
+            part.places += 1
+
+
+class ShelfStep:
+    """The part of one shelf, whose sequences' rows begin at `start`. Queries that share a key head stand as
+    positions of one sequence.
+    """
+
+    def __init__(self, shelf: Shelf, start: int):
+        count, (with_keys, with_values) = len(shelf.jobs), shelf.sizes(len(shelf.jobs))
+        self.slots = max(sum(with_keys), sum(with_values))
+        self.shelf, self.part = shelf, slice(start, start + count)
+        self.places = shelf.lengths[:count]
+        device, heads = shelf.keys.device, shelf.keys.shape[2]
+        self._rows = torch.arange(count, device=device)
+        beyond = torch.arange(shelf.capacity, device=device)[None] > shelf.lengths[: self.slots, None]
+        self._mask = shelf.keys.new_zeros(self.slots, 1, 1, shelf.capacity).masked_fill_(
+            beyond[:, None, None], -torch.inf
+        )
+        self._weights = shelf.keys.new_empty(self.slots * heads, shelf.group, shelf.capacity)
+        self._attended = shelf.keys.new_empty(self.slots * heads, shelf.group, shelf.keys.shape[3])
+        self._with_keys, self._with_values = (_parts(sizes, heads) for sizes in (with_keys, with_values))
+
+    def attend(self, n: int, queries, keys, values) -> torch.Tensor:
+        """(slots, heads·head_dim) for the sequences of this shelf and filler."""
+        all_keys, all_values = self.shelf.keys[n], self.shelf.values[n]
+        heads, dim, capacity = all_keys.shape[1:]
+        all_keys[self._rows, :, :, self.places] = keys[self.part] * dim**-0.5
+        all_values[self._rows, :, self.places] = values[self.part]
+        q = fill(queries[self.part.start :][: self.slots], self.slots).reshape(self.slots * heads, -1, dim)
+        for part in self._with_keys:
+            torch.bmm(q[part], all_keys.view(-1, dim, capacity)[part], out=self._weights[part])
+        scores = self._weights.view(self.slots, heads, -1, capacity).add_(self._mask)
+        weights = torch.softmax(scores, dim=-1).view(-1, self.shelf.group, capacity)
+        for part in self._with_values:
+            torch.bmm(weights[part], all_values.view(-1, capacity, dim)[part], out=self._attended[part])
+        return self._attended.view(self.slots, -1)
+
+
+def _parts(sizes: tuple[int, ...], each: int) -> list[slice]:
+    """Where products of so many slots, with `each` matrices a slot, begin and end."""
+    ends = [end * each for end in itertools.accumulate(sizes, initial=0)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]

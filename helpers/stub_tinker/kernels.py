@@ -66,10 +66,13 @@ class Frozen:
         bare, summed = self._trials(x.dtype)
         if delta is None and not bare.usable:
             delta = x.new_zeros(len(x), self.shape[0])
+        sizes = (bare if delta is None else summed).sizes(len(x))
+        if sizes == (len(x),):
+            return self(x, delta)
         product = self._product(x.dtype)
         if delta is None:
-            return in_sizes(lambda rows: product(rows, None), bare.sizes(len(x)), x)
-        return in_sizes(product, summed.sizes(len(x)), x, delta)
+            return in_sizes(lambda rows: product(rows, None), sizes, x)
+        return in_sizes(product, sizes, x, delta)
 
     def rows_for(self, rows: int, dtype: torch.dtype) -> int:
         """Rows, with filler, that `steady` takes for `rows` of them."""

@@ -344,7 +344,7 @@ class Model:
             turned, values = self._heads(n, x, angles, adapters)
             queries, keys = turned.split([c.heads, c.kv_heads], dim=1)
             attended = step.attend(n, queries, keys, values)
-            x = self._after_attention(n, x, fill(attended, rows), adapters)
+            x = self._after_attention(n, x, attended, adapters)
         step.done()
         return self.logits(rms_norm(x, self.norm, c.eps), adapters)[:count]
 

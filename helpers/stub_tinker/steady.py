@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-SIZES = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+SIZES = (4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 REFERENCE = 16  # rows; a tile of AMX has as many, and few enough to be quick with one row
 ONE_PRODUCT = 32  # rows up to which filler costs less than a second pass over the weights
 FILLER = 8  # rows that cost less than another product, beyond that
@@ -92,12 +92,12 @@ def trial_operands(
         exponents = torch.randint(0, 12, (count,), generator=generator)
         return (torch.randn(count, generator=generator) * 2.0**exponents).to(dtype)
 
-    row, tile = numbers(depth), numbers(65537)  # a prime, so that rows of the matrix differ
-    matrix = tile.repeat(math.ceil(width * depth / len(tile)))[: width * depth].view(width, depth)
+    row, matrix = numbers(depth), numbers(min(width, 509) * depth).view(-1, depth)
     half, order = depth // 2, torch.randperm(depth, generator=generator)
     some, others = order[:half], order[half : 2 * half]
     row[others], matrix[:, others] = row[some], -matrix[:, some]
     row[order[2 * half :]] = 0
+    matrix = matrix.repeat(math.ceil(width / len(matrix)), 1)[:width]
     return row.to(device), matrix.to(device)
 
 
@@ -105,24 +105,16 @@ def in_sizes(
     product: Callable[..., torch.Tensor], sizes: tuple[int, ...], *rows: torch.Tensor
 ) -> torch.Tensor:
     """product(*rows), computed from as many rows at once as `sizes` says, and filler rows at the end."""
-    count = len(rows[0])
-    if sizes == (count,):
-        return product(*rows)
     parts, start = [], 0
     for size in sizes:
         parts.append(product(*(fill(r[start : start + size], size) for r in rows)))
         start += size
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:count]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(rows[0])]
 
 
 def fill(rows: torch.Tensor, size: int) -> torch.Tensor:
     """Rows of zeros added up to `size`."""
     return rows if len(rows) >= size else F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, size - len(rows)))
-
-
-def bmm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """torch.bmm, here so that one place multiplies."""
-    return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
 
 
 @functools.cache
@@ -135,21 +127,9 @@ def batched(
     def run(slots: int) -> torch.Tensor:
         row, matrix = trial_operands(n, k, dtype, device)
         a = row.expand(slots * each, m, k).contiguous()
-        return bmm(a, matrix.T.expand(slots * each, k, n).contiguous())
+        return torch.bmm(a, matrix.T.expand(slots * each, k, n).contiguous())
 
     return Steady(run)
-
-
-def batched_product(
-    a: torch.Tensor, b: torch.Tensor, each: int, sizes: tuple[int, ...], out: torch.Tensor
-) -> torch.Tensor:
-    """a @ b into `out`, with `each` matrices a slot, as many slots at once as `sizes` says."""
-    start = 0
-    for size in sizes:
-        part = slice(start * each, (start + size) * each)
-        bmm(a[part], b[part], out=out[part])
-        start += size
-    return out
 
 
 def by_rows(operation: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
@@ -158,7 +138,7 @@ def by_rows(operation: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> t
     A part that begins or ends within a row has elements there that are computed one by one, with another exp
     than in vectors.
     """
-    rows, width = len(tensors[0]), tensors[0][0].numel()
+    rows, width = len(tensors[0]), math.prod(tensors[0].shape[1:])
     parts = max(1, min(torch.get_num_threads(), math.ceil(rows * width / GRAIN)))
     if rows % parts == 0:
         return operation(*tensors)
