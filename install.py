@@ -302,7 +302,7 @@ def watch(process, log, start, what, count):
 
 
 def failure(words, what, log):
-    """pip's own errors, and what may mend them."""
+    """pip's own errors, and what may fix them."""
     lines = [line for line in words.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines[-5:]
     text = "pip could not install {}:\n  {}\n".format(what, "\n  ".join(line[:300] for line in errors[-5:]))

@@ -47,7 +47,7 @@ except KeyboardInterrupt:
 
 
 def real_sweep(tmp_path: Path, *arguments: str, ignoring_ctrl_c: bool = False):
-    """The command in a process of its own, with a script in the place of `course run`."""
+    """The command in a process of its own, with a script instead of `course run`."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     code = (
         "import sys\nfrom helpers.course.main import main\nfrom helpers.runs.sweep import run\n"

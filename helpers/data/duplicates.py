@@ -1,6 +1,6 @@
 """Questions that occur twice, exactly or nearly: the usual way in which a test set leaks into training.
 
-Two questions are exact duplicates if they are equal after case, spaces and Unicode form are evened out. They
+Two questions are exact duplicates if they are equal but for case, spaces and Unicode form. They
 are near duplicates if they hold the same numbers in the same order and share at least 90% of their three-word
 runs. Numbers have to agree because a word problem with other numbers is another problem, however alike the
 words are.

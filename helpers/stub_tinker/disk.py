@@ -71,7 +71,7 @@ def write_file(path: Path, content: Any) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON in the place of what is there, through a temporary file beside it."""
+    """Replace a JSON file, through a temporary file beside it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -54,7 +54,7 @@ def check_fields(model_output: str, expected_output: str) -> Verdict:
 
 
 def read_fields(text: str) -> dict[str, str] | None:
-    """Fields of an answer, names and values evened out; without empty ones. None if there is nothing to read.
+    """Fields of an answer, names and values normalised; without empty ones. None if there is nothing to read.
 
     Args:
         text: holds a JSON object or list, or lines of `field: value`.

@@ -1,4 +1,4 @@
-"""Answers in words: their text evened out, their sentences, the letter of a choice."""
+"""Answers in words: their text normalised, their sentences, the letter of a choice."""
 
 import re
 
