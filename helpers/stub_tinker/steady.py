@@ -17,9 +17,7 @@ SIZES = (4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 102
 REFERENCE = 16  # rows; a tile of AMX has as many, and few enough to be quick with one row
 ONE_PRODUCT = 32  # rows up to which filler costs less than a second pass over the weights
 FILLER = 8  # rows that cost less than another product, beyond that
-GRAIN = (
-    32768  # elements from which PyTorch cuts an element-wise operation into parts, anywhere, for its threads
-)
+GRAIN = 32768  # elements from which PyTorch cuts an element-wise operation into parts for its threads, anywhere
 
 
 class Steady:
