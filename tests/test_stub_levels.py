@@ -1,7 +1,7 @@
 """The stub's numbers at each instruction-set level of this processor, so that one machine finds most of what
 another would.
 
-oneDNN reads its level once per process, so each level is a process of its own, which runs
+oneDNN reads its level once per process, so each level is a process of its own, which runs tests of
 `test_stub_numbers.py`.
 """
 
@@ -26,13 +26,15 @@ LEVELS = {
 
 # What oneDNN itself then says it uses; the last two are worded differently from version to version.
 SAYS = {
-    "AVX2": "Intel AVX2",
+    "AVX2": "Intel AVX2",  # if it is used at all: bfloat16 is refused there, and float32 is MKL's
     "AVX512_CORE": "Intel AVX-512 with AVX512BW, AVX512VL, and AVX512DQ extensions",
     "AVX512_CORE_VNNI": "Intel AVX-512 with Intel DL Boost",
     "AVX512_CORE_BF16": "Intel AVX-512 with Intel DL Boost and bfloat16 support",
     "AVX512_CORE_FP16": r"Intel AVX.*(10\.1|float16).*",
     "AVX512_CORE_AMX": "Intel AVX.*AMX.*",
 }
+
+CHOSEN = "last_bit or transformers or within_a_row or took_the_level"  # what depends on the processor
 
 
 def offered() -> set[str]:
@@ -51,7 +53,7 @@ def test_the_numbers_at_a_level(level):
         environment |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     file = Path(__file__).with_name("test_stub_numbers.py")
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", CHOSEN, str(file)],
         cwd=file.parents[1],
         env=environment,
         capture_output=True,
@@ -61,4 +63,6 @@ def test_the_numbers_at_a_level(level):
     said = [line for line in ran.stdout.splitlines() if "onednn_verbose" not in line]
     assert ran.returncode == 0, "\n".join([*said[-80:], ran.stderr[-2000:]])
     used = re.findall(r"info,cpu,isa:(.*)", ran.stdout)
-    assert used and all(re.fullmatch(SAYS[level], text.strip()) for text in used), f"oneDNN took {used}"
+    assert (used or level == "AVX2") and all(re.fullmatch(SAYS[level], text.strip()) for text in used), (
+        f"oneDNN took {used}"
+    )

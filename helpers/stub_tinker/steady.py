@@ -19,7 +19,7 @@ REFERENCE = 16  # rows; a tile of AMX has as many, and few enough to be quick wi
 ONE_PRODUCT = 32  # rows up to which filler costs less than a second pass over the weights
 FILLER = 8  # rows that cost less than another product, beyond that
 GRAIN = (
-    32768  # elements from which PyTorch cuts an element-wise operation into parts, anywhere, for its threads
+    32768  # elements from which PyTorch cuts an element-wise operation into parts for its threads, anywhere
 )
 
 
