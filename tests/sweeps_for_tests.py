@@ -8,9 +8,9 @@ from commands import course
 from runs_for_tests import begin_stage, finish_stage
 
 from helpers.errors import DataError
+from helpers.runs.failures import record_failure
 from helpers.runs.run import Run
 from helpers.runs.settings import settings_until
-from helpers.runs.stage import record_failure
 from helpers.runs.sweep.plan import Sweep
 from helpers.runs.sweep.results import RESULTS, csv_text
 

@@ -49,7 +49,16 @@ from helpers.runs.stages import STAGES
 README = ROOT / "README.md"
 PLACEHOLDERS = {"NAME", "FILE", "FOLDER", "MODEL", "…"}
 # Environment variables of other programs that the texts may name.
-FOREIGN = {"HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "PIP_CERT", "PYTHON", "ARGS", "TINKER_PROJECT_ID"}
+FOREIGN = {
+    "ONEDNN_MAX_CPU_ISA",
+    "HF_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HTTPS_PROXY",
+    "PIP_CERT",
+    "PYTHON",
+    "ARGS",
+    "TINKER_PROJECT_ID",
+}
 
 each_text = pytest.mark.parametrize("text", [*PAGES, *NOTEBOOKS], ids=by_name)
 each_page = pytest.mark.parametrize("page", PAGES, ids=by_name)

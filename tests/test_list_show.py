@@ -9,9 +9,9 @@ from commands import assert_one_message, course, real_course
 from runs_for_tests import begin_stage, finish_stage, make_run
 
 from helpers.errors import DataError
+from helpers.runs.failures import record_failure
 from helpers.runs.info import find_runs
 from helpers.runs.run import Run, open_run
-from helpers.runs.stage import record_failure
 from helpers.text import size_text
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -11,10 +11,10 @@ from helpers.errors import DataError
 from helpers.paths import package_versions
 from helpers.runs import run as runs
 from helpers.runs.chosen import choose, parse_value
+from helpers.runs.failures import record_failure
 from helpers.runs.like import settings_used
 from helpers.runs.manifest import BackendUsed
 from helpers.runs.run import Run
-from helpers.runs.stage import record_failure
 
 pytestmark = pytest.mark.usefixtures("folder")
 

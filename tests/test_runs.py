@@ -9,10 +9,11 @@ import pytest
 
 from helpers.errors import CourseError, DataError, RunError
 from helpers.paths import NOTEBOOKS, ROOT
+from helpers.runs.failures import record_failure
 from helpers.runs.manifest import FORMAT, Manifest
 from helpers.runs.run import new_run, open_run
 from helpers.runs.settings import SETTINGS, SplitSettings, TrainSettings, check_settings, choices, settings_of
-from helpers.runs.stage import open_stage, record_failure
+from helpers.runs.stage import open_stage
 from helpers.runs.stages import STAGES, built_on
 
 
@@ -111,7 +112,7 @@ def test_a_stage_records_every_setting_and_what_it_used(capsys):
 
 
 def test_a_missing_setting_an_unknown_result_and_a_missing_file_are_refused():
-    with pytest.raises(CourseError, match="sets no max_test"):
+    with pytest.raises(CourseError, match="does not set max_test"):
         parameters = SplitSettings().model_dump()
         del parameters["max_test"]
         open_stage("split", "new", parameters)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers.stub_tinker import disk
-from helpers.stub_tinker.store import Store
+from helpers.stub_tinker.checkpoint_store import Store
 
 CRASHED = 9
 CHANGING = (

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from helpers.paths import ROOT
+from helpers.stub_tinker.checkpoint_store import Store
 from helpers.stub_tinker.errors import StoreError, WriteError
 from helpers.stub_tinker.session_store import SessionStore
 from helpers.stub_tinker.signed_urls import SignedUrls
 from helpers.stub_tinker.state_folder import lock
-from helpers.stub_tinker.store import Store
 
 RUN = {
     "owner": "me",

@@ -13,8 +13,8 @@ from sweeps_for_tests import data_of, finish, sweep_of_two
 
 from helpers.errors import RunError
 from helpers.files import read_json
+from helpers.runs.failures import record_failure
 from helpers.runs.run import Run
-from helpers.runs.stage import record_failure
 from helpers.runs.sweep import collect, grid, open_sweep, plan_sweep, run_sweep
 
 pytestmark = pytest.mark.usefixtures("folder")

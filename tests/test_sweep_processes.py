@@ -26,7 +26,7 @@ import os, signal, sys, time
 from helpers.course.interrupt import heed_ctrl_c
 from helpers.errors import DataError
 from helpers.runs.run import open_run
-from helpers.runs.stage import record_failure
+from helpers.runs.failures import record_failure
 heed_ctrl_c()
 run = open_run(sys.argv[sys.argv.index("--name") + 1])
 data = run.manifest.settings["data_files"]

@@ -9,9 +9,9 @@ from typing import Any
 
 from helpers.errors import RunError
 from helpers.paths import NOTEBOOKS
+from helpers.runs.failures import record_failure
 from helpers.runs.manifest import Failure, now
 from helpers.runs.run import WRITABLE, Run
-from helpers.runs.stage import record_failure
 from helpers.runs.stages import STAGES
 from helpers.text import clock
 

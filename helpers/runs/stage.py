@@ -1,4 +1,4 @@
-"""`open_stage`: what a notebook does first, so that its other cells can be about what they teach.
+"""`open_stage`: what a notebook does first, so that its other cells can stick to their subject.
 
 stage = open_stage("train", run_name, globals())    # checks and records every setting
 stage.settings.rank, stage.run.file("split/train.json"), stage.file("metrics.jsonl")
@@ -16,7 +16,8 @@ from helpers.errors import CourseError, RunError
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
 from helpers.files import read_json, write_json, write_jsonl
-from helpers.runs.manifest import BackendUsed, Failure, now
+from helpers.runs.failures import report_failures
+from helpers.runs.manifest import BackendUsed
 from helpers.runs.run import Run, data_fingerprints, new_run, open_run
 from helpers.runs.settings import SETTINGS, TrainSettings, settings_of
 from helpers.runs.stages import STAGES
@@ -30,8 +31,8 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
     to be replaced. If the notebook fails from here on, the manifest says why.
 
     Args:
-        name: of the stage, a key of `STAGES`.
-        run_name: of the run, `latest`, or, for the first stage, `new`.
+        name: the stage's, a key of `STAGES`.
+        run_name: the run's name, `latest`, or, for the first stage, `new`.
         parameters: the notebook's `globals()`, which holds the settings under their own names.
 
     Raises:
@@ -42,8 +43,8 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
     names = list(SETTINGS[name].model_fields)
     if missing := [field for field in names if field not in parameters]:
         raise CourseError(
-            f"the notebook sets no {', '.join(missing)}",
-            "run its parameters cell first, as it came with the course",
+            f"the notebook does not set {', '.join(missing)}",
+            "run its parameters cell first, unchanged from the course",
         )
     run = new_run() if run_name == "new" else open_run(run_name)
     report_failures(run, name)
@@ -75,7 +76,7 @@ class Stage:
             ) from error
 
     def __str__(self) -> str:
-        """The settings, those that are not the default marked."""
+        """The settings, with non-default values marked."""
         changed = self.settings.changed
         rows = [
             f"  {name:23} {value!r}{'  (not the default)' if name in changed else ''}"
@@ -88,7 +89,7 @@ class Stage:
         return self.path / name
 
     def save(self, name: str, value: Any) -> Path:
-        """Write JSON into the stage's folder; a list as one object a line if the name ends in `.jsonl`."""
+        """Write JSON into the stage's folder; a list as one object per line if the name ends in `.jsonl`."""
         return (write_jsonl if name.endswith(".jsonl") else write_json)(self.file(name), value)
 
     def examples(self, part: str) -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ class Stage:
 
     @property
     def trained(self) -> TrainSettings:
-        """The settings of notebook 02, such as the prompt format that the model knows."""
+        """The settings of notebook 02, such as the prompt format that the model was trained on."""
         return self.run.stage("train").settings
 
     @property
@@ -129,7 +130,7 @@ class Stage:
         return Scores("Tinker sampler", logprobs[:most])
 
     def earlier_scores(self) -> str:
-        """What notebooks 03 and 05 measured on the test set, a line each, as far as they are done."""
+        """What notebooks 03 and 05 measured on the test set, one line each, for those that are done."""
         stages, lines = self.run.manifest.stages, []
         if stages.is_done("evaluate"):
             found = read_json(self.run.file("evaluate/model_evaluation.json"))
@@ -186,32 +187,3 @@ class Stage:
                 artefacts=[f"{self.name}/{name}" for name in artefacts],
             )
         print(summary)
-
-
-def record_failure(run: Run, name: str, error: BaseException) -> None:
-    """Write why a stage failed into the manifest: `what` and `fix` of an error of ours, the first line of any
-    other.
-    """
-    if isinstance(error, CourseError):
-        what, fix = error.what, error.fix
-    else:
-        what, fix = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0], ""
-    with run.edit() as manifest:
-        manifest.failure = Failure(stage=name, kind=type(error).__name__, what=what, fix=fix, time=now())
-
-
-def report_failures(run: Run, name: str) -> None:
-    """In a notebook, write any error of a later cell into the run's manifest, and then show it as usual."""
-    import sys
-
-    if "IPython" not in sys.modules:
-        return
-    from IPython.core.getipython import get_ipython
-
-    if shell := get_ipython():
-
-        def handle(shell: Any, kind: Any, error: Any, traceback: Any, tb_offset: int | None = None) -> None:
-            record_failure(run, name, error)
-            shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
-
-        shell.set_custom_exc((Exception,), handle)

@@ -5,9 +5,9 @@ import uuid
 
 from tinker import types
 
+from helpers.stub_tinker.checkpoint_store import ADAPTER_FIELDS
 from helpers.stub_tinker.errors import BadRequest, StoreError
 from helpers.stub_tinker.service import Service
-from helpers.stub_tinker.store import ADAPTER_FIELDS
 
 
 def capabilities(service: Service) -> dict:

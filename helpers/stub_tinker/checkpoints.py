@@ -6,12 +6,12 @@ import pyrage
 from safetensors.torch import save as as_safetensors
 from tinker import types
 
+from helpers.stub_tinker.checkpoint_store import parse_path
 from helpers.stub_tinker.errors import StoreError
 from helpers.stub_tinker.lora import LoraState, adapter_config
 from helpers.stub_tinker.results import Result, json_result
 from helpers.stub_tinker.samplers import add_ephemeral
 from helpers.stub_tinker.service import Service, TrainingClient
-from helpers.stub_tinker.store import parse_path
 from helpers.stub_tinker.training_clients import register
 
 

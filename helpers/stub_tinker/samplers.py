@@ -6,10 +6,10 @@ import time
 import torch
 from tinker import types
 
+from helpers.stub_tinker.checkpoint_store import parse_path
 from helpers.stub_tinker.errors import StoreError
 from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.service import SamplingSession, Service, TrainingClient
-from helpers.stub_tinker.store import parse_path
 
 log = logging.getLogger("stub_tinker")
 

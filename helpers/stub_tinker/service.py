@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from helpers.stub_tinker.checkpoint_store import Store
 from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
@@ -27,7 +28,6 @@ from helpers.stub_tinker.results import Results
 from helpers.stub_tinker.sampling import Sampler
 from helpers.stub_tinker.session_store import SessionStore
 from helpers.stub_tinker.signed_urls import SignedUrls
-from helpers.stub_tinker.store import Store
 from helpers.stub_tinker.usage import Ledger
 
 log = logging.getLogger("stub_tinker")

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+from helpers.stub_tinker.checkpoint_store import Store, parse_path
 from helpers.stub_tinker.errors import StoreError
-from helpers.stub_tinker.store import Store, parse_path
 
 SECONDS = 3600
 

@@ -16,8 +16,8 @@ from typing import Any
 from helpers.errors import RunError
 from helpers.paths import ROOT
 from helpers.runs.base_answers import has_base_answers
+from helpers.runs.failures import record_failure
 from helpers.runs.run import Run, new_run, point_latest_at
-from helpers.runs.stage import record_failure
 from helpers.runs.stages import stages_until
 from helpers.runs.sweep.plan import Sweep
 from helpers.runs.sweep.progress import Watch
