@@ -31,21 +31,6 @@ class Group:
     problems: frozenset[tuple[int, str, str]]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two runs' answers to the same problems.
-
-    Attributes:
-        result: of `mcnemar`, `other` compared to `first`.
-        adjusted: its p-value after Holm's adjustment for all pairs of the page.
-    """
-
-    first: str
-    other: str
-    result: dict[str, Any]
-    adjusted: float
-
-
 def write_comparison(runs: list[Run], path: Path) -> Path:
     """Write a page that compares runs. They need not be complete.
 
@@ -103,7 +88,7 @@ def same_problems(samples: dict[str, list[Sample]]) -> list[Group]:
     return list(groups.values())
 
 
-def paired(groups: list[Group], samples: dict[str, list[Sample]]) -> list[Pair]:
+def paired(groups: list[Group], samples: dict[str, list[Sample]]) -> list[comparison_tables.Pair]:
     """The first run of each group beside the others of it, all tests adjusted for one another."""
     rows = {name: [sample.model_dump() for sample in own] for name, own in samples.items()}
     results = {
@@ -112,7 +97,10 @@ def paired(groups: list[Group], samples: dict[str, list[Sample]]) -> list[Pair]:
         for other in others
     }
     adjusted = holm([result["p_value"] for result in results.values()])
-    return [Pair(*names, result, p) for (names, result), p in zip(results.items(), adjusted, strict=True)]
+    return [
+        comparison_tables.Pair(*names, result, p)
+        for (names, result), p in zip(results.items(), adjusted, strict=True)
+    ]
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -1,8 +1,9 @@
 """The tables on the page that compares runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import Any
 
 from helpers.evaluate.score import Score
 from helpers.runs.info import RunInfo
@@ -13,10 +14,22 @@ from helpers.runs.settings import OTHER_RUNS, written
 from helpers.runs.stages import STAGES
 from helpers.text import clock, percent
 
-if TYPE_CHECKING:
-    from helpers.runs.report.comparison import Pair
-
 Scores = Mapping[str, Mapping[str, Score]]  # by run and model
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs' answers to the same problems.
+
+    Attributes:
+        result: of `mcnemar`, `other` compared to `first`.
+        adjusted: its p-value after Holm's adjustment for all pairs of the page.
+    """
+
+    first: str
+    other: str
+    result: dict[str, Any]
+    adjusted: float
 
 
 def overview(runs: list[RunInfo], scores: Scores) -> Table:
@@ -141,7 +154,7 @@ def scores(scores: Scores) -> Table:
     )
 
 
-def pairs(pairs: Sequence["Pair"]) -> Table:
+def pairs(pairs: Sequence[Pair]) -> Table:
     """The paired tests."""
     head = ["pair", "difference, points", "gained", "lost", "both right", "both wrong", "p", "p by Holm"]
     rows = [
