@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every contestant computes on the CPU
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -32,6 +33,7 @@ from bench_tools import (
     token_count,
     train_step,
 )
+from stub import OwnServer
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
 
@@ -42,9 +44,7 @@ def training(bench: Bench) -> dict:
     peaks = matmul_peaks(bench.size((1024, 2048, 4096), (1024,)))
     with bench.stub() as server, tempfile.TemporaryDirectory() as adapter:
         client, dtype = bench.trainer(server), precision(server)
-        path = client.save_weights_external("initial").result().path
-        for name, url in server.rest().get_external_weights_urls(path).result().urls.items():
-            urllib.request.urlretrieve(url, Path(adapter) / name)
+        save_initial(client, server, adapter)
         peft, low = (PeftLoop(bench.folder, adapter, kind) for kind in (torch.float32, torch.bfloat16))
         plan = [(bench.datums[8 * i : 8 * i + 8], 1e-3 * (1 - i / steps)) for i in range(steps)]
         stub_loss, peft_loss = (
@@ -57,11 +57,8 @@ def training(bench: Bench) -> dict:
             float(abs(losses / peft_loss[: len(losses)] - 1).max()) for losses in (stub_loss, low_loss)
         )
         say(f"losses of {steps} steps differ by {difference:.2%} at most")
-        loops = {
-            "stub": lambda datums: train_step(client, datums),
-            "PEFT, float32": peft.step,
-            "PEFT, bfloat16": low.step,
-        }
+        loops: dict[str, Callable] = {"stub": lambda datums: train_step(client, datums)}
+        loops |= {"PEFT, float32": peft.step, "PEFT, bfloat16": low.step}
         speeds = {}
         for size in (8, 16):
             batches = [bench.datums[256 + size * i : 256 + size * (i + 1)] for i in range(rounds)]
@@ -71,11 +68,8 @@ def training(bench: Bench) -> dict:
         rate = peft.flops(tokens, targets) / tokens * speeds[16]["stub"]
     idle, peak = training_memory(bench)
     rows = training_rows(speeds, tokens, dtype, rate, peaks)
-    measured = [
-        ("loss", difference, LOSS_DIFFERENCE),
-        ("idle memory", idle, IDLE_GIB),
-        ("training memory", peak, TRAINING_GIB),
-    ]
+    measured = [("loss", difference, LOSS_DIFFERENCE), ("idle memory", idle, IDLE_GIB)]
+    measured.append(("training memory", peak, TRAINING_GIB))
     rows += [
         [
             "largest difference of the loss",
@@ -123,6 +117,13 @@ def training_memory(bench: Bench) -> tuple[float, float]:
         for _ in range(bench.size(3, 1)):
             train_step(client, bench.uniform(16, 256))
         return idle, memory_gib(server, "VmHWM")
+
+
+def save_initial(client: Any, server: OwnServer, folder: str) -> None:
+    """The untrained adapter's files, so that PEFT starts from the same weights."""
+    path = client.save_weights_external("initial").result().path
+    for name, url in server.rest().get_external_weights_urls(path).result().urls.items():
+        urllib.request.urlretrieve(url, Path(folder) / name)
 
 
 def training_rows(
