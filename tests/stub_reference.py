@@ -183,7 +183,8 @@ class Reference:
             torch.nn.Parameter(adapter[name]) for name in sorted(adapter) if name.startswith(UNEMBED)
         ]
         self.parameters |= {
-            f"{UNEMBED}.lora_{letter}.weight": value for letter, value in zip("AB", self.unembed, strict=False)
+            f"{UNEMBED}.lora_{letter}.weight": value
+            for letter, value in zip("AB", self.unembed, strict=False)
         }
         self.scale = 32 / rank
         assert self.parameters.keys() == adapter.keys()

@@ -323,7 +323,7 @@ class Model:
             rows = slice(start, min(start + TargetLogprob.SLICE, len(hidden)))
             logits = self.logits(hidden[rows], adapters.within(rows))
             values.append(log_softmax(logits).gather(1, targets[rows]))
-        return torch.cat(values)
+        return torch.cat(values) if values else torch.empty(targets.shape, device=hidden.device)
 
     def logits(self, hidden: torch.Tensor, adapters: Adapters) -> torch.Tensor:
         """(rows, vocab) float32 of final hidden states; `adapters` are for these rows."""
