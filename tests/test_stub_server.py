@@ -208,13 +208,12 @@ def test_external_weights_are_the_trained_ones(server, service, client, tmp_path
 def test_the_cookbook_downloads_both_kinds_of_path(server, client, tmp_path, monkeypatch):
     from tinker_cookbook import weights
 
-    monkeypatch.setenv("TINKER_BASE_URL", server.url)
     monkeypatch.setenv("TINKER_API_KEY", "tml-test")
     train(client, 2)
     plain = client.save_weights_external("plain").result().path
     state = client.save_state("state").result().path
     folders = [
-        Path(weights.download(tinker_path=path, output_dir=str(tmp_path / name)))
+        Path(weights.download(tinker_path=path, output_dir=str(tmp_path / name), base_url=server.url))
         for name, path in (("a", plain), ("b", state))
     ]
     contents = [load((folder / "adapter_model.safetensors").read_bytes()) for folder in folders]
