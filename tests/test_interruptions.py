@@ -22,16 +22,16 @@ from helpers.runs.run import Run
 SHORT = [
     word
     for setting in (
-        "epochs=4",
+        "epochs=2.5",
         "batch_size=4",
-        "eval_every=24",
+        "eval_every=16",
         "max_tokens=16",
         "rank=4",
         "learning_rate=0.02",
     )
     for word in ("-p", setting)
 ]
-STEPS = 64  # 4 times the 64 examples of a made-up run, 4 a step
+STEPS = 40  # 2.5 times the 64 examples of a made-up run, 4 a step
 PATIENCE = 60  # seconds in which a user must learn that the stub is gone
 
 
@@ -70,7 +70,7 @@ def start_training(run: Run, ignoring_ctrl_c: bool = False) -> subprocess.Popen[
     process = start(command, ignoring_ctrl_c)
     deadline = time.monotonic() + 240
     path = run.file("train/metrics.jsonl")
-    while not path.exists() or path.read_text().count("\n") < 27:
+    while not path.exists() or path.read_text().count("\n") < 18:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process
@@ -133,7 +133,7 @@ def test_control_c_in_mid_training(home):
     time.sleep(2)
     assert len(metrics(run)) == done  # its kernel is gone, too
     kept = [json.loads(line)["step"] for line in run.file("train/checkpoints.jsonl").read_text().splitlines()]
-    assert kept == [0, 24]
+    assert kept == [0, 16]
 
 
 SLOW_TO_END = r"""
