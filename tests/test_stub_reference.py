@@ -30,6 +30,7 @@ from stub_reference import (
     make_data,
 )
 from tinker import types
+from tiny_models import NARROW, disturb
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,7 @@ def stub(tmp_path_factory, base_model):
         torch.manual_seed(0)
         config = AutoConfig.for_model(
             family,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            **NARROW,
             vocab_size=VOCAB,
             max_position_embeddings=128,
             tie_word_embeddings=family == "llama",
@@ -57,12 +54,7 @@ def stub(tmp_path_factory, base_model):
             {"head_dim": 16} if family == "qwen3" else {"sliding_window": None} if family == "mistral" else {}
         )
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with (
-            torch.no_grad()
-        ):  # norms that are not one and biases that are not zero, so that a missing one shows
-            for name, parameter in model.named_parameters():
-                if "norm" in name or "bias" in name:
-                    parameter.add_(torch.randn_like(parameter) * 0.2)
+        disturb(model)
         model.save_pretrained(folder)
         for file in base_model.glob("tokenizer*"):
             shutil.copy(file, folder)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import NARROW, disturb
 
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.losses import Example
@@ -38,11 +39,7 @@ def make_model(family: str, folder):
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         family,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **NARROW,
         head_dim=16,
         vocab_size=97,
         max_position_embeddings=64,
@@ -50,10 +47,7 @@ def make_model(family: str, folder):
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():  # norms and biases that are not all one or zero, so that a missing one shows
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+    disturb(model)
     model.save_pretrained(folder)
     return model
 

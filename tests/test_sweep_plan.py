@@ -128,7 +128,7 @@ def test_names_that_are_taken(taken, name, capsys, folder, small_data, notebooks
 
 
 def test_dry_run(capsys, folder, small_data):
-    grids = "--grid rank=8,16 --grid max_test=4,6 --dry-run".split()
+    grids = ["--grid", "rank=8,16", "--grid", "max_test=4,6", "--dry-run"]
     arguments = ["sweep", "--name", "s", "--data", small_data, *grids]
     plan = json.loads(course(capsys, *arguments, "--json")[1])
     assert [(row["run"], row["split_from"], row["base_from"]) for row in plan["runs"]] == [
@@ -154,7 +154,7 @@ def test_cost_of_a_sweep_on_hosted_tinker(capsys, folder, small_data, monkeypatc
         "helpers.runs.prices.read_toml",
         lambda path: {"source": "s", "a/b": {"train": 1000, "prefill": 100, "sample": 10}},
     )
-    hosted = "--backend hosted -p base_model=a/b --dry-run --json".split()
+    hosted = ["--backend", "hosted", "-p", "base_model=a/b", "--dry-run", "--json"]
     arguments = ["sweep", "--name", "s", "--data", small_data, *hosted]
     one = json.loads(course(capsys, *arguments, "--grid", "rank=8")[1])
     two = json.loads(course(capsys, *arguments, "--grid", "rank=8,16")[1])

@@ -25,6 +25,13 @@ MODULES = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+NARROW = {  # two layers with grouped-query attention, for AutoConfig
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 PAIRS = [
     (list(range(3, 9)), [9, 11, 40]),
     ([5, 60, 2, 33], [7, 8, 1, 12, 30]),
@@ -302,3 +309,11 @@ def make_merged_folder(folder: Path) -> Path:
     write_json(folder / "tokenizer.json", {"model": {}})
     write_json(folder / "generation_config.json", {})
     return folder
+
+
+def disturb(model: torch.nn.Module) -> None:
+    """Move norms and biases away from one and zero, so that a missing one shows."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
