@@ -1,5 +1,6 @@
 """Checkpoints: downloaded whole, from every kind of path, or not at all."""
 
+import contextlib
 import hashlib
 import resource
 import threading
@@ -81,6 +82,39 @@ class _Chunked(_Handler):
         self.end_headers()
         self.wfile.write(b"ff\r\nhalf")
         self.close_connection = True
+
+
+class _Endless(_Chunked):
+    """Sends more and more, and never says how much."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.wfile.write(b"2000\r\n" + b"x" * 0x2000 + b"\r\n")
+
+
+class _Moves(_Handler):
+    """Sends each request on to where the server says."""
+
+    def do_GET(self):
+        if self.path.startswith("/moved/"):
+            self.path = self.path.removeprefix("/moved")
+            return super().do_GET()
+        self.send_response(302)
+        self.send_header("Location", f"{self.server.moved_to}/moved{self.path}")
+        self.end_headers()
+
+
+class _OtherPart(_GoesOn):
+    """Goes on after a cut with another part than was asked for."""
+
+    def send_header(self, keyword, value):
+        super().send_header(
+            keyword, value.replace("bytes ", "bytes 1") if keyword == "Content-Range" else value
+        )
 
 
 class _Expires(_Handler):
@@ -289,6 +323,34 @@ def test_a_file_that_changed_under_a_cut_is_fetched_anew(tmp_path, checkpoint, s
 def test_a_cut_without_a_stated_length_is_seen(tmp_path, checkpoint, serve):
     with pytest.raises(BackendError, match="can't download"):
         download_checkpoint_archive(serve(checkpoint, _Chunked), EXTERNAL, tmp_path / "a.tar.gz", False)
+
+
+@pytest.mark.parametrize(
+    ("handler", "limits", "words"),
+    [
+        (_Endless, {"MAX_UNANNOUNCED": 100_000}, r"adapter_config\.json is larger than 100,000"),
+        (_Handler, {"MAX_BYTES": 100_000}, r"adapter_model\.safetensors is larger than 99,"),
+        (_Handler, {"MAX_FILES": 1}, "lists 2 files"),
+        (_OtherPart, {}, r"asked for a file from byte 200,\d+ on, the server sent .bytes 1200"),
+    ],
+)
+def test_what_a_server_may_send_is_bounded(tmp_path, checkpoint, serve, monkeypatch, handler, limits, words):
+    for name, value in limits.items():
+        monkeypatch.setattr(transfer, name, value)
+    with pytest.raises(BackendError, match=words):
+        download_checkpoint_archive(serve(checkpoint, handler), EXTERNAL, tmp_path / "d" / "a.tar.gz", False)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_a_redirection_leads_to_the_same_host_only(tmp_path, checkpoint, serve):
+    service, other = serve(checkpoint, _Moves), serve(checkpoint, _Moves)
+    service.server.moved_to = service.url
+    made = download_checkpoint_archive(service, EXTERNAL, tmp_path / "a.tar.gz", False)
+    assert made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors")
+    for target in (other.url, service.url.replace("127.0.0.1", "localhost"), "ftp://127.0.0.1"):
+        service.server.moved_to = target
+        with pytest.raises(BackendError, match=r"sends the download on to another host, (http|ftp)://"):
+            download_checkpoint_archive(service, EXTERNAL, tmp_path / "b.tar.gz", False)
 
 
 def test_an_expired_address_is_asked_for_again(tmp_path, checkpoint, serve):

@@ -3,7 +3,8 @@
     merge_adapter(base_model, "model_weights", "merged_model")        # W + (alpha / r)·B·A, then saved
 
 A model that fits in memory is merged there, by PEFT's `merge_and_unload`; a larger one file by file, with the
-cookbook's plan. Either way the saved files are read back and compared with W + (alpha / r)·B·A.
+cookbook's plan. Either way the saved files are read back and compared with W + (alpha / r)·B·A. That the
+adapter is read right is for `read_adapter`, which refuses what it doesn't know, and for `compare_logprobs`.
 
 The merge is computed in float32 whatever is saved: the delta B·A is often smaller than the step between two
 bfloat16 numbers next to W, so adding in bfloat16 loses part of what was trained. For the same reason the
@@ -199,7 +200,7 @@ def _check_tokenizer(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(str(folder))
+        AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} has no usable tokenizer: {cause(error)}", base_advice(folder)) from error
 
