@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import HIDDEN, PAIRS, by_hand, furthest, make_adapter, make_base, make_kind, output_layer
+from tiny_models import HIDDEN, PAIRS, by_hand, make_adapter, make_base, make_kind, output_layer
 
 from helpers.errors import ModelError
 from helpers.serve.server import VLLM_RANKS, _adapter_options, serve_vllm
@@ -39,7 +39,7 @@ def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.normal_(0, 0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "layers used twice": ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
     "a changed base model": ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     "from some token on": ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
-    "embeddings": ({"target_modules": ["embed_tokens"]}, "embed_tokens.lora_embedding_A.*no LoRA factor"),
+    "embeddings": ({"target_modules": ["embed_tokens"]}, "embed_tokens.*no LoRA factor"),
     "modules by a pattern": ({"target_modules": r".*\.(q|v)_proj"}, "target_modules"),
 }
 
@@ -172,6 +172,7 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj"
     ("tensors", "match"),
     [
         ({f"{KEY}.lora_magnitude_vector": torch.ones(HIDDEN)}, "lora_magnitude_vector.*no LoRA factor"),
+        ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 64)}, "embedding_A.*no LoRA"),
         ({f"{KEY}.lora_B.bias": torch.ones(HIDDEN)}, "lora_B.bias.*no LoRA factor"),
         ({f"{KEY}.bias": torch.ones(HIDDEN)}, "q_proj.bias.*no LoRA factor"),
         ({"base_model.model.lm_head.weight": torch.ones(64, HIDDEN)}, "lm_head.weight.*no LoRA factor"),
@@ -213,7 +214,7 @@ def test_names_of_another_model_are_refused_with_an_example(made, tmp_path):
 
 def test_an_adapter_is_served_beside_a_model_of_its_shape_and_with_room_for_its_rank(made, tmp_path):
     wide = make_base(tmp_path / "wide", head_dim=16)
-    with pytest.raises(ModelError, match=r"changes a matrix \(32, 32\), and .*q_proj of .* is \(64, 32\)"):
+    with pytest.raises(ModelError, match=r"changes a matrix \(16, 32\), and .*k_proj of .* is \(32, 32\)"):
         check_peft_adapter(wide, made["peft"])
     tied = make_adapter(tmp_path / "tied", made["base"], extra=output_layer())
     with pytest.raises(ModelError, match="unembed_tokens"):
@@ -226,7 +227,9 @@ def test_an_adapter_is_served_beside_a_model_of_its_shape_and_with_room_for_its_
 def test_one_weight_changed_under_two_names_is_refused(tmp_path):
     base = make_base(tmp_path / "base", tied=False)
     twice = output_layer()
-    twice |= {name.replace("model.unembed_tokens", "lm_head"): tensor for name, tensor in twice.items()}
+    twice |= {
+        name.replace("model.unembed_tokens", "lm_head"): tensor.clone() for name, tensor in twice.items()
+    }
     with pytest.raises(ModelError, match=r"changes lm_head\.weight twice"):
         merge_adapter(base, make_adapter(tmp_path / "adapter", base, extra=twice), tmp_path / "merged")
 
@@ -260,5 +263,4 @@ def test_parity_with_peft_notices_a_key_that_was_overlooked(tmp_path, options):
     adapter = save_adapter(base, tmp_path / "peft", **options)
     plain = score_with_transformers(by_hand(base, adapter), PAIRS, "plain")
     result = compare_logprobs(peft_scores(base, adapter), [plain])["plain"]
-    assert not result["passed"] and result["max_abs_logprob_diff"] > 1e-2
-    assert furthest(plain, score_with_transformers(load_base(base), PAIRS)) > 0.1
+    assert not result["passed"] and result["max_abs_logprob_diff"] > 50 * result["tolerance"]

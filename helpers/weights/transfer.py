@@ -73,8 +73,11 @@ def download_files(rest: "tinker.RestClient", path: str, folder: Path, progress:
         disable=not progress,
         desc="downloading",
     ) as bar:
+        total = 0
         for name in urls.names:
-            _fetch(urls, name, folder / PurePosixPath(name), bar)
+            target = folder / PurePosixPath(name)
+            _fetch(urls, name, target, bar, total)
+            total += target.stat().st_size
 
 
 class SignedUrls:
@@ -142,11 +145,15 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
 
 
-def _fetch(urls: SignedUrls, name: str, target: Path, bar: "tqdm") -> None:
-    """Download one file in up to `TRIES` tries. A cut is resumed if the server can do that."""
+def _fetch(urls: SignedUrls, name: str, target: Path, bar: "tqdm", start: int) -> None:
+    """Download one file in up to `TRIES` tries. A cut is resumed if the server can do that.
+
+    Args:
+        start: bytes of the files before it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     opener = urllib.request.build_opener(_SameHost)
-    start, etag = int(bar.n), None
+    etag = None
     for attempt in range(1, TRIES + 1):
         have = target.stat().st_size if etag and target.exists() else 0
         # With If-Range a server that has another file by now sends all of it, with status 200.
