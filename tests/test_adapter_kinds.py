@@ -75,11 +75,16 @@ def edited(made: dict[str, Any], folder: Path, config: dict[str, Any] | None = N
 HANDLED: dict[str, dict[str, Any]] = {
     "nothing special": {},
     "rslora": {"use_rslora": True},
-    "alpha of a kind of module": {"alpha_pattern": {"q_proj": 32}},
-    "alpha of one module": {"alpha_pattern": {"model.layers.1.mlp.up_proj": 2}},
-    "alpha, first match wins": {"alpha_pattern": {"layers.0.self_attn.q_proj": 64, "q_proj": 1}},
-    "alpha, from the start of the name": {"alpha_pattern": {"^model.layers.0.mlp.up_proj": 3}},
-    "rank of a kind of module": {"rank_pattern": {"v_proj": 2, "up_proj": 8}},
+    "alphas, of which the first match counts": {
+        "alpha_pattern": {
+            "model.layers.1.mlp.up_proj": 2,
+            "^model.layers.0.mlp.up_proj": 3,
+            "layers.0.self_attn.q_proj": 64,
+            "q_proj": 1,
+            "layers.1.self_attn.q_proj": 99,
+        }
+    },
+    "ranks": {"rank_pattern": {"v_proj": 2, "up_proj": 8}},
     "ranks, alphas and rslora": {
         "rank_pattern": {"v_proj": 7},
         "alpha_pattern": {"up_proj": 5},
@@ -91,17 +96,17 @@ HANDLED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # of layers that the adapter leaves alone
 @pytest.mark.parametrize("options", HANDLED.values(), ids=HANDLED)
 def test_what_is_handled_is_what_peft_computes(made, tmp_path, options):
     base, adapter = made["base"], save_adapter(made["base"], tmp_path / "adapter", **options)
-    trained = peft_scores(base, adapter)
     for method in METHODS:
         merge_adapter(base, adapter, tmp_path / method, method=method)
-        merged = score_with_transformers(load_base(tmp_path / method), PAIRS, method)
-        assert compare_logprobs(trained, [merged])[method]["passed"]
     adapter_to_peft(base, adapter, tmp_path / "peft")
-    beside = score_with_transformers(load_peft(base, tmp_path / "peft"), PAIRS, "beside")
-    assert compare_logprobs(trained, [beside])["beside"]["passed"]
+    models = [*(load_base(tmp_path / method) for method in METHODS), load_peft(base, tmp_path / "peft")]
+    scores = [score_with_transformers(model, PAIRS, str(i)) for i, model in enumerate(models)]
+    results = compare_logprobs(peft_scores(base, adapter), scores)
+    assert all(result["passed"] for result in results.values()), str(results)
     check_peft_adapter(base, adapter)
 
 
@@ -250,9 +255,7 @@ def test_a_description_has_the_scale_of_each_module(made, tmp_path):
     [
         {"use_dora": True},
         {"bias": "all"},
-        {"bias": "lora_only"},
         {"use_rslora": True},
-        {"alpha_pattern": {"q_proj": 32}},
         {"alpha_pattern": {"model.layers.1.self_attn.v_proj": 15}},
     ],
     ids=str,

@@ -128,15 +128,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def shard_files(folder: str | Path) -> list[Path]:
     """The files that hold a model's weights.
 
-    These are the ones that its index names, else `model.safetensors`, else every safetensors file.
+    These are the ones that its index names, or else `model.safetensors`.
 
     Raises:
-        ModelError: the index is damaged, or names a file that is not there.
+        ModelError: the index is damaged, or names a file that is not there; or there is neither.
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
         whole = folder / "model.safetensors"
-        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+        if not whole.is_file():
+            raise ModelError(f"{folder} has neither {INDEX} nor {whole.name}", "download the model again")
+        return [whole]
     try:
         names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     except (RunError, KeyError, TypeError, AttributeError) as error:
