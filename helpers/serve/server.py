@@ -146,9 +146,8 @@ def serve_vllm(
         options: anything else for the command line of `vllm serve`.
 
     Raises:
-        ModelError: the model is not there or damaged, an adapter holds what is not handled or doesn't fit the
-            model, vLLM is not installed, or the server ended or did not answer in time; the end of its log is
-            in the message.
+        ModelError: the model is not there or damaged, `check_peft_adapter` refuses an adapter, vLLM is not
+            installed, or the server ended or did not answer in time, with the end of its log.
     """
     _check_model(model_folder)
     environment = vllm_settings(kv_cache_gib) | os.environ

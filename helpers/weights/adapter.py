@@ -100,7 +100,7 @@ def _check_pair(folder: Path, config: AdapterConfig, module: str, a: "Tensor", b
         raise ModelError(
             f"{folder} holds tensors of {module}, which target_modules, exclude_modules or "
             "layers_to_transform in its adapter_config.json leave out, so PEFT would not use them",
-            "correct adapter_config.json, or take the tensors out",
+            'if all tensors were trained, say so there: "target_modules": "all-linear", the other two null',
         )
     dims = (2, 3) if ".experts" in module else (2,)
     matrices = a.dim() in dims and b.dim() == a.dim() and a.shape[-2] == b.shape[-1]
