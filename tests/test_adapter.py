@@ -44,6 +44,9 @@ def test_describe_adapter_says_what_is_wrong(tmp_path):
         describe_adapter(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
     (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    with pytest.raises(ModelError, match="has no 'lora_alpha'"):
+        describe_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
     with pytest.raises(ModelError, match="damaged"):
         describe_adapter(tmp_path)
 

@@ -108,12 +108,43 @@ def test_bombs(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bomb_in_a_header_is_not_read_into_memory(tmp_path):
-    info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 50 << 20
-    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"n" * (50 << 20)))
-    with pytest.raises(ModelError, match="header of"):
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize(("size", "count"), [(50 << 20, 1), ((16 << 10) + 1, 1), (8 << 10, 33)])
+def test_large_headers_are_neither_read_into_memory_nor_searched(tmp_path, monkeypatch, kind, size, count):
+    """Digits alone take the search in Python 3.11.7 quadratic time."""
+    for method in ("_proc_gnulong", "_proc_pax"):
+        monkeypatch.setattr(tarfile.TarInfo, method, lambda info, tar: _pass_over(info, tar, size))
+    header = _member("././@LongLink", type=kind, size=size)[0].tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((header + b"1" * -(-size // 512) * 512) * count))
+    with pytest.raises(ModelError, match=r"headers of [\d,]+ bytes"):
         extract_archive(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+def _pass_over(info: tarfile.TarInfo, tar: Any, size: int) -> tarfile.TarInfo:
+    assert size < 16 << 10, "a large header is read"
+    tar.fileobj.read(-(-size // 512) * 512)
+    return info.fromtarfile(tar)
+
+
+def test_an_archive_that_is_not_compressed_is_unpacked(tmp_path):
+    packed = _archive(tmp_path / "a.tar.gz", [GOOD, _member("weights", b"w" * 1000)])
+    plain = gzip.decompress(packed.read_bytes())
+    path = tmp_path / "plain.tar"
+    path.write_bytes(plain)
+    assert extract_archive(path, tmp_path / "out") == {"adapter_config.json": 2, "weights": 1000}
+    for hostile in ("parent", "symlink", "twice"):
+        path.write_bytes(gzip.decompress(_archive(packed, HOSTILE[hostile]).read_bytes()))
+        with pytest.raises(ModelError, match="not safe"):
+            extract_archive(path, tmp_path / "new")
+    for cut in (plain[:1024], plain[:2000], plain[:2560]):  # after a member, in one, before the end
+        path.write_bytes(cut)
+        with pytest.raises(ModelError, match="damaged"):
+            extract_archive(path, tmp_path / "new")
+    for magic, kind in ((b"PK\3\4", "a zip file"), (b"\xfd7zXZ\0", "xz"), (b"BZh9", "bzip2")):
+        path.write_bytes(magic + plain)
+        with pytest.raises(ModelError, match=rf"is .*{kind}"):
+            extract_archive(path, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_damaged_archives(tmp_path):

@@ -6,14 +6,24 @@ import threading
 import warnings
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import tinker
 import torch
+from file_servers import (
+    Chunked,
+    CutsAlways,
+    CutsFirst,
+    Endless,
+    Expires,
+    FileServer,
+    GoesOn,
+    Moves,
+    OtherPart,
+    Plain,
+)
 from safetensors.torch import save_file
 from tinker import types
 
@@ -21,80 +31,6 @@ from helpers.errors import BackendError, ModelError, RunError
 from helpers.weights import describe_adapter, download_checkpoint_archive, extract_archive, transfer
 
 EXTERNAL = "tinker://run/external_weights/final"
-
-
-class _Server(ThreadingHTTPServer):
-    """Remembers the Range of each request."""
-
-    def __init__(self, handler: Any):
-        super().__init__(("127.0.0.1", 0), handler)
-        self.asked: list[str | None] = []
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    server: Any
-
-    def log_message(self, format, *args):
-        pass
-
-
-class _CutsFirst(_Handler):
-    """Cuts the first answer for each file after 10 bytes, and can't go on in the middle of a file."""
-
-    seen: ClassVar[set[str]] = set()
-
-    def copyfile(self, source, outputfile):
-        if self.path not in self.seen:
-            self.seen.add(self.path)
-            outputfile.write(source.read(10))
-            return
-        super().copyfile(source, outputfile)
-
-
-class _GoesOn(_Handler):
-    """Cuts the first answer for the weights half way, and goes on from there if the ETag is right."""
-
-    def do_GET(self):
-        content = Path(self.translate_path(self.path)).read_bytes()
-        self.server.asked.append(self.headers.get("Range"))
-        etag, start = f'"{hashlib.md5(content).hexdigest()}"', 0
-        if self.headers.get("Range") and self.headers["If-Range"] == etag:
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("ETag", etag)
-        self.end_headers()
-        cut = not start and len(content) > 1000 and self.server.asked.count(None) < 3
-        self.wfile.write(content[start : len(content) // 2 if cut else None])
-
-
-class _Chunked(_Handler):
-    """Cuts an answer whose length it did not say."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        self.wfile.write(b"ff\r\nhalf")
-        self.close_connection = True
-
-
-class _Expires(_Handler):
-    """Refuses addresses that end in `?old`."""
-
-    def do_GET(self):
-        if self.path.endswith("?old"):
-            return self.send_error(403)
-        super().do_GET()
-
-
-class _CutsAlways(_Handler):
-    def copyfile(self, source, outputfile):
-        outputfile.write(source.read(10))
 
 
 def _ready(value):
@@ -168,8 +104,8 @@ def no_pause(monkeypatch):
 def serve():
     servers = []
 
-    def start(folder, handler=_Handler) -> Any:
-        server = _Server(partial(handler, directory=str(folder)))
+    def start(folder, handler=Plain) -> Any:
+        server = FileServer(partial(handler, directory=str(folder)))
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return FakeService(folder, f"http://127.0.0.1:{server.server_port}", server)
@@ -258,10 +194,10 @@ def test_what_is_no_path_is_refused(tmp_path, checkpoint, serve, path):
 
 
 def test_a_cut_transfer_starts_again(tmp_path, checkpoint, serve):
-    _CutsFirst.seen = set()
-    made = download_checkpoint_archive(serve(checkpoint, _CutsFirst), EXTERNAL, tmp_path / "a.tar.gz", False)
+    CutsFirst.seen = set()
+    made = download_checkpoint_archive(serve(checkpoint, CutsFirst), EXTERNAL, tmp_path / "a.tar.gz", False)
     assert made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors")
-    assert len(_CutsFirst.seen) == 2
+    assert len(CutsFirst.seen) == 2
 
 
 def recorded(file):
@@ -269,7 +205,7 @@ def recorded(file):
 
 
 def test_a_cut_transfer_goes_on_where_it_stopped(tmp_path, checkpoint, serve, capsys):
-    service = serve(checkpoint, _GoesOn)
+    service = serve(checkpoint, GoesOn)
     made = download_checkpoint_archive(service, EXTERNAL, tmp_path / "a.tar.gz")
     whole = checkpoint / "adapter_model.safetensors"
     assert made["files"]["adapter_model.safetensors"] == recorded(whole)
@@ -282,17 +218,45 @@ def test_a_file_that_changed_under_a_cut_is_fetched_anew(tmp_path, checkpoint, s
     monkeypatch.setattr(
         transfer.time, "sleep", lambda _: save_file({"x.lora_A.weight": torch.ones(4, 25_000)}, whole)
     )
-    made = download_checkpoint_archive(serve(checkpoint, _GoesOn), EXTERNAL, tmp_path / "a.tar.gz", False)
+    made = download_checkpoint_archive(serve(checkpoint, GoesOn), EXTERNAL, tmp_path / "a.tar.gz", False)
     assert made["files"]["adapter_model.safetensors"] == recorded(whole)
 
 
 def test_a_cut_without_a_stated_length_is_seen(tmp_path, checkpoint, serve):
     with pytest.raises(BackendError, match="can't download"):
-        download_checkpoint_archive(serve(checkpoint, _Chunked), EXTERNAL, tmp_path / "a.tar.gz", False)
+        download_checkpoint_archive(serve(checkpoint, Chunked), EXTERNAL, tmp_path / "a.tar.gz", False)
+
+
+@pytest.mark.parametrize(
+    ("handler", "limits", "words"),
+    [
+        (Endless, {"MAX_UNANNOUNCED": 100_000}, r"adapter_config\.json is larger than 100,000"),
+        (Plain, {"MAX_BYTES": 100_000}, r"adapter_model\.safetensors is larger than 99,"),
+        (Plain, {"MAX_FILES": 1}, "lists 2 files"),
+        (OtherPart, {}, r"asked for a file from byte 200,\d+ on, the server sent .bytes 1200"),
+    ],
+)
+def test_what_a_server_may_send_is_bounded(tmp_path, checkpoint, serve, monkeypatch, handler, limits, words):
+    for name, value in limits.items():
+        monkeypatch.setattr(transfer, name, value)
+    with pytest.raises(BackendError, match=words):
+        download_checkpoint_archive(serve(checkpoint, handler), EXTERNAL, tmp_path / "d" / "a.tar.gz", False)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_a_redirection_leads_to_the_same_host_only(tmp_path, checkpoint, serve):
+    service, other = serve(checkpoint, Moves), serve(checkpoint, Moves)
+    service.server.moved_to = service.url
+    made = download_checkpoint_archive(service, EXTERNAL, tmp_path / "a.tar.gz", False)
+    assert made["files"]["adapter_model.safetensors"] == recorded(checkpoint / "adapter_model.safetensors")
+    for target in (other.url, service.url.replace("127.0.0.1", "localhost"), "ftp://127.0.0.1"):
+        service.server.moved_to = target
+        with pytest.raises(BackendError, match=r"sends the download on to another host, (http|ftp)://"):
+            download_checkpoint_archive(service, EXTERNAL, tmp_path / "b.tar.gz", False)
 
 
 def test_an_expired_address_is_asked_for_again(tmp_path, checkpoint, serve):
-    service = serve(checkpoint, _Expires)
+    service = serve(checkpoint, Expires)
     service.suffixes = ["?old", "?new"]
     made = download_checkpoint_archive(service, EXTERNAL, tmp_path / "a.tar.gz", False)
     assert (
@@ -342,7 +306,7 @@ def test_a_full_disk_is_not_called_a_connection(tmp_path, checkpoint, serve):
 def test_a_transfer_that_stays_cut_leaves_nothing(tmp_path, checkpoint, serve):
     with pytest.raises(BackendError, match="10 of"):
         download_checkpoint_archive(
-            serve(checkpoint, _CutsAlways),
+            serve(checkpoint, CutsAlways),
             EXTERNAL,
             tmp_path / "d" / "a.tar.gz",
             False,

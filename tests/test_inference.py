@@ -121,11 +121,10 @@ def _import_that(fails_with):
         (ImportError("libnuma.so.1: cannot open shared object file"), "libnuma"),
     ],
 )
-def test_vllm_that_can_not_be_imported_says_what_to_do(tmp_path, monkeypatch, failure, expected):
-    (tmp_path / "config.json").write_text("{}")
+def test_vllm_that_can_not_be_imported_says_what_to_do(made, monkeypatch, failure, expected):
     monkeypatch.setattr(builtins, "__import__", _import_that(failure))
     with pytest.raises(ModelError, match=expected) as caught:
-        load_vllm(tmp_path)
+        load_vllm(made["base"])
     assert "→" in str(caught.value)
 
 

@@ -171,6 +171,9 @@ def test_a_missing_or_damaged_file_of_the_base_model_is_named(made, tmp_path):
     (base / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelError, match=r"index.json is damaged"):
         merge_adapter(base, made["adapter"], tmp_path / "merged")
+    (base / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelError, match=r"neither model.safetensors.index.json nor model.safetensors"):
+        merge_adapter(base, made["adapter"], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("method", ["memory", "shards"])
@@ -211,10 +214,14 @@ def test_ranks_that_differ_are_refused(made, tmp_path):
 
 def test_a_quantised_base_model_is_refused(made, tmp_path):
     base = shutil.copytree(made["base"], tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(
-        json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}})
-    )
+    config, stated = json.loads((base / "config.json").read_text()), {"quantization_config": {"bits": 4}}
+    for more in (stated, {"text_config": stated}):
+        (base / "config.json").write_text(json.dumps(config | more))
+        with pytest.raises(ModelError, match="quantised"):
+            merge_adapter(base, made["adapter"], tmp_path / "merged")
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    eight_bits = {n: w.to(torch.float8_e4m3fn) for n, w in load_file(base / "model.safetensors").items()}
+    save_file(eight_bits, base / "model.safetensors")
     with pytest.raises(ModelError, match="quantised"):
         merge_adapter(base, made["adapter"], tmp_path / "merged")
 

@@ -2,8 +2,10 @@
 reason.
 """
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from helpers import local_model, model_folder, net, paths
 from helpers.errors import ModelError
 from helpers.paths import ROOT
+from helpers.serve.server import _command
 from helpers.train import models
 
 MAKE = "from helpers.local_model import local_base_model; print('folder', local_base_model())"
@@ -290,6 +293,7 @@ def write(name, text):
         ),
         (write("model.safetensors.index.json", "{}"), "can't be read"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+        (write("adapter_config.json", "{}"), "holds a model and a LoRA adapter"),
         (shutil.rmtree, "there is no model folder"),
     ],
 )
@@ -300,6 +304,21 @@ def test_folder_that_is_no_model(tmp_path, change, words):
     with pytest.raises(ModelError, match=words) as error:
         model_folder.check_model_folder(folder)
     assert "→" in str(error.value)
+
+
+def test_no_model_runs_code_of_its_own():
+    """Each load says so: where nothing is said, transformers asks on the terminal."""
+    loaders, plain = {"from_pretrained", "from_config", "LLM"}, ("PeftModel", "PreTrainedTokenizerFast")
+    calls = [
+        ast.unparse(node)
+        for path in (ROOT / "helpers").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in loaders
+    ]
+    loads = [call for call in calls if not call.startswith(plain)]
+    assert len(loads) >= 8
+    assert [call for call in loads if not re.search(r"trust_remote_code\W+False", call)] == []
+    assert "--no-trust-remote-code" in _command({})
 
 
 def test_resolve_base_model(base_model, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_the_template_makes_the_prompts_of_training(base_model, fmt):
 def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):
     for arguments, message in (
         ({"model_folder": tmp_path}, "there is no model in"),
-        ({"model_folder": base_model, "adapters": {"a": tmp_path}}, "is no PEFT adapter"),
+        ({"model_folder": base_model, "adapters": {"a": tmp_path}}, "is not an adapter folder"),
     ):
         with pytest.raises(ModelError, match=message), serve_vllm(**arguments):
             pass

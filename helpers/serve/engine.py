@@ -16,6 +16,7 @@ from typing import Any
 
 from helpers.clock import worked
 from helpers.errors import CourseError, ModelError
+from helpers.model_folder import check_model_folder
 from helpers.paths import package_versions
 from helpers.serve.answers import Answer, check_prompts
 
@@ -49,11 +50,10 @@ def load_vllm(
         `vllm.LLM`.
 
     Raises:
-        ModelError: the model is not there, vLLM is not installed, or it can't run on this machine.
+        ModelError: the model is not there or damaged, vLLM is not installed, or it can't run on this machine.
     """
     folder = Path(model_folder)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
+    check_served_folder(folder)
     vllm, on_cpu = _import_vllm(kv_cache_gib)
     settings = {
         "dtype": dtype,
@@ -71,10 +71,23 @@ def load_vllm(
     try:
         with _quiet_vllm():
             return vllm.LLM(
-                model=str(folder), **{"disable_log_stats": True, "use_tqdm_on_load": False, **settings}
+                model=str(folder),
+                **{
+                    "disable_log_stats": True,
+                    "use_tqdm_on_load": False,
+                    "trust_remote_code": False,
+                    **settings,
+                },
             )
     except (RuntimeError, ValueError, OSError, ImportError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"vLLM can't start on {folder}: {_cause(error)}", vllm_advice(on_cpu)) from error
+
+
+def check_served_folder(folder: Path) -> None:
+    """Raises ModelError for a folder that holds no whole model, or one with an adapter beside it."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
+    check_model_folder(folder)
 
 
 @worked("vllm")

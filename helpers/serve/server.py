@@ -10,7 +10,6 @@ import collections
 import contextlib
 import ctypes
 import importlib.util
-import json
 import os
 import re
 import secrets
@@ -28,10 +27,18 @@ from typing import Any
 from helpers.clock import worked
 from helpers.errors import BackendError, ModelError
 from helpers.net import free_port, get
-from helpers.serve.engine import NOT_INSTALLED, vllm_advice, vllm_is_for_cpu, vllm_settings
+from helpers.serve.engine import (
+    NOT_INSTALLED,
+    check_served_folder,
+    vllm_advice,
+    vllm_is_for_cpu,
+    vllm_settings,
+)
 from helpers.train.prompts import PromptFormat, guide_chat_template, question_text
+from helpers.weights.peft_form import check_peft_adapter
 
 GUIDE_TEMPLATE = guide_chat_template()
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes; 1 saves nothing
 
 
 @dataclass(frozen=True)
@@ -139,8 +146,8 @@ def serve_vllm(
         options: anything else for the command line of `vllm serve`.
 
     Raises:
-        ModelError: the model is not there, vLLM is not installed, or the server ended or did not answer in
-            time; the end of its log is in the message.
+        ModelError: the model is not there or damaged, `check_peft_adapter` refuses an adapter, vLLM is not
+            installed, or the server ended or did not answer in time, with the end of its log.
     """
     _check_model(model_folder)
     environment = vllm_settings(kv_cache_gib) | os.environ
@@ -160,7 +167,7 @@ def serve_vllm(
         if fmt is not None and fmt.name == "guide":
             arguments["chat-template"] = template = Path(scratch) / "guide.jinja"
             template.write_text(GUIDE_TEMPLATE, encoding="utf-8")
-        command = [*_command(arguments), *_adapter_options(adapters or {}), *options]
+        command = [*_command(arguments), *_adapter_options(model_folder, adapters or {}), *options]
         log = Path(scratch) / "vllm.log"
         started = time.monotonic()
         process = _start(command, environment | {"VLLM_API_KEY": key}, log)
@@ -174,8 +181,8 @@ def serve_vllm(
 def _check_model(model_folder: str | Path) -> None:
     folder = Path(model_folder)
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model_folder)) and not folder.exists()
-    if not on_hub and not (folder / "config.json").is_file():
-        raise ModelError(f"there is no model in {folder}", "run notebook 05_merge first")
+    if not on_hub:
+        check_served_folder(folder)
     if importlib.util.find_spec("vllm") is None:
         raise ModelError("vLLM is not installed", NOT_INSTALLED)
 
@@ -183,15 +190,23 @@ def _check_model(model_folder: str | Path) -> None:
 def _command(arguments: dict[str, Any]) -> list[str]:
     options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     eager = ["--enforce-eager"] if vllm_is_for_cpu() else []
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *eager]
+    safe = ["--no-trust-remote-code"]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *safe, *eager]
 
 
-def _adapter_options(adapters: dict[str, str | Path]) -> list[str]:
+def _adapter_options(model_folder: str | Path, adapters: dict[str, str | Path]) -> list[str]:
+    """Checked first: vLLM leaves out what it doesn't find in the model, and answers as the model alone."""
     if not adapters:
         return []
-    ranks = [_rank(Path(path)) for path in adapters.values()]
+    checked = [check_peft_adapter(model_folder, path) for path in adapters.values()]
+    rank = max(a.shape[0] for adapter in checked for a, _ in adapter.pairs.values())
+    if rank > VLLM_RANKS[-1]:
+        raise ModelError(
+            f"an adapter has rank {rank}: vLLM serves up to {VLLM_RANKS[-1]}", "merge it instead"
+        )
     modules = [f"{name}={Path(path).resolve()}" for name, path in adapters.items()]
-    return ["--enable-lora", "--max-lora-rank", str(max(8, *ranks)), "--lora-modules", *modules]
+    room = next(room for room in VLLM_RANKS if room >= rank)
+    return ["--enable-lora", "--max-lora-rank", str(room), "--lora-modules", *modules]
 
 
 def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
@@ -206,15 +221,6 @@ def _start(command: list[str], environment: dict[str, str], log: Path) -> subpro
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
-
-
-def _rank(adapter: Path) -> int:
-    try:
-        return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{adapter} is no PEFT adapter: {error}", "notebook 05_merge makes one: merge/peft_adapter"
-        ) from error
 
 
 def _end_with_parent() -> None:

@@ -64,7 +64,10 @@ class Base:
             from transformers import AutoTokenizer
 
             model = Model(self.folder, self._device, self._dtype)
-            self.loaded = model, Sampler(model, AutoTokenizer.from_pretrained(self.folder))
+            self.loaded = (
+                model,
+                Sampler(model, AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)),
+            )
         return self.loaded
 
     @property

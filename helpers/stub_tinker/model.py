@@ -228,7 +228,9 @@ class Model:
             from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
             kind = c.rope_scaling.get("rope_type") or c.rope_scaling["type"]
-            inverse, factor = ROPE_INIT_FUNCTIONS[kind](AutoConfig.from_pretrained(self.folder), self.device)
+            inverse, factor = ROPE_INIT_FUNCTIONS[kind](
+                AutoConfig.from_pretrained(self.folder, trust_remote_code=False), self.device
+            )
         else:
             inverse = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
             factor = 1.0

@@ -79,7 +79,9 @@ def load_tokenizer(name_or_path: str | Path = "") -> Any:
 
         # Without a hub, what was downloaded before still serves, and asking the hub in vain would take 50 s.
         return AutoTokenizer.from_pretrained(
-            name if local else name.split(":")[0], **({"local_files_only": True} if problem else {})
+            name if local else name.split(":")[0],
+            trust_remote_code=False,
+            **({"local_files_only": True} if problem else {}),
         )
     except Exception as error:  # transformers raises many kinds for one broken file
         if local:

@@ -1,31 +1,49 @@
 """What a LoRA adapter holds: its factors A and B, and how much they change.
 
-config, tensors = read_adapter("model_weights")
+adapter = read_adapter("model_weights")
 describe_adapter("model_weights")["rank"]
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.errors import ModelError, RunError
-from helpers.files import read_json
+from helpers.errors import ModelError
+from helpers.weights.adapter_config import AdapterConfig, read_adapter_config
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 OUTPUT_LAYERS = ("unembed_tokens", "lm_head")  # Tinker's name and Hugging Face's
+FACTOR = re.compile(r"base_model\.model\.((?!base_model\.)[\w.]+)\.lora_([AB])\.weight")
+EXAMPLE = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
-    """Config and tensors of an adapter folder, Tinker's or PEFT's.
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that was read and checked.
 
-    Returns:
-        `adapter_config.json` as a dict, and `{tensor name: tensor}` on the CPU.
+    Attributes:
+        config: ranks and scales.
+        pairs: `{module path: (A, B)}`, A of shape (rank, in) and B of (out, rank). Experts may be stacked, as
+            Tinker stores them: (experts, rank, in) and (experts, out, rank).
+    """
+
+    config: AdapterConfig
+    pairs: dict[str, tuple["Tensor", "Tensor"]]
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Read an adapter folder, Tinker's or PEFT's. Whatever uses an adapter reads it here, so that all refuse
+    the same: what is not handled is refused by name, never left out.
 
     Raises:
-        ModelError: a file is missing or damaged, or the config lacks `r` or `lora_alpha`.
+        ModelError: a file is missing or damaged; the config has a key or value that is not handled; or a
+            tensor is no LoRA factor, has no partner, another precision, values that are not finite, or a rank
+            that the config does not give it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -37,27 +55,72 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, "Tensor"
             f"{folder} is not an adapter folder: {' and '.join(missing)} missing",
             "run notebook 04_export again",
         )
+    config = read_adapter_config(folder / "adapter_config.json")
     try:
-        config = read_json(folder / "adapter_config.json")
         tensors = load_file(folder / "adapter_model.safetensors")
-    except RunError as error:
-        raise ModelError(
-            f"the adapter in {folder} is damaged: {error.what}", "download and unpack it again"
-        ) from error
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"the adapter in {folder} is damaged: {error}", "download and unpack it again"
         ) from error
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config, dict) or not isinstance(config.get(key), (int, float)) or config[key] <= 0:
+    pairs = _pairs(folder, tensors)
+    for module, (a, b) in pairs.items():
+        _check_pair(folder, config, module, a, b)
+    return Adapter(config, pairs)
+
+
+def _pairs(folder: Path, tensors: dict[str, "Tensor"]) -> dict[str, tuple["Tensor", "Tensor"]]:
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(tensors):
+        factor = FACTOR.fullmatch(name)
+        if factor is None:
             raise ModelError(
-                f"{folder}/adapter_config.json has no usable {key!r}", "download and unpack it again"
+                f"{folder}/adapter_model.safetensors holds {name}, which is no LoRA factor: their names look "
+                f"like {EXAMPLE}",
+                "export the right checkpoint, or train without what this tensor belongs to",
             )
-    if not any(".lora_A" in name for name in tensors):
+        halves.setdefault(factor[1], {})[factor[2]] = tensors[name]
+    if not halves:
         raise ModelError(
             f"{folder}/adapter_model.safetensors holds no LoRA weights", "export the right checkpoint"
         )
-    return config, tensors
+    for module, found in halves.items():
+        if len(found) == 1:
+            has, lacks = ("A", "B") if "A" in found else ("B", "A")
+            name = f"base_model.model.{module}.lora_"
+            raise ModelError(
+                f"the adapter has {name}{has}.weight but no {name}{lacks}.weight",
+                "export the checkpoint again",
+            )
+    return {module: (found["A"], found["B"]) for module, found in halves.items()}
+
+
+def _check_pair(folder: Path, config: AdapterConfig, module: str, a: "Tensor", b: "Tensor") -> None:
+    """Experts in one tensor (3-D) may have their own rank."""
+    if not config.selects(module):
+        raise ModelError(
+            f"{folder} holds tensors of {module}, which target_modules, exclude_modules or "
+            "layers_to_transform in its adapter_config.json leave out, so PEFT would not use them",
+            'if all tensors were trained, say so there: "target_modules": "all-linear", the other two null',
+        )
+    dims = (2, 3) if ".experts" in module else (2,)
+    matrices = a.dim() in dims and b.dim() == a.dim() and a.shape[-2] == b.shape[-1]
+    if not matrices or (a.dim() == 2 and a.shape[0] != config.rank_of(module)):
+        raise ModelError(
+            f"the ranks in {folder} differ: {module} has factors of shape {tuple(a.shape)} and "
+            f"{tuple(b.shape)}, and adapter_config.json says rank {config.rank_of(module)}",
+            "export the checkpoint again",
+        )
+    for name, factor in (("A", a), ("B", b)):
+        dtype = str(factor.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ModelError(
+                f"{folder}: lora_{name} of {module} is in {dtype}", f"save it in one of {', '.join(DTYPES)}"
+            )
+        if not factor.isfinite().all():
+            raise ModelError(
+                f"{folder}: lora_{name} of {module} holds numbers that are not finite",
+                "the training diverged: choose an earlier checkpoint or a smaller learning rate",
+            )
 
 
 def lora_pairs(folder: str | Path) -> dict[str, tuple["Tensor", "Tensor"]]:
@@ -67,34 +130,16 @@ def lora_pairs(folder: str | Path) -> dict[str, tuple["Tensor", "Tensor"]]:
         `{module path: (A, B)}`, A of shape (rank, in) and B of (out, rank).
 
     Raises:
-        ModelError: the adapter is missing or damaged, or an A has no B, or the other way round.
+        ModelError: as `read_adapter`.
     """
-    return pairs_of(read_adapter(folder)[1])
-
-
-def pairs_of(tensors: dict[str, "Tensor"]) -> dict[str, tuple["Tensor", "Tensor"]]:
-    """`lora_pairs` of tensors that were read already."""
-    pairs = {}
-    for name in sorted(tensors):
-        if ".lora_A" in name:
-            module = name.split(".lora_A")[0].removeprefix("base_model.model.")
-            other = name.replace(".lora_A", ".lora_B")
-            if other not in tensors:
-                raise ModelError(f"the adapter has {name} but no {other}", "export the checkpoint again")
-            pairs[module] = (tensors[name], tensors[other])
-    halves = sum(".lora_B" in name for name in tensors)
-    if halves != len(pairs):
-        raise ModelError(
-            f"the adapter has {halves} lora_B tensors for {len(pairs)} lora_A", "export the checkpoint again"
-        )
-    return pairs
+    return read_adapter(folder).pairs
 
 
 def trains_output_layer(folder: str | Path) -> bool:
     """Whether an adapter, Tinker's or PEFT's, changes the output layer.
 
     Raises:
-        ModelError: the adapter is missing or damaged.
+        ModelError: as `read_adapter`.
     """
     return any(module.endswith(OUTPUT_LAYERS) for module in lora_pairs(folder))
 
@@ -105,7 +150,7 @@ def delta_norm(a: "Tensor", b: "Tensor", scale: float) -> float:
     Args:
         a: A, of shape (rank, in), or (experts, rank, in).
         b: B, of shape (out, rank), or (experts, out, rank).
-        scale: alpha / rank.
+        scale: of B·A, alpha / rank as a rule.
     """
     a, b = a.double(), b.double()
     squared = ((b.transpose(-1, -2) @ b) * (a @ a.transpose(-1, -2))).sum()
@@ -116,28 +161,29 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
     """What an adapter changes, and how much.
 
     Returns:
-        `rank`, `alpha`, `scale` (alpha / rank), `target_modules`, `dtype`, `parameters`,
-        `parameters_per_layer` (`{layer or "other": count}`), and `modules`: rows `{"name", "layer" (None
-        outside the layers), "module", "parameters", "norm"}`, where `norm` is the Frobenius norm of
-        scale·B·A, the change of that weight matrix.
+        `rank`, `alpha`, `scale` (of modules without a rank or alpha of their own), `target_modules`, `dtype`,
+        `parameters`, `parameters_per_layer` (`{layer or "other": count}`), and `modules`: rows `{"name",
+        "layer" (None outside the layers), "module", "parameters", "norm"}`, where `norm` is the Frobenius
+        norm of scale·B·A, the change of that weight matrix.
 
     Raises:
-        ModelError: the folder is not a whole LoRA adapter.
+        ModelError: as `read_adapter`.
     """
-    config, tensors = read_adapter(folder)
-    scale = config["lora_alpha"] / config["r"]
-    modules = [_describe_module(name, a, b, scale) for name, (a, b) in pairs_of(tensors).items()]
+    adapter = read_adapter(folder)
+    config = adapter.config
+    modules = [_describe_module(name, a, b, config.scale_of(name)) for name, (a, b) in adapter.pairs.items()]
+    dtypes = {str(factor.dtype).removeprefix("torch.") for pair in adapter.pairs.values() for factor in pair}
     modules.sort(key=lambda row: (row["layer"] is None, row["layer"] or 0, row["name"]))
     per_layer: dict[int | str, int] = {}
     for row in modules:
         layer = "other" if row["layer"] is None else row["layer"]
         per_layer[layer] = per_layer.get(layer, 0) + row["parameters"]
     return {
-        "rank": config["r"],
-        "alpha": config["lora_alpha"],
-        "scale": scale,
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "scale": config.scale_of(""),
         "target_modules": sorted({row["module"] for row in modules}),
-        "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})),
+        "dtype": ", ".join(sorted(dtypes)),
         "parameters": sum(row["parameters"] for row in modules),
         "parameters_per_layer": per_layer,
         "modules": modules,

@@ -1,7 +1,7 @@
 """A checkpoint's archive, packed reproducibly and unpacked only when safe.
 
     pack_folder("adapter", "model-checkpoint.tar.gz")
-    extract_archive("model-checkpoint.tar.gz", "model_weights")
+    extract_archive("model-checkpoint.tar.gz", "model_weights")   # or a plain .tar
 
 An archive may come from anywhere, so it is hostile until proven otherwise. Each member goes through the
 standard library's `data` filter (PEP 706), which keeps it inside the folder and ignores owners and modes.
@@ -28,6 +28,15 @@ CHUNK = 1 << 20
 MIB, GIB = 1 << 20, 1 << 30
 MAX_RATIO = 100  # trained weights hardly compress; 100 to 1 is a bomb
 MAX_DEPTH = 16  # folders in a name: a header of 4 KiB can name 2,000
+# Of headers with long names (pax, GNU): of one, and of all in an archive. Python 3.11 before 3.11.10 searches
+# them in quadratic time (CVE-2024-6232): 0.3 s for 16 KiB, 68 s for 256 KiB.
+MAX_HEADER, MAX_HEADERS = 16 << 10, 256 << 10
+OTHER_KINDS = {
+    b"PK": "a zip file",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+}
 
 
 def file_names(folder: Path) -> list[str]:
@@ -92,18 +101,19 @@ def extract_archive(
     max_members: int = 1000,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Unpack a checkpoint archive into `folder`, or leave nothing behind.
+    """Unpack a checkpoint archive, `.tar.gz` or plain `.tar`, into `folder`, or leave nothing behind.
 
     Refused: absolute paths, `..`, links, devices, sparse files, names that are equal or would be on a system
     that ignores case or the form of accents, more than 16 folders deep, more than `max_members` members, more
-    than `max_bytes` bytes, and more than 100 bytes for each byte of the archive (64 MiB are always allowed).
+    than `max_bytes` bytes, more than 100 bytes for each byte of the archive (64 MiB are always allowed), and
+    long names that take more than 16 KiB, or 256 KiB in all.
 
     Returns:
         Size in bytes of each file, by name.
 
     Raises:
-        ModelError: the archive is missing, damaged, or refused; or this Python is older than the `data`
-            filter.
+        ModelError: the archive is missing, damaged, refused, or of another kind; or this Python is older than
+            the `data` filter.
         RunError: `folder` is not empty and `overwrite` is off, or can't be written.
     """
     archive = Path(archive)
@@ -119,9 +129,30 @@ def extract_archive(
         raise ModelError(
             f"can't read the archive {archive}: {error.strerror}", "run notebook 04_export again"
         ) from error
-    with raw, fresh_folder(folder, overwrite) as temporary, _reasons(archive), gzip.open(raw) as stream:
+    with (
+        raw,
+        fresh_folder(folder, overwrite) as temporary,
+        _reasons(archive),
+        _unzipped(raw, archive) as stream,
+    ):
         counted = _Counted(cast(BinaryIO, stream), limit + (max_members + 2) * 4096)
         return _extract(counted, temporary, limit, max_members)
+
+
+def _unzipped(raw: BinaryIO, archive: Path) -> BinaryIO:
+    """The tar file in an archive, which may be compressed by gzip or not at all."""
+    head = raw.read(tarfile.BLOCKSIZE)
+    raw.seek(0)
+    for magic, kind in OTHER_KINDS.items():
+        if head.startswith(magic):
+            raise ModelError(
+                f"{archive} is {kind}, not a .tar.gz or .tar", "unpack it, and pack it with tar -czf"
+            )
+    try:
+        tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
+    except tarfile.TarError:
+        return cast(BinaryIO, gzip.open(raw))
+    return raw
 
 
 class _Refused(Exception):
@@ -156,13 +187,22 @@ def _reasons(archive: Path) -> Iterator[None]:
 
 
 class _SmallHeaders(tarfile.TarInfo):
-    """A header whose extra records (long names, pax) stay small: tarfile reads those into memory whole."""
+    """A header whose extra records (long names, pax) stay small: tarfile reads and searches those whole.
+
+    One class an archive: `extra` counts their bytes.
+    """
+
+    extra = 0
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_SmallHeaders":
+        if not buf:  # tarfile takes this for the end, so that members could be missing
+            raise tarfile.ReadError("the end is missing")
         info = super().frombuf(buf, encoding, errors)
-        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and info.size > MIB:
-            raise _Refused(f"a header of {info.size:,} bytes")
+        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
+            cls.extra += max(0, info.size)
+            if info.size > MAX_HEADER or cls.extra > MAX_HEADERS:
+                raise _Refused(f"headers of {cls.extra:,} bytes")
         return info
 
 
@@ -183,7 +223,8 @@ class _Counted(io.RawIOBase):
 def _extract(stream: _Counted, folder: Path, limit: int, max_members: int) -> dict[str, int]:
     sizes: dict[str, int] = {}
     seen: set[str] = set()
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_SmallHeaders) as tar:
+    headers = type("_Headers", (_SmallHeaders,), {})
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=headers) as tar:
         for count, member in enumerate(tar, start=1):
             if count > max_members:
                 raise _Refused(f"more than {max_members} members")

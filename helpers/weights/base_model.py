@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.errors import CourseError, ModelError, RunError
 from helpers.files import read_json, write_json
+from helpers.model_folder import check_no_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,10 @@ def load_base(base_model: str | Path, dtype: str = "float32") -> "PreTrainedMode
     precision = torch_dtype(dtype)
     try:
         with no_bars():
-            return AutoModelForCausalLM.from_pretrained(str(base_model), dtype=precision).eval()
+            model = AutoModelForCausalLM.from_pretrained(
+                str(base_model), dtype=precision, trust_remote_code=False
+            )
+            return model.eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"can't load the base model {base_model}: {cause(error)}", base_advice(base_model)
@@ -83,7 +87,8 @@ def base_folder(base_model: str | Path) -> Path:
     """The folder of a base model: itself, or the hub's local copy of a name (downloaded if need be).
 
     Raises:
-        ModelError: there is no such folder or model, or it has no config.json or no safetensors weights.
+        ModelError: there is no such folder or model, it has no config.json or no safetensors weights, or an
+            adapter beside them.
     """
     folder = Path(base_model).expanduser()
     if not folder.is_dir():
@@ -94,6 +99,7 @@ def base_folder(base_model: str | Path) -> Path:
         raise ModelError(
             f"{folder} is not a whole model: config.json or *.safetensors missing", base_advice(folder)
         )
+    check_no_adapter(folder)
     return folder
 
 
@@ -122,15 +128,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def shard_files(folder: str | Path) -> list[Path]:
     """The files that hold a model's weights.
 
-    These are the ones that its index names, else `model.safetensors`, else every safetensors file.
+    These are the ones that its index names, or else `model.safetensors`.
 
     Raises:
-        ModelError: the index is damaged, or names a file that is not there.
+        ModelError: the index is damaged, or names a file that is not there; or there is neither.
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
         whole = folder / "model.safetensors"
-        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+        if not whole.is_file():
+            raise ModelError(f"{folder} has neither {INDEX} nor {whole.name}", "download the model again")
+        return [whole]
     try:
         names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     except (RunError, KeyError, TypeError, AttributeError) as error:

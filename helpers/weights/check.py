@@ -1,11 +1,16 @@
-"""Read a merged model back and compare it with W + (alpha / r)·B·A."""
+"""Read a merged model back and compare it with W + (alpha / r)·B·A.
+
+This finds what goes wrong while a model is merged and saved. Merge and check follow one plan, so a misread
+adapter doesn't show here. `read_adapter` refuses what it doesn't know, and notebook 05 compares the result
+with the server's own model and with PEFT's forward pass.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.errors import ModelError
-from helpers.weights.base_model import read_config, torch_dtype, weight_slices
+from helpers.weights.base_model import read_config, torch_dtype, weight_shapes, weight_slices
 from helpers.weights.plan import exact_rows, row_blocks
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ def compare_with_plan(base: Path, merged: Path, plan: dict[str, list["MergeOp"]]
         dtype: precision of the merged weights.
 
     Raises:
-        ModelError: a weight is missing, not finite, or not the one that was trained.
+        ModelError: a weight is missing, was added, isn't finite, or isn't W + (alpha / r)·B·A.
     """
     saved = dict(weight_slices(merged))
     tied = bool(read_config(base).get("tie_word_embeddings"))
@@ -48,6 +53,8 @@ def compare_with_plan(base: Path, merged: Path, plan: dict[str, list["MergeOp"]]
             _compare_weight(name, weight, saved[name], plan.get(name, []), dtype, result)
         elif not (tied and name == "lm_head.weight"):
             raise ModelError(f"the merged model lacks {name}", OTHER_METHOD)
+    if added := sorted(set(saved) - set(weight_shapes(base))):
+        raise ModelError(f"the merged model has {added[0]}, which the base model lacks", OTHER_METHOD)
     return result
 
 

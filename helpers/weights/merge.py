@@ -3,7 +3,8 @@
     merge_adapter(base_model, "model_weights", "merged_model")        # W + (alpha / r)·B·A, then saved
 
 A model that fits in memory is merged there, by PEFT's `merge_and_unload`; a larger one file by file, with the
-cookbook's plan. Either way the saved files are read back and compared with W + (alpha / r)·B·A.
+cookbook's plan. Either way the saved files are read back and compared with W + (alpha / r)·B·A. That the
+adapter is read right is for `read_adapter`, which refuses what it doesn't know, and for `compare_logprobs`.
 
 The merge is computed in float32 whatever is saved: the delta B·A is often smaller than the step between two
 bfloat16 numbers next to W, so adding in bfloat16 loses part of what was trained. For the same reason the
@@ -34,6 +35,7 @@ from helpers.weights.base_model import (
     torch_dtype,
     untie,
     weight_shapes,
+    weight_slices,
 )
 from helpers.weights.check import compare_with_plan, not_finite
 from helpers.weights.fresh_folder import fresh_folder
@@ -46,6 +48,7 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tiktoken.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -159,7 +162,7 @@ def choose_method(folder: Path, adapter_folder: str | Path, method: str = "auto"
     """
     if method not in METHODS:
         raise ModelError(f"no method {method!r}", f"use one of {', '.join(METHODS)}")
-    if "quantization_config" in read_config(folder):
+    if is_quantised(folder):
         raise ModelError(
             f"{folder} is quantised, and a change of its weights would be lost in its steps",
             "use the unquantised model, or the cookbook's weights.build_hf_model, which knows some of them",
@@ -171,6 +174,13 @@ def choose_method(folder: Path, adapter_folder: str | Path, method: str = "auto"
     need, free = memory_needed(folder), free_memory()
     compared = f"the model needs {need / GIB:.1f} GiB in float32, and {free / GIB:.1f} GiB are free"
     return ("memory" if need <= free else "shards"), compared
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether a model's weights are stored in 8 bits or fewer. Some models say so in a file of their own."""
+    config = read_config(folder)
+    stated = [config.get("quantization_config"), (config.get("text_config") or {}).get("quantization_config")]
+    return any(stated) or any(w.get_dtype().startswith(("F8", "F6", "F4")) for _, w in weight_slices(folder))
 
 
 def parameter_count(folder: Path) -> int:
@@ -199,7 +209,7 @@ def _check_tokenizer(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(str(folder))
+        AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} has no usable tokenizer: {cause(error)}", base_advice(folder)) from error
 

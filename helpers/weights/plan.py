@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.errors import ModelError
-from helpers.weights.adapter import pairs_of, read_adapter, trains_output_layer
+from helpers.weights.adapter import read_adapter, trains_output_layer
 from helpers.weights.base_model import cause, is_tied, read_config, weight_shapes
 
 if TYPE_CHECKING:
@@ -27,20 +27,27 @@ def plan_merge(base: str | Path, adapter_folder: str | Path) -> dict[str, list["
         `{weight name: [MergeOp]}`.
 
     Raises:
-        ModelError: the adapter's ranks don't fit together, or it doesn't fit this base model.
+        ModelError: as `read_adapter`, or the adapter doesn't fit this base model.
     """
     from tinker_cookbook.exceptions import WeightsMergeError
     from tinker_cookbook.weights._merge import detect_merge_profile, plan_merge_ops, validate_merge_op_shapes
 
-    config, tensors = read_adapter(adapter_folder)
-    _check_ranks(adapter_folder, config, tensors)
+    adapter = read_adapter(adapter_folder)
+    # The cookbook knows one scale for all: each B gets its own here, and the cookbook is told 1.
+    tensors = {}
+    for module, (a, b) in adapter.pairs.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b.float() * adapter.config.scale_of(module)
     shapes = weight_shapes(base)
     try:
         profile = detect_merge_profile(read_config(base), set(shapes))
-        plan = plan_merge_ops(tensors, config, set(shapes), profile)
+        plan = plan_merge_ops(tensors, {"r": 1, "lora_alpha": 1}, set(shapes), profile)
         validate_merge_op_shapes(plan, shapes)
     except (WeightsMergeError, ValueError, KeyError, IndexError) as error:
-        raise _does_not_fit(base, adapter_folder, cause(error)) from error
+        example = next((name for name in sorted(shapes) if name.endswith("q_proj.weight")), min(shapes))
+        why = f"{cause(error)} (the base model's weights have names such as {example})"
+        raise _does_not_fit(base, adapter_folder, why) from error
+    _check_once(base, adapter_folder, plan)
     if changed := [name for name in plan if name.endswith("embed_tokens.weight")]:
         raise _does_not_fit(
             base, adapter_folder, f"it changes the input embedding {changed[0]}, which Tinker does not train"
@@ -55,32 +62,36 @@ def _does_not_fit(base: str | Path, adapter_folder: str | Path, why: str) -> Mod
     )
 
 
-def _check_ranks(folder: str | Path, config: dict[str, Any], tensors: dict[str, "Tensor"]) -> None:
-    """The scale is alpha / r, so a wrong r scales every change. Experts (3-D) may have their own rank."""
-    for module, (a, b) in pairs_of(tensors).items():
-        matrices = a.dim() >= 2 and b.dim() >= 2 and a.shape[-2] == b.shape[-1]
-        if not matrices or (a.dim() == 2 and a.shape[0] != config["r"]):
-            raise ModelError(
-                f"the ranks in {folder} differ: {module} has factors of shape {tuple(a.shape)} and "
-                f"{tuple(b.shape)}, and adapter_config.json says r = {config['r']}",
-                "export the checkpoint again",
-            )
+def _check_once(base: str | Path, adapter_folder: str | Path, plan: dict[str, list["MergeOp"]]) -> None:
+    """Two names may stand for one weight: `unembed_tokens` and `lm_head`. The two changes would add up."""
+    for name, ops in plan.items():
+        if len({(op.slice_start, op.fused_proj_idx) for op in ops}) < len(ops):
+            raise _does_not_fit(base, adapter_folder, f"it changes {name} twice, under two names")
 
 
 def check_adapter_fits(base: str | Path, adapter_folder: str | Path) -> None:
-    """Check that each pair of factors has a weight of its shape in the base model, and the config's rank.
+    """Check that each pair of factors has a weight of its shape in the base model, and that the adapter has a
+    PEFT form.
 
     Raises:
-        ModelError: one has not, or the adapter changes an output layer that the base model shares with its
-            input embedding (in PEFT's form both would change; `merge_adapter` gives the output layer a weight
-            of its own).
+        ModelError: as `plan_merge` and `check_output_layer`.
+    """
+    check_output_layer(base, adapter_folder)
+    plan_merge(base, adapter_folder)
+
+
+def check_output_layer(base: str | Path, adapter_folder: str | Path) -> None:
+    """Check that the adapter leaves the output layer alone where it is the input embedding too: beside the
+    base model both would change. `merge_adapter` gives the output layer a weight of its own.
+
+    Raises:
+        ModelError: it does not.
     """
     if trains_output_layer(adapter_folder) and is_tied(base):
         raise ModelError(
             f"the adapter changes the output layer, which {base} shares with its input embedding",
             "merge it with merge_adapter, or train with train_unembed=False",
         )
-    plan_merge(base, adapter_folder)
 
 
 def row_blocks(shape: Iterable[int]) -> list[tuple[int, int]]:
