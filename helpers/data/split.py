@@ -163,7 +163,13 @@ def load_part(path: str | Path) -> list[dict[str, Any]]:
     value = read_json(path)
     if not isinstance(value, list) or not value:
         raise DataError(f"{path} does not hold a list of records", "run notebook 01_split again")
-    return [normalise_record(row, f"{path}, index {index}") for index, row in enumerate(value)]
+    records = []
+    for index, row in enumerate(value):
+        try:
+            records.append(normalise_record(row))
+        except DataError as error:
+            raise DataError(f"{path}, index {index}: {error.what}", error.fix) from error
+    return records
 
 
 def _check_arguments(
