@@ -40,10 +40,8 @@ def read_chat(messages: Any, system: str = "") -> tuple[str, str]:
     roles = [role for role, _ in turns]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         shown = ", ".join(roles[:6]) + (" …" if len(roles) > 6 else "")
-        raise DataError(
-            f"'messages' has the roles {shown or 'of nobody'}; the course trains on one question and one answer",
-            KEEP_TWO,
-        )
+        what = f"'messages' has the roles {shown or 'of nobody'}"
+        raise DataError(f"{what}; the course trains on one question and one answer", KEEP_TWO)
     texts = [text for _, text in turns]
     return "\n".join(filter(None, [system, *texts[:-1]])), texts[-1]
 

@@ -24,7 +24,8 @@ from helpers.net import hub_problem
 
 HUB = "hub:"
 FORM = re.compile(
-    r"hub:(?P<name>/[^:@#]+|[^:@#\s]+)(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>\S+))?"
+    r"hub:(?P<name>/[^:@#]+|[^:@#\s]+)"  # a folder may have spaces in its path
+    r"(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>\S+))?"
 )
 WAIT_SECONDS = 5  # for the hub to answer; the library alone tries for half a minute
 
@@ -58,7 +59,7 @@ def hub_parts(text: str) -> dict[str, Any]:
     if not match:
         raise DataError(
             f"{text!r} names no data set",
-            "write hub:OWNER/NAME, or hub:OWNER/NAME:CONFIG@REVISION#SPLIT, or hub: and a folder that is there",
+            "write hub:OWNER/NAME, or hub:OWNER/NAME:CONFIG@REVISION#SPLIT, or hub: and a folder",
         )
     return match.groupdict()
 

@@ -24,6 +24,7 @@ def choose(
     data: Sequence[str] = (),
     columns: str | None = None,
     backend: str | None = None,
+    skip_bad: bool = False,
 ) -> dict[str, Any]:
     """Settings of the profile, then of the assignments, then of the others; each beats the ones before.
 
@@ -31,6 +32,7 @@ def choose(
         profile: its name, or a TOML file.
         assignments: `NAME=VALUE`, as after `-p`.
         data: paths and names of data sets.
+        skip_bad: leave out records that can't be used.
 
     Raises:
         CourseError: there is no such profile, setting, file or model, or a value is not allowed.
@@ -47,6 +49,8 @@ def choose(
         found["columns"] = columns
     if backend:
         found["backend_name"] = backend
+    if skip_bad:
+        found["skip_bad"] = True
     return checked(found)
 
 

@@ -38,9 +38,13 @@ def _plain_number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _list_as_text(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
 Text = Annotated[str, BeforeValidator(_plain_number_as_text)]
 Columns = Annotated[Text, AfterValidator(_columns)]
-WholeNumbers = Annotated[Text, AfterValidator(_whole_numbers)]
+WholeNumbers = Annotated[Text, BeforeValidator(_list_as_text), AfterValidator(_whole_numbers)]
 BackendName = Annotated[str, Field(pattern=r"^(auto|stub|hosted|https?://.+)$")]
 OneOrMore = Annotated[int, Field(ge=1)]
 ZeroOrMore = Annotated[int, Field(ge=0)]
@@ -81,6 +85,9 @@ class SplitSettings(Settings):
     columns: Columns = Field("", description="which column is what: instruction=text,output=label")
     instruction: Text = Field(
         "", description="one instruction for all records, whose own text is then the input"
+    )
+    skip_bad: bool = Field(
+        False, description="leave out records that can't be used, instead of refusing the data"
     )
     task: Literal["math", "classification", "extraction", "text"] = Field(
         "math", description="what makes an answer right"
@@ -246,9 +253,13 @@ def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:
         name = str(first["loc"][0])
         default = written(model.model_fields[name].default)
         raise CourseError(
-            f"setting {name} can't be {written(first['input'])}: {_reason(first)}",
+            f"setting {name} can't be {_shortened(written(first['input']))}: {_reason(first)}",
             f"the default is {default}",
         ) from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:50]}… ({len(text):,} characters)"
 
 
 def _reason(error: Any) -> str:

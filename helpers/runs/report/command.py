@@ -12,6 +12,7 @@ from helpers.runs.report.comparison import comparison_page
 from helpers.runs.report.page import report_page
 from helpers.runs.result_files import Results
 from helpers.runs.sweep.plan import open_sweep
+from helpers.text import printable
 
 
 def report_runs(
@@ -69,7 +70,7 @@ def _usual_place(names: list[str], runs: list[RunInfo]) -> Path:
 
 def _tell(path: Path, runs: list[RunInfo], problems: list[str], as_json: bool) -> None:
     if not as_json:
-        print(*(f"note: {words}" for words in problems), path, sep="\n")
+        print(*(printable(f"note: {words}") for words in problems), path, sep="\n")
         return
     rows = []
     for run in runs:
