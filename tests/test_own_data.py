@@ -222,7 +222,7 @@ def test_a_data_set_with_classes(data_set):
 
 
 def test_a_row_without_a_class(data_set):
-    with pytest.raises(DataError, match=r"row 1, column 'label': the output is empty"):
+    with pytest.raises(DataError, match=r"row 1: column 'label': the output is empty"):
         load_data(f"hub:{data_set}#test")
 
 

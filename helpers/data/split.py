@@ -135,8 +135,8 @@ def _repeat_notes(count: int, duplicates: list[DuplicateGroup], repeats: list["G
         return []
     near = f" and {later - exact:,} nearly so" if later > exact else ""
     return [
-        f"{exact:,} of {count:,} records ask exactly what an earlier one asks{near}: repeats stay in one part, "
-        "and count more often there"
+        f"{exact:,} of {count:,} records ask exactly what an earlier one asks{near}: repeats stay in one "
+        "part, and count more often there"
     ]
 
 

@@ -76,7 +76,7 @@ class SplitResults(Part):
     def remarks(self) -> list[str]:
         """What to know of the data: rows that were left out, and the notes."""
         skipped = [
-            f"{source.name}: {plural(source.skipped, 'row')} left out; split/{SKIPPED_FILE} says which and why"
+            f"{source.name}: {plural(source.skipped, 'row')} left out: see split/{SKIPPED_FILE}"
             for source in self.sources
             if source.skipped
         ]

@@ -137,7 +137,7 @@ def get_format(name: str, model: Any = "") -> PromptFormat:
     except Exception as error:  # assertions and errors of many kinds: a sign of the format is no token here
         folder = Path(str(getattr(tokenizer, "name_or_path", ""))).name or "this model"
         raise DataError(
-            f"prompt format {name!r} doesn't fit the tokenizer of {folder}: {error}",
+            f"prompt format {name!r} doesn't fit the tokenizer of {folder} ({type(error).__name__}: {error})",
             "use 'guide', or the renderer that the model was made for, such as 'qwen3_instruct'",
         ) from error
     return PromptFormat(name, tokenizer, stop, renderer)
@@ -157,7 +157,7 @@ def check_format_name(name: str) -> None:
             renderers.get_renderer(name, no_tokenizer)
     except renderers.RendererError as error:
         raise DataError(
-            f"no prompt format {name!r}: {error}",
+            f"there is no prompt format {name!r}",
             "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'",
         ) from error
     except AttributeError:  # it exists, and asks for its tokenizer
