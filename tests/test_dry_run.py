@@ -104,6 +104,7 @@ def test_the_tokens_of_notebook_02(capsys):
         (f"seed={'1' * 5000}", ["(5,000 characters)", "valid integer"]),
         (f"epochs={'1' * 5000}", ["(5,000 characters)", "number"]),
         ("batch_sizes=4,0", ["whole numbers above zero"]),
+        ("instruction=caf\udce9", ["setting instruction", "no text in UTF-8"]),
     ],
 )
 def test_a_run_and_its_dry_run_refuse_the_same_at_once(

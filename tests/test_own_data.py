@@ -10,6 +10,7 @@ import pytest
 from helpers.data import find_duplicates, load_data
 from helpers.data.hub import hub_parts, load_hub
 from helpers.errors import DataError
+from helpers.runs.chosen import choose
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -219,6 +220,17 @@ def test_a_data_set_with_classes(data_set):
     }
     assert "data set, split train" in str(data)
     assert len(load_data(f"hub:{data_set}#train[:50%]").records) == 6
+
+
+@pytest.mark.parametrize("name", ["with a space", "with: signs@home", "with #"])
+def test_a_folder_of_any_name(data_set, name, monkeypatch):
+    folder = data_set.rename(data_set.with_name(name))
+    monkeypatch.chdir(folder.parent)
+    for place in (f"hub:{folder}", f"hub:{folder}#train", choose(data=[f"hub:{name}#train"])["data_files"]):
+        load_hub.cache_clear()
+        assert len(load_data(place).records) == 12
+    with pytest.raises(DataError, match="there is no folder /nowhere/at all"):
+        load_data("hub:/nowhere/at all")
 
 
 def test_a_row_without_a_class(data_set):

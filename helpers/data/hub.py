@@ -53,8 +53,10 @@ def hub_parts(text: str) -> dict[str, Any]:
     Raises:
         DataError: it is not of this form.
     """
-    if Path(text.removeprefix(HUB)).is_dir():  # whatever signs its path has
-        return {"name": text.removeprefix(HUB), "config": None, "revision": None, "split": None}
+    whole = text.removeprefix(HUB)
+    for folder, split in ((whole, ""), whole.rpartition("#")[::2]):
+        if folder and Path(folder).is_dir():  # whatever signs its path has
+            return {"name": folder, "config": None, "revision": None, "split": split or None}
     match = FORM.fullmatch(text)
     if not match:
         raise DataError(

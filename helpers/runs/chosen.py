@@ -126,4 +126,4 @@ def _place(file: str) -> str:
         return str(Path(file).absolute())
     if Path(folder).is_absolute() or not Path(folder).is_dir():
         return file
-    return file.replace(folder, str(Path(folder).absolute()), 1)
+    return f"{HUB}{Path(folder).absolute()}{file.removeprefix(HUB).removeprefix(folder)}"

@@ -13,11 +13,20 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from helpers.data.columns import parse_columns
 from helpers.errors import CourseError
+from helpers.files import SURROGATE
 from helpers.runs.stages import STAGES, stages_until
 
 OTHER_RUNS = ("base_run",)  # settings that name another run: a run like this one does not take them over
@@ -65,6 +74,13 @@ class Settings(BaseModel):
     """Base of the settings of a stage. An unknown name is refused, and so is a value of another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        if isinstance(value, str) and ("\0" in value or SURROGATE.search(value)):
+            raise ValueError("it holds a byte that is no text in UTF-8")
+        return value
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -280,7 +296,11 @@ def _near(name: str) -> str:
 
 def written(value: Any) -> str:
     """A value as one would type it after `-p NAME=`."""
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) or not value else value
+    return (
+        json.dumps(value, ensure_ascii=False, default=str)
+        if not isinstance(value, str) or not value
+        else value
+    )
 
 
 def defaults_of(name: str) -> dict[str, Any]:

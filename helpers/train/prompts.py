@@ -150,12 +150,13 @@ def check_format_name(name: str) -> None:
         DataError: there is no renderer of that name.
     """
     from tinker_cookbook import renderers
+    from tinker_cookbook.exceptions import RendererError
 
     no_tokenizer: Any = None
     try:
         if name != "guide":
             renderers.get_renderer(name, no_tokenizer)
-    except renderers.RendererError as error:
+    except RendererError as error:
         raise DataError(
             f"there is no prompt format {name!r}",
             "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'",

@@ -37,7 +37,7 @@ def report_runs(
             f"a run is named twice: {', '.join(run.name for run in runs)}",
             "name each run once; `latest` is one of them",
         )
-    if output and (output.suffix not in (".html", ".htm") or output.is_dir()):
+    if output and (output.suffix.lower() not in (".html", ".htm") or output.is_dir()):
         raise UsageError(
             f"{output} can't be the report: its name must end in .html", "for example: --output report.html"
         )
