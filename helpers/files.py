@@ -133,7 +133,7 @@ def _check_is_text(path: Path, raw: bytes) -> None:
     if b"\0" not in raw:
         return
     even, odd = (raw[start:4000:2].count(0) for start in (0, 1))
-    if even + odd > len(raw[:4000]) / 20:
+    if even + odd > max(1, len(raw[:4000]) / 20):
         name = "UTF-16BE" if even > odd else "UTF-16LE"
         raise DataError(
             f"{path} is not UTF-8: it looks like {name} without a byte order mark",

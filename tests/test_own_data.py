@@ -100,6 +100,7 @@ def test_a_table_in_a_known_form_keeps_its_fields(tmp_path):
             },
         ),
         (["input", "output"], {"instruction": "input", "output": "output"}),
+        (["instruction", "context", "response"], {"instruction": "instruction", "output": "response"}),
         (["text", "category"], {"instruction": "text", "output": "category"}),
         (["内容", "类别"], {"instruction": "内容", "output": "类别"}),
     ],

@@ -183,7 +183,7 @@ def test_cells_may_be_long_and_lines_keep_their_numbers(tmp_path):
     path = write(tmp_path / "a.csv", f'sep=;\ntext;label\n"{long}";b\n')
     assert load_data(str(path)).records[0]["instruction"] == long
     write(path, "sep=;\ntext;label\na;b\nc\n")
-    with pytest.raises(DataError, match=r"row 2 \(line 4\): 1 cells.*semicolon"):
+    with pytest.raises(DataError, match=r"(?s)row 2 \(line 4\): 1 cells.*semicolon"):
         load_data(str(path))
     write(path, '"' + "x" * 300_000)  # a header that never ends
     with pytest.raises(DataError, match="double quote"):
@@ -198,7 +198,7 @@ def test_cells_may_be_long_and_lines_keep_their_numbers(tmp_path):
         (TABLE.encode("utf-16-be"), "UTF-16BE without a byte order mark"),
         (TABLE.encode("utf-16")[:-1], "not UTF-16"),
         (TABLE.encode("cp1252"), "CP1252"),
-        (TABLE.encode() + b"\0", "byte 20 is 0"),
+        (TABLE.encode() + b"\0", "byte 21 is 0"),
         (b"PK\x03\x04 and so on", "Excel workbook"),
         (b"\x1f\x8b\x08", "gunzip"),
         (b"PAR1", "hub:/the/folder"),
@@ -277,7 +277,7 @@ def test_bad_rows_can_be_left_out_and_are_kept(faulty, tmp_path):
 
 def test_rows_of_every_source_are_named(tmp_path):
     table = write(tmp_path / "a.csv", "question,answer\nq,#### 1\nq\n")
-    lines = write(tmp_path / "b.jsonl", '{"question": "q"}\n{"question": "q", "answer": NaN}\n')
+    lines = write(tmp_path / "b.jsonl", '{"question": "q", "answer": ""}\n{"question": "q", "answer": NaN}\n')
     with pytest.raises(DataError) as caught:
         load_data(f"{table},{lines}")
     assert [

@@ -57,7 +57,7 @@ class Form:
 def known_form(row: dict[str, Any]) -> Form | None:
     """The form of a row; None if it is of none."""
     kept = {name: name for name in KEPT if name in row}
-    if "instruction" in row:
+    if {"instruction", "output"} <= row.keys():
         asked = "system, then instruction" if row.get("system") else "instruction"
         own = {"instruction": asked, "input": "input", "output": "output"}
         columns = {name: column for name, column in own.items() if name in row} | kept
@@ -96,8 +96,9 @@ def normalise_record(row: Any) -> dict[str, Any]:
         raise DataError(f"the record is {kind_of(row)}, not an object with fields", FORMS)
     if form := known_form(row):
         return form.read(row)
-    if "question" in row:
-        raise DataError("field 'answer' is missing", FORMS)
+    for asked, answer in (("instruction", "output"), ("question", "answer")):
+        if asked in row:
+            raise DataError(f"field '{answer}' is missing", FORMS)
     raise DataError(f"no known form of record; its fields are {', '.join(map(repr, row)) or 'none'}", FORMS)
 
 

@@ -135,8 +135,8 @@ def _one_source(
 ) -> tuple[list[dict[str, Any]], Source, list[BadRow]]:
     """Records of one source, how it was read, and its rows that can't be used."""
     readable = [row.value for row in rows if row.fault is None and isinstance(row.value, dict)]
-    by_form = not readable or (not chosen and not instruction and known_form(readable[0]))
-    if by_form:
+    known = sum(known_form(row) is not None for row in readable)
+    if not readable or (not chosen and not instruction and known * 2 > len(readable)):
         records, bad = _records(place, rows, normalise_record)
         forms, columns, unused = _forms(readable)
         return records, Source(name, f"{kind}, {forms}", len(records), columns, unused, len(bad)), bad
