@@ -130,9 +130,12 @@ def test_what_the_data_make_impossible_is_refused_before(capsys, small_data):
 
 
 def test_hosted_formats_are_checked_by_name_alone(capsys, small_data):
-    arguments = ["run", "--dry-run", "--backend", "hosted", "--until", "split", "--data", small_data]
-    assert course(capsys, *arguments, "-p", "prompt_format=llama3")[0] == 0
-    assert "no prompt format" in course(capsys, *arguments, "-p", "prompt_format=llama33")[2]
+    arguments = ["run", "--dry-run", "--backend", "hosted", "--until", "train", "--data", small_data]
+    hosted = [*arguments, "-p", "base_model=a/b"]
+    assert course(capsys, *hosted, "-p", "prompt_format=llama3")[0] == 0
+    assert "no prompt format" in course(capsys, *hosted, "-p", "prompt_format=llama33")[2]
+    refused = course(capsys, *arguments, "-p", "prompt_format=llama3")[2]
+    assert "SmolLM2" in refused, "notebook 01 takes the local tokenizer where no model is named"
 
 
 def test_bad_records_and_repeats_are_told(capsys, small_data):

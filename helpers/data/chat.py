@@ -58,7 +58,7 @@ def _turn(message: dict[str, Any], where: str) -> tuple[str, str]:
             f"{where} has {', '.join(map(repr, more))}, which the course does not train on",
             f"put what is to be learned into {text_key!r}, and take the other keys out",
         )
-    return ROLES.get(role, role), _content(filled.get(text_key), where, text_key)
+    return ROLES.get(role, role), _content(message.get(text_key), where, text_key)
 
 
 def _content(content: Any, where: str, key: str) -> str:

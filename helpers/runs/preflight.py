@@ -29,12 +29,13 @@ def check_run(chosen: Mapping[str, Any], stages: Iterable[str]) -> None:
 
     settings = {stage: settings_of(stage, dict(chosen)) for stage in stages}
     names = [own.backend_name for own in settings.values() if hasattr(own, "backend_name")]
-    kind = choose_backend(names[0])[0] if names else "none"
+    kind = choose_backend(names[0])[0] if names else ""
     if kind == "stub":
         _check_stub(settings)
-    for stage in ("split", "train"):
-        if stage in settings:
-            _check_format(settings[stage], kind)
+    if "split" in settings:
+        _check_format(settings["split"], local=True)  # notebook 01 asks no backend for the model
+    if "train" in settings:
+        _check_format(settings["train"], local=kind == "stub")
     if "evaluate" in settings and settings["evaluate"].benchmark_file:
         from helpers.evaluate.benchmark_files import local_records
 
@@ -44,7 +45,7 @@ def check_run(chosen: Mapping[str, Any], stages: Iterable[str]) -> None:
 
         checkpoint_kind(path)
     if "vllm" in settings:
-        _check_context(settings["vllm"], str(chosen.get("base_model", "")), kind)
+        _check_context(settings["vllm"], _folder(str(chosen.get("base_model", "")), local=kind == "stub"))
 
 
 def _check_stub(settings: dict[str, Any]) -> None:
@@ -72,38 +73,40 @@ def _local_model() -> Path:
     return cache_dir() / "models" / LOCAL_MODEL
 
 
-def _folder(base_model: str, kind: str) -> Path | None:
-    """The folder of the model that would be trained; None if it is not on this machine."""
-    if base_model:
-        folder = Path(base_model).expanduser()
-    elif kind == "hosted":
+def _folder(base_model: str, local: bool) -> Path | None:
+    """The folder of a model; None if it is not on this machine.
+
+    Args:
+        base_model: as in the settings.
+        local: whether an empty name means the local base model.
+    """
+    if not base_model and not local:
         return None
-    else:
-        folder = _local_model()
+    folder = Path(base_model).expanduser() if base_model else _local_model()
     return folder if (folder / "config.json").is_file() else None
 
 
-def _check_format(own: Any, kind: str) -> None:
+def _check_format(own: Any, local: bool) -> None:
     """The prompt format exists, and the model's tokenizer can write it, where that is on this machine."""
     if own.prompt_format == "guide":
         return
     from helpers.train.prompts import check_format_name, get_format
 
     check_format_name(own.prompt_format)
-    if (folder := _folder(own.base_model, kind)) and kind in ("stub", "none"):
+    if folder := _folder(own.base_model, local):
         get_format(own.prompt_format, str(folder))
 
 
-def _check_context(own: Any, base_model: str, kind: str) -> None:
+def _check_context(own: Any, folder: Path | None) -> None:
     """vLLM is not asked for more than the model can read."""
+    if folder is None:
+        return
     from helpers.files import read_json
 
-    folder = _folder(base_model, kind)
-    config = read_json(folder / "config.json") if folder and kind in ("stub", "none") else {}
+    config = read_json(folder / "config.json")
     context = config.get("max_position_embeddings")
-    name = folder.name if folder else ""
     if context and not config.get("rope_scaling") and own.max_model_len > context:
         raise ModelError(
-            f"setting max_model_len can't be {own.max_model_len}: {name} reads {context} tokens",
+            f"setting max_model_len can't be {own.max_model_len}: {folder.name} reads {context} tokens",
             f"lower it: -p max_model_len={context}",
         )
