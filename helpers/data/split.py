@@ -96,12 +96,11 @@ def split_data(
     """
     unseen, caps = set(unseen_templates), {"train": max_train, "validation": max_validation, "test": max_test}
     _check_arguments(records, test_size, validation_size, seed, unseen, caps)
-    notes: list[str] = []
-    draw = _Draw(records, seed, stratify_by, notes)
     duplicates = find_duplicates(records, near_duplicate)
+    same = [[records[index] for index in group] for group in exact_repeats(records)]
+    notes = _repeat_notes(len(records), duplicates, same)
+    draw = _Draw(records, seed, stratify_by, notes)
     groups = _groups(len(records), duplicates)
-    repeats = exact_repeats(records)
-    notes += _repeat_notes(len(records), duplicates, repeats)
     held_out = [group for group in groups if any(_is_unseen(records[i], unseen) for i in group)]
     parts = _parts(draw, groups, held_out, test_size, validation_size)
     chosen = {name: [records[i] for group in part for i in group] for name, part in parts.items()}
@@ -123,14 +122,13 @@ def split_data(
         "left_out": {name: len(chosen[name]) - len(kept[name]) for name in kept},
         "notes": notes,
     }
-    same = [[records[index] for index in group] for group in repeats]
     return Split(kept["train"], kept["validation"], kept["test"], report, same)
 
 
-def _repeat_notes(count: int, duplicates: list[DuplicateGroup], repeats: list["Group"]) -> list[str]:
+def _repeat_notes(count: int, duplicates: list[DuplicateGroup], same: list[list]) -> list[str]:
     """How many records repeat another, if any does."""
     later = sum(len(group.indices) - 1 for group in duplicates)
-    exact = sum(len(group) - 1 for group in repeats)
+    exact = sum(len(group) - 1 for group in same)
     if not later:
         return []
     near = f" and {later - exact:,} nearly so" if later > exact else ""
