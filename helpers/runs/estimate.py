@@ -97,10 +97,12 @@ def estimate(settings: Mapping[str, Any], run: Run | None, counted: Counted | No
         where nothing is billed).
 
     Raises:
-        DataError: the data can't be used.
+        DataError: the data can't be used, or vLLM would have no room for the answers.
         CourseError: prices.toml can't be used.
     """
     counted = counted or count_parts(settings, run)
+    if counted.by != "characters":
+        _check_room(settings, counted.parts["test"].longest_prompt)
     work = {stage: stage_work(stage, settings, counted.parts) for stage in settings}
     kind, model = backend_and_model(settings)
     return {
@@ -144,8 +146,6 @@ def count_parts(settings: Mapping[str, Any], run: Run | None) -> Counted:
             f"the longest example has {longest} tokens, over max_length={settings['train'].max_length}",
             "raise max_length, or leave long examples out of the data",
         )
-    if by != "characters":
-        _check_room(settings, parts["test"].longest_prompt)
     about["notes"] = [*about["notes"], *_too_short(settings, parts)]
     return Counted(about | {"task": task.name, "right_if": task.rule, "labels": task.labels}, parts, by)
 
