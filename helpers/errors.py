@@ -2,6 +2,8 @@
 notebook.
 """
 
+from helpers.text import printable
+
 
 class CourseError(Exception):
     """Base of every error that is the user's to fix.
@@ -16,7 +18,7 @@ class CourseError(Exception):
         self.what, self.fix = what, fix
 
     def __str__(self) -> str:
-        return f"{self.what}\n→ {self.fix}" if self.fix else self.what
+        return printable(f"{self.what}\n→ {self.fix}" if self.fix else self.what)
 
     def _render_traceback_(self) -> list[str]:
         """IPython shows these lines instead of a traceback."""

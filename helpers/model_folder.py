@@ -79,7 +79,7 @@ def _check_config(folder: Path, names: set[str]) -> None:
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{folder / 'config.json'} can't be read: {error}", "download or copy the model again"
         ) from error
@@ -92,7 +92,7 @@ def _check_weights(folder: Path, names: set[str]) -> None:
     if index.name in names:
         try:
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} can't be read: {error}", "download or copy the model again") from error
     else:
         files = sorted(name for name in names if name == "model.safetensors")
@@ -123,5 +123,5 @@ def _safetensors_whole(path: Path) -> bool:
             (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
         )
         return end > 0 and path.stat().st_size == 8 + length + end
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
         return False

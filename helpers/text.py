@@ -1,4 +1,35 @@
-"""Numbers and rows as people read them: times, sizes, plurals, columns."""
+"""Numbers and rows as people read them: times, sizes, plurals, columns; and text of others on a terminal."""
+
+import re
+
+# What a terminal obeys instead of showing it: control characters but line break and tab, and what turns the
+# direction of writing. Half of a surrogate pair can't be printed at all.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Unicode's Default_Ignorable_Code_Point: characters that show nothing.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
+def printable(text: str) -> str:
+    """Text of a file or a server that a terminal shows and does not obey: `\\u001b` for an escape character.
+
+    Line breaks and tabs stay. JSON stays JSON of the same value.
+    """
+    text = text.replace("\r\n", "\n")
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def without_colours(text: str) -> str:
+    """Text of a traceback without the escape sequences of its colours."""
+    return _COLOUR.sub("", text)
+
+
+def without_invisible(text: str) -> str:
+    """Text without characters that show nothing: zero-width spaces, soft hyphens, direction marks."""
+    return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
 def clock(seconds: float | None) -> str:
@@ -49,6 +80,7 @@ def table(rows: list[list[str]], right: set[int] | frozenset[int] = frozenset())
         rows: the head first; all of the same length.
         right: the columns that are aligned to the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(_cell(cell, widths[i], i in right) for i, cell in enumerate(row)).rstrip() for row in rows

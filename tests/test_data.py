@@ -127,7 +127,7 @@ CANNOT_BE_LOADED = [
     (
         "a.json",
         json.dumps([{"messages": [{"role": "user", "content": {}}, {"role": "assistant", "content": "x"}]}]),
-        ["index 0, message 0", "'content' is an object"],
+        ["index 0: message 0", "'content' is an object"],
     ),
     (
         "latin.json",

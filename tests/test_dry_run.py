@@ -88,6 +88,67 @@ def test_the_tokens_of_notebook_02(capsys):
     assert (work["steps"], work["tokens_an_epoch"], work["train"]) == (113, 67701, 67701)
 
 
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("assignment", "parts"),
+    [
+        ("prompt_format=nope", ["no prompt format 'nope'", "'qwen3_instruct'"]),
+        ("prompt_format=llama3", ["'llama3' doesn't fit the tokenizer of SmolLM2"]),
+        ("prompt_format=deepseekv3", ["'deepseekv3' doesn't fit the tokenizer"]),
+        ("rank=257", ["rank can't be 257", "at most 256"]),
+        ("samples_each=2000", ["samples_each can't be 2000", "at most 1024"]),
+        ("base_model=Qwen/Qwen3-8B", ["stub does not offer", "SmolLM2"]),
+        ("max_model_len=10000", ["max_model_len can't be 10000", "reads 8192 tokens"]),
+        ("checkpoint_path=mine", ["'mine' is not a checkpoint path"]),
+        ("benchmark_file=BENCHMARK", ["line 2", "occurs twice"]),
+        (f"seed={'1' * 5000}", ["(5,000 characters)", "valid integer"]),
+        (f"epochs={'1' * 5000}", ["(5,000 characters)", "number"]),
+        ("batch_sizes=4,0", ["whole numbers above zero"]),
+        ("instruction=caf\udce9", ["setting instruction", "no text in UTF-8"]),
+    ],
+)
+def test_a_run_and_its_dry_run_refuse_the_same_at_once(
+    assignment, parts, dry, capsys, folder, base_model, tmp_path
+):
+    good = '{"question": "q", "answer": "#### 1"}'
+    (tmp_path / "test.jsonl").write_text(f'{good}\n{good[:-1]}, "answer": "#### 2"}}\n')
+    assignment = assignment.replace("BENCHMARK", str(tmp_path / "test.jsonl"))
+    status, _, err = course(capsys, "run", *["--dry-run"] * dry, "-p", assignment)
+    assert status == 1 and not folder.exists()
+    assert_one_message(err, *parts)
+
+
+def test_what_the_data_make_impossible_is_refused_before(capsys, small_data):
+    for assignment, words in (
+        ("epochs=1e9", "28 examples in batches of 8 make 4,000,000,000 steps"),
+        ("max_tokens=1020", "exceeds max_model_len=1024 of notebook 06"),
+    ):
+        status, _, err = course(capsys, "run", "--dry-run", "--data", small_data, "-p", assignment)
+        assert status == 1
+        assert_one_message(err, words)
+    assert course(capsys, "run", "--dry-run", "--data", small_data, "-p", "batch_sizes=4")[0] == 0
+
+
+def test_hosted_formats_are_checked_by_name_alone(capsys, small_data):
+    arguments = ["run", "--dry-run", "--backend", "hosted", "--until", "train", "--data", small_data]
+    hosted = [*arguments, "-p", "base_model=a/b"]
+    assert course(capsys, *hosted, "-p", "prompt_format=llama3")[0] == 0
+    assert "no prompt format" in course(capsys, *hosted, "-p", "prompt_format=llama33")[2]
+    refused = course(capsys, *arguments, "-p", "prompt_format=llama3")[2]
+    assert "SmolLM2" in refused, "notebook 01 takes the local tokenizer where no model is named"
+
+
+def test_bad_records_and_repeats_are_told(capsys, small_data):
+    rows = read_json(small_data)
+    write_json(small_data, [*rows, rows[3], {"instruction": "no answer"}])
+    status, _, err = course(capsys, "run", "--dry-run", "--data", small_data)
+    assert status == 1
+    assert_one_message(err, "index 41: field 'output' is missing", "--skip-bad")
+    out = course(capsys, "run", "--dry-run", "--data", small_data, "--skip-bad")[1]
+    assert "left out, since they can't be used: 1" in out and "skip_bad = true" in out
+    assert "note: 1 of 41 records ask exactly what an earlier one asks" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

@@ -80,6 +80,10 @@ def test_bad_cases_are_errors():
             ask(lambda prompt: "", cases)
     with pytest.raises(DataError):
         judge_agreement([Verdict(True, "")], [])
+    with pytest.raises(DataError, match="case 1: `correct` is 'no'"):
+        ProofJudge(Client(str), fmt=get_format("guide", Characters())).agreement(
+            [CASES[0], CASES[1] | {"correct": "no"}]
+        )
 
     def broken(prompt):
         raise RuntimeError("gone")

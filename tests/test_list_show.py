@@ -194,7 +194,7 @@ def test_show_how_the_data_were_read(capsys):
         "instruction ← text",
         "not used: id",
     ]
-    assert json.loads(course(capsys, "show", "--json")[1])["sources"] == [source]
+    assert json.loads(course(capsys, "show", "--json")[1])["sources"] == [source | {"skipped": 0}]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"test_size": 0}', '{"base_correct": "many"}'])

@@ -10,6 +10,7 @@ import pytest
 from helpers.data import find_duplicates, load_data
 from helpers.data.hub import hub_parts, load_hub
 from helpers.errors import DataError
+from helpers.runs.chosen import choose
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -99,6 +100,7 @@ def test_a_table_in_a_known_form_keeps_its_fields(tmp_path):
             },
         ),
         (["input", "output"], {"instruction": "input", "output": "output"}),
+        (["instruction", "context", "response"], {"instruction": "instruction", "output": "response"}),
         (["text", "category"], {"instruction": "text", "output": "category"}),
         (["内容", "类别"], {"instruction": "内容", "output": "类别"}),
     ],
@@ -221,8 +223,19 @@ def test_a_data_set_with_classes(data_set):
     assert len(load_data(f"hub:{data_set}#train[:50%]").records) == 6
 
 
+@pytest.mark.parametrize("name", ["with a space", "with: signs@home", "with #"])
+def test_a_folder_of_any_name(data_set, name, monkeypatch):
+    folder = data_set.rename(data_set.with_name(name))
+    monkeypatch.chdir(folder.parent)
+    for place in (f"hub:{folder}", f"hub:{folder}#train", choose(data=[f"hub:{name}#train"])["data_files"]):
+        load_hub.cache_clear()
+        assert len(load_data(place).records) == 12
+    with pytest.raises(DataError, match="there is no folder /nowhere/at all"):
+        load_data("hub:/nowhere/at all")
+
+
 def test_a_row_without_a_class(data_set):
-    with pytest.raises(DataError, match=r"row 1, column 'label': the output is empty"):
+    with pytest.raises(DataError, match=r"row 1: column 'label': the output is empty"):
         load_data(f"hub:{data_set}#test")
 
 

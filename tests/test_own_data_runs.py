@@ -3,14 +3,15 @@ starts.
 """
 
 import pytest
-from commands import assert_one_message, course, tree
+from commands import assert_one_message, course, real_course, tree
 from runs_for_tests import finish_stage, make_run
 from test_dry_run import plan
 from test_own_data import data_set  # noqa: F401
 
 from helpers.data.hub import HubData
+from helpers.files import read_json, read_jsonl, write_json
 from helpers.paths import ROOT
-from helpers.runs.run import data_fingerprints
+from helpers.runs.run import Run, data_fingerprints
 
 
 def test_the_manifest_knows_what_was_in_a_data_set(data_set, capsys, monkeypatch, folder):  # noqa: F811
@@ -66,3 +67,20 @@ def test_a_run_is_refused_before_it_starts(arguments, parts, capsys, folder):
     status, _, err = course(capsys, "run", "--dry-run", "--data", str(ROOT / "data/reviews.csv"), *arguments)
     assert status == 1 and tree(folder) == []
     assert_one_message(err, *parts)
+
+
+def test_a_run_without_its_bad_records(small_data, folder):
+    """Through the real notebook: what the terminal, the manifest and the split folder say."""
+    rows = read_json(small_data)
+    write_json(small_data, [*rows, {"instruction": "\x1b]0;no answer"}, *rows[:2]])
+    arguments = ["--name", "mine", "--until", "split", "--data", small_data, "--skip-bad"]
+    result = real_course("run", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert f"note: {small_data}: 1 row left out: see split/skipped.jsonl" in result.stdout
+    assert "note: 2 of 42 records ask exactly what an earlier one asks" in result.stdout
+    split = Run(folder / "mine").stage("split")
+    assert split.settings.skip_bad and split.results.sources[0].skipped == 1
+    assert "split/skipped.jsonl" in split.artefacts
+    [skipped] = read_jsonl(folder / "mine/split/skipped.jsonl")
+    assert (skipped["row"], skipped["reason"]) == ("index 40", "field 'output' is missing")
+    assert skipped["record"] == {"instruction": "\x1b]0;no answer"}

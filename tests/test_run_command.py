@@ -110,7 +110,7 @@ def test_a_profile_of_ones_own(capsys, tmp_path):
         (["--data", "my,data.csv"], ["'my,data.csv'", "comma", "rename it"]),
         (["--backend", "cloud"], ["cloud", "stub"]),
         (["--profile", "quik"], ["'quik'", "quick", "small", "full", "hosted"]),
-        (["--profile", "mine.toml"], ["mine.toml", "No such file", "epochs = 2.0"]),
+        (["--profile", "mine.toml"], ["mine.toml", "does not exist", "epochs = 2.0"]),
         (["--name", "a/b"], ["'a/b'", "letters"]),
     ],
 )

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
@@ -74,6 +75,9 @@ def test_every_setting_says_what_it_is(stage):
         ({"task": "poetry"}, "'math', 'classification', 'extraction' or 'text'"),
         ({"backend_name": "nope"}, "auto, stub, hosted, or the URL"),
         ({"batch_sizes": "1,x"}, "whole numbers above zero"),
+        ({"epochs": date(2026, 1, 1)}, "2026-01-01.*valid number"),
+        ({"base_model": "a\0b"}, "no text in UTF-8"),
+        ({"batch_sizes": [1, 0]}, "whole numbers above zero"),
         ({"seed": 2**32}, "setting seed can't be 4294967296"),
         ({"test_size": 1.0}, "less than 1"),
     ],
@@ -87,6 +91,10 @@ def test_settings_are_made_of_the_right_type():
     checked = check_settings({"epochs": 2, "batch_sizes": 4, "instruction": 7, "rank": 8})
     assert checked == {"epochs": 2.0, "batch_sizes": "4", "instruction": "7", "rank": 8}
     assert isinstance(checked["epochs"], float)
+    assert check_settings({"batch_sizes": [1, 4], "skip_bad": True}) == {
+        "batch_sizes": "1,4",
+        "skip_bad": True,
+    }
     with pytest.raises(DataError, match="FIELD=COLUMN"):
         check_settings({"columns": "label"})
 

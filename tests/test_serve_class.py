@@ -153,7 +153,7 @@ def test_keys_are_kept_and_late_learners_get_one(served, capsys, tmp_path):
     [
         (None, [], 2, "there are no learners"),
         (None, ["--learners", "0"], 2, "1 to 500"),
-        (None, ["--learners", "nobody.txt"], 1, "can't read the names in nobody.txt"),
+        (None, ["--learners", "nobody.txt"], 1, "nobody.txt does not exist"),
         (None, ["--learners", "2", "--port", "0"], 2, "the port 0"),
         ("Ada\n\nAda\n", ["--learners", "NAMES"], 1, "line 3: 'Ada' is in line 1 already"),
         ("=cmd()\n", ["--learners", "NAMES"], 1, "line 1: '=cmd()' can't name a learner"),

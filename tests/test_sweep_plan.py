@@ -72,7 +72,7 @@ def test_settings_from_files(tmp_path):
         ("s.csv", "rank\n", ["no settings"]),
         ("s.csv", b"rank\n\xff\n", ["can't be read"]),
         ("s.yaml", "- rank: 8", [".json and .csv"]),
-        ("nowhere.csv", None, ["can't be read"]),
+        ("nowhere.csv", None, ["does not exist"]),
     ],
 )
 def test_settings_files_that_cant_be_used(name, text, parts, capsys, tmp_path, folder):

@@ -71,7 +71,7 @@ def test_texts_with_commas_in_the_csv(small_data):
 def test_the_plot(small_data):
     sweep = plan_sweep(
         "s",
-        grid({"rank": [2, 16], "learning_rate": [1e-3, 3e-4], "prompt_format": ["guide", "x"]}),
+        grid({"rank": [2, 16], "learning_rate": [1e-3, 3e-4], "prompt_format": ["guide", "role_colon"]}),
         data_of(small_data),
     )
     figure = plots.sweep_panels(

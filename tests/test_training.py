@@ -139,7 +139,13 @@ def test_impossible_values_are_errors(tmp_path):
     for arguments in ((10, 0), (10, 1, 1.0, -1.0)):
         with pytest.raises(DataError):
             evaluation_steps(*arguments)
-    for arguments in ((0, 4, 1, 1e-3, 1), (10, 0, 1, 1e-3, 1), (10, 4, 0, 1e-3, 1), (10, 4, 1, 0, 1)):
+    for arguments in (
+        (0, 4, 1, 1e-3, 1),
+        (10, 0, 1, 1e-3, 1),
+        (10, 4, 0, 1e-3, 1),
+        (10, 4, 1, 0, 1),
+        (10, 4, 1e9, 1, 1),
+    ):
         with pytest.raises(DataError):
             plan_steps(*arguments)
 

@@ -64,6 +64,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=COLUMN,...",
         help="which column of the data is what: instruction=text,output=label",
     )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out records that can't be used, and write them to split/skipped.jsonl of the run",
+    )
     backend = parser.add_argument(
         "--backend", metavar="BACKEND", help="auto, stub, hosted, or the URL of a Tinker-compatible server"
     )
@@ -84,10 +89,16 @@ def chosen_settings(options: argparse.Namespace, profile: str | None = None) -> 
     from helpers.runs.chosen import choose
 
     return choose(
-        options.profile or profile, options.parameter, options.data, options.columns, options.backend
+        options.profile or profile,
+        options.parameter,
+        options.data,
+        options.columns,
+        options.backend,
+        options.skip_bad,
     )
 
 
 def chooses_settings(options: argparse.Namespace) -> bool:
     """Whether any of those options is given."""
-    return any((options.profile, options.parameter, options.data, options.columns, options.backend))
+    more = options.columns, options.backend, options.skip_bad
+    return any((options.profile, options.parameter, options.data, *more))

@@ -16,7 +16,7 @@ from helpers.course import completers
 from helpers.course.arguments import add_command
 from helpers.errors import RunError, UsageError
 from helpers.paths import runs_dir
-from helpers.text import plural, size_text
+from helpers.text import plural, printable, size_text
 
 if TYPE_CHECKING:
     from helpers.runs.info import RunInfo
@@ -123,7 +123,8 @@ def _chosen(names: list[str], older_than: float | None) -> "list[RunInfo]":
         if not names:
             for run in chosen:
                 if run.problem:
-                    print(f"left out: {run.name} can't be used ({run.problem}): name it to delete it")
+                    words = f"left out: {run.name} can't be used ({run.problem}): name it to delete it"
+                    print(printable(words))
             chosen = [run for run in chosen if not run.problem]
     return chosen
 
@@ -168,7 +169,7 @@ def _show(chosen: "list[RunInfo]", left_over: list[Path]) -> int:
     lines += [(path.name, size_and_change(path)[0], "rest of an interrupted deletion") for path in left_over]
     width = max(len(name) for name, _, _ in lines)
     for name, size, words in lines:
-        print(f"  {name.ljust(width)}  {size_text(size):>7}  {words}")
+        print(printable(f"  {name.ljust(width)}  {size_text(size):>7}  {words}"))
     total = sum(size for _, size, _ in lines)
     print(f"{plural(len(lines), 'folder')}, {size_text(total)}; checkpoints on the Tinker server stay")
     return total

@@ -10,7 +10,7 @@ from helpers.runs.estimate import MEASURED_ON, TOKENS_PER_SECOND, estimate
 from helpers.runs.run import Run
 from helpers.runs.settings import settings_of
 from helpers.runs.stages import STAGES
-from helpers.text import minutes, plural, table, two_digits
+from helpers.text import minutes, plural, printable, table, two_digits
 
 FEW_STEPS = 10  # fewer are pointed out
 
@@ -51,7 +51,7 @@ def print_plan(
             *notes,
             "TINKER_API_KEY is not set: the run would stop in its first notebook that needs hosted Tinker",
         ]
-    print(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else _page(plan))
+    print(printable(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else _page(plan)))
 
 
 def _page(plan: dict[str, Any]) -> str:

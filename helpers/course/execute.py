@@ -13,7 +13,7 @@ from helpers.runs.failures import record_failure
 from helpers.runs.manifest import Failure, now
 from helpers.runs.run import WRITABLE, Run
 from helpers.runs.stages import STAGES
-from helpers.text import clock
+from helpers.text import clock, printable, without_colours
 
 INTERRUPTED = 130
 TRACEBACK_LINES = 12
@@ -50,7 +50,10 @@ def run_notebook(
     try:
         _execute(notebooks / output.name, output, {"run_name": run.name, **settings}, line)
         if run.manifest.stages.is_done(stage):
-            line.end(run.stage(stage).summary)
+            entry = run.stage(stage)
+            line.end(entry.summary)
+            for remark in entry.results.remarks if stage == "split" else ():
+                print(printable(f"    note: {remark}"), flush=True)
             return 0
         what = f"{notebook} ran to its end without finishing its stage"
         record_failure(run, stage, RunError(what, "one of its last cells must call stage.finish"))
@@ -115,10 +118,10 @@ def _explain(run: Run, traceback: list[str], output: Path) -> None:
     if failure is None:
         return
     if failure.kind != "AssertionError" and len(traceback) > 1:  # an error of ours renders as one text
-        print("\n".join(traceback[-TRACEBACK_LINES:]), file=sys.stderr)
-    print(f"course: {failure.what}", file=sys.stderr)
+        print(printable(without_colours("\n".join(traceback[-TRACEBACK_LINES:]))), file=sys.stderr)
+    print(printable(f"course: {failure.what}"), file=sys.stderr)
     if failure.fix:
-        print(f"→ {failure.fix}", file=sys.stderr)
+        print(printable(f"→ {failure.fix}"), file=sys.stderr)
     print(f"The notebook as far as it came: {short(output)}", file=sys.stderr)
 
 
@@ -152,13 +155,13 @@ class ProgressLine:
             self._draw(lines[-1])
         elif not self._terminal and now - max(self._shown, self._started) > 30 and "%|" in lines[-1]:
             self._shown = now
-            print(f"    {lines[-1]}", flush=True)
+            print(printable(f"    {lines[-1]}"), flush=True)
 
     def flush(self) -> None:
         sys.stdout.flush()
 
     def _text(self, text: str) -> str:
-        return f"{self.label:26} {clock(time.monotonic() - self._started):>6}  {text}"
+        return printable(f"{self.label:26} {clock(time.monotonic() - self._started):>6}  {text}")
 
     def _draw(self, text: str) -> None:
         width = os.get_terminal_size().columns

@@ -11,7 +11,7 @@ from helpers.course.arguments import add_command, add_settings, chosen_settings
 from helpers.course.interrupt import heed_ctrl_c
 from helpers.errors import RunError, UsageError
 from helpers.runs.stages import STAGES
-from helpers.text import clock, table
+from helpers.text import clock, printable, table
 
 if TYPE_CHECKING:
     from helpers.runs.run import Run
@@ -116,6 +116,7 @@ def run_course(request: RunRequest) -> int:
         CourseError: the request can't be met, as far as that shows before the first notebook starts.
     """
     from helpers.runs.base_answers import check_base_run
+    from helpers.runs.preflight import check_run
     from helpers.runs.run import new_run
 
     settings, notes, like = _settings(request)
@@ -125,6 +126,7 @@ def run_course(request: RunRequest) -> int:
         settings = run.manifest.settings | settings  # it keeps what it was started with
     if "evaluate" in stages:
         check_base_run(settings)
+    check_run(settings, stages)
     if request.dry_run:
         from helpers.course.dry_run import print_plan
 
@@ -132,7 +134,7 @@ def run_course(request: RunRequest) -> int:
         return 0
     heed_ctrl_c()
     for note in notes:
-        print(f"note: {note}", flush=True)
+        print(printable(f"note: {note}"), flush=True)
     run = run or new_run(request.name)
     with run.in_use():
         run.update(settings=settings, **({"like": like} if like else {}))

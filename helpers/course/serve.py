@@ -20,7 +20,7 @@ from helpers.course.arguments import add_command
 from helpers.course.interrupt import heed_ctrl_c
 from helpers.data.csv_files import read_cells
 from helpers.errors import CourseError, UsageError
-from helpers.files import write_text
+from helpers.files import read_text, write_text
 
 COLUMNS = ("learner", "key", "first line to type", "second line to type")
 MOST = 500
@@ -190,20 +190,15 @@ def learner_names(learners: str) -> list[str]:
     Raises:
         CourseError: the number or the file can't be used; names the line.
     """
-    if re.fullmatch(r"\d+", learners):
+    if re.fullmatch(r"\d{1,9}", learners):
         if not 1 <= int(learners) <= MOST:
             raise UsageError(
                 f"--learners {learners}: a class has 1 to {MOST}",
                 "correct the number, or name a file with a name a line",
             )
         return [f"learner-{number:02}" for number in range(1, int(learners) + 1)]
-    try:
-        lines = Path(learners).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CourseError(
-            f"can't read the names in {learners}: {getattr(error, 'strerror', None) or error}",
-            "give a number, --learners 12, or a text file with a name a line",
-        ) from error
+    fix = "give a number, --learners 12, or a text file with a name a line"
+    lines = read_text(learners, fix).splitlines()
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()
@@ -232,13 +227,7 @@ def read_keys(path: Path) -> dict[str, str]:
         CourseError: it is no such file; names the line.
     """
     fix = "correct that line, name another file with --keys, or replace all keys with --new-keys"
-    try:
-        rows = list(read_cells(path, path.read_text(encoding="utf-8-sig")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CourseError(
-            f"can't read the keys in {path}: {getattr(error, 'strerror', None) or error}",
-            "name another file with --keys",
-        ) from error
+    rows = list(read_cells(path, read_text(path, "name another file with --keys")))
     if not rows or tuple(rows[0][1][:2]) != COLUMNS[:2]:
         raise CourseError(
             f"{path} is no file of keys: its first line does not begin with {','.join(COLUMNS[:2])}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.course import completers
 from helpers.course.arguments import add_command
 from helpers.course.list import minute
-from helpers.text import clock, percent, size_text, table
+from helpers.text import clock, percent, printable, size_text, table
 
 if TYPE_CHECKING:
     from helpers.runs.info import RunInfo
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         print_results(options.run, options.json)
     else:
         found = readable_run(options.run)
-        print(json.dumps(describe(found), indent=2) if options.json else page(found))
+        print(json.dumps(describe(found), indent=2) if options.json else printable(page(found)))
     return 0
 
 

@@ -12,7 +12,7 @@ from helpers.course.arguments import add_command, add_settings, chooses_settings
 from helpers.course.interrupt import ended_like_ctrl_c, heed_ctrl_c
 from helpers.errors import RunError, UsageError
 from helpers.runs.stages import STAGES
-from helpers.text import plural
+from helpers.text import plural, printable
 
 if TYPE_CHECKING:
     from helpers.runs.sweep.plan import Sweep
@@ -159,7 +159,7 @@ def run_request(request: SweepRequest) -> int:
     plan = estimate_sweep(sweep)
     if request.dry_run:
         text = "dry run: nothing is started or written. It would be\n" + plan_text(plan)
-        print(json.dumps(plan, indent=2) if request.as_json else text)
+        print(json.dumps(plan, indent=2) if request.as_json else printable(text))
         return 0
     heed_ctrl_c()
     say = _say_as_error if request.as_json else print
@@ -226,7 +226,7 @@ def print_results(name: str, as_json: bool = False) -> int:
         found |= {"best": best["run"] if best else None, "runs": rows}
         print(json.dumps(found, indent=2))
     else:
-        print("\n" + results_text(sweep, rows))
+        print("\n" + printable(results_text(sweep, rows)))
         print(f"table, plot and a page that compares the runs: {sweep.folder}")
     not_done = [row for row in rows if row["status"] != "done"]
     if not_done:

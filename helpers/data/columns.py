@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from helpers.data.csv_files import split_cells
+from helpers.data.values import kind_of, plain_text
 from helpers.errors import DataError
 
 FIELDS = ("instruction", "input", "output", "answer", "category", "template", "id")
@@ -167,16 +168,13 @@ def check_columns(columns: dict[str, str], names: Iterable[str], source: str, in
         )
 
 
-def apply_columns(
-    row: dict[str, Any], columns: dict[str, str], instruction: str, where: str
-) -> dict[str, Any]:
+def apply_columns(row: dict[str, Any], columns: dict[str, str], instruction: str) -> dict[str, Any]:
     """One record of the course's form, out of a row with columns.
 
     Args:
         row: column to value; numbers become text, and an object or list that is the output becomes JSON.
         columns: field to column.
         instruction: the constant instruction; empty where a column holds it.
-        where: file and row, for the error.
 
     Raises:
         DataError: a column that is needed is missing, empty or no text.
@@ -187,13 +185,11 @@ def apply_columns(
         value = _text(row.get(column), field)
         if value is None:
             raise DataError(
-                f"{where}, column {column!r}: {type(row[column]).__name__} can't be the {field}",
+                f"column {column!r}: {kind_of(row[column])} can't be the {field}",
                 "it must be text or a number",
             )
         if needed and not value.strip():
-            raise DataError(
-                f"{where}, column {column!r}: the {field} is empty", "fill it in, or take the row out"
-            )
+            raise DataError(f"column {column!r}: the {field} is empty", "fill it in, or take the row out")
         if value.strip() or field == "input":
             record[field] = value
     return record
@@ -201,12 +197,6 @@ def apply_columns(
 
 def _text(value: Any, field: str) -> str | None:
     """A cell as text; None if it can't be."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (str, int, float)):
-        return str(value)
     if isinstance(value, (dict, list)) and field in ("output", "answer"):
-        return json.dumps(value, ensure_ascii=False)
-    return None
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return plain_text(value)

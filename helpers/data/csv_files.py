@@ -1,24 +1,26 @@
-"""Tables as text, in UTF-8: the one reader of CSV, for data files, benchmarks, settings of a sweep and keys
-of a class.
+"""Tables as text: the one reader of CSV, for data files, benchmarks, settings of a sweep and keys of a class.
 
-    rows, delimiter = read_csv(path, text)                # a data file: a header; , or ; or tab
-    for where, row in read_table(path, text):             # any table with a header: {column: cell}
-    for line, cells in read_cells(path, text):            # one without
+rows, delimiter = read_csv(path, text)                # a data file: a header; rows with their places
+for row in read_table(path, text):                    # any table with a header: {column: cell}
+for line, cells in read_cells(path, text):            # one without
 """
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers.data.rows import Row
 from helpers.errors import DataError
 
-DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n"])"?\r?\n', re.IGNORECASE)
 NOT_TEXT = {"unseen": {"true": True, "false": False}}  # the one field of a record that is no text
 
 
-def read_csv(path: Path, text: str) -> tuple[list[tuple[str, dict[str, Any]]], str]:
+def read_csv(path: Path, text: str) -> tuple[list[Row], str]:
     """Rows of a data file, and what separates its columns.
 
     Args:
@@ -26,57 +28,66 @@ def read_csv(path: Path, text: str) -> tuple[list[tuple[str, dict[str, Any]]], s
         text: what is in it. Cells may be quoted, and hold line breaks then.
 
     Returns:
-        (where, column to cell) for each row, blank lines left out, without the empty cells; and `comma`,
-        `semicolon` or `tab`.
+        Rows with column to cell, without the empty cells and blank lines; one whose cells don't fit the
+        header holds these, and its fault. And `comma`, `semicolon`, `tab` or `pipe`.
 
     Raises:
-        DataError: a row has more or fewer cells than the header, a quote is not closed, or the header can't
-            be used.
+        DataError: a quote is not closed, or the header can't be used.
     """
-    delimiter = "\t" if path.suffix == ".tsv" else _sniff(text)
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for where, row in read_table(path, text, delimiter, fewest=2, empty_rows=False):
-        found = {
-            name: NOT_TEXT.get(name, {}).get(cell.strip().casefold(), cell) for name, cell in row.items()
-        }
-        rows.append((where, found))
+    delimiter, text = _delimiter(path, text)
+    rows: list[Row] = []
+    for row in _rows(path, text, delimiter, fewest=2):
+        if not row.fault and not row.value:
+            continue  # empty cells only
+        if not row.fault:
+            typed = {
+                name: NOT_TEXT.get(name, {}).get(cell.strip().casefold(), cell)
+                for name, cell in row.value.items()
+            }
+            row = Row(row.where, typed)
+        rows.append(row)
     if not rows:
         raise DataError(
             f"{path} has a header and no row", "put at least ten rows into it, or name another file"
         )
-    return rows, DELIMITERS[delimiter]
+    return rows, DELIMITERS.get(delimiter, delimiter)
 
 
-def read_table(
-    path: Path, text: str, delimiter: str = ",", fewest: int = 1, empty_rows: bool = True
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, column to cell) for each row of a table with a header, without the empty cells.
-
-    Args:
-        fewest: columns that there must be.
-        empty_rows: whether a row of empty cells counts; a blank line never does.
+def read_table(path: Path, text: str) -> list[dict[str, str]]:
+    """Column to cell for each row of a table with a header, without the empty cells and blank lines.
 
     Raises:
-        DataError: as `read_csv`.
+        DataError: as `read_csv`, or a row has more or fewer cells than the header.
     """
+    delimiter, text = _delimiter(path, text)
+    found = []
+    for row in _rows(path, text, delimiter):
+        if row.fault:
+            raise DataError(f"{path}, {row.where}: {row.fault.what}", row.fault.fix)
+        found.append(row.value)
+    return found
+
+
+def _rows(path: Path, text: str, delimiter: str, fewest: int = 1) -> Iterator[Row]:
+    """The rows below the header, which has at least `fewest` columns."""
     header: list[str] = []
     count = 0
     for line, cells in read_cells(path, text, delimiter):
-        if not empty_rows and not any(cell.strip() for cell in cells):
-            continue
         if not header:
-            header = _header(path, cells, fewest)
+            if any(cell.strip() for cell in cells):
+                header = _header(f"{path}, line {line}", cells, fewest)
             continue
         count += 1
-        where = f"{path}, row {count} (line {line})"
-        if len(cells) != len(header):
-            raise DataError(
-                f"{where}: {len(cells)} cells, but the header has {len(header)} columns "
-                f"({', '.join(header)})",
-                f"columns are separated by a {DELIMITERS[delimiter]}: put a cell that holds one in double "
-                "quotes",
-            )
-        yield where, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
+        where = f"row {count} (line {line})"
+        if len(cells) == len(header):
+            yield Row(where, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()})
+            continue
+        sign = DELIMITERS.get(delimiter, repr(delimiter))
+        fault = DataError(
+            f"{len(cells)} cells, but the header has {len(header)} columns ({', '.join(header)})",
+            f"columns are separated by a {sign}: put a cell that holds one in double quotes",
+        )
+        yield Row(where, cells, fault)
 
 
 def read_cells(path: Path, text: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
@@ -85,8 +96,7 @@ def read_cells(path: Path, text: str, delimiter: str = ",") -> Iterator[tuple[in
     Raises:
         DataError: a quote is not closed.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    start = 1
+    reader, start = _reader(text, delimiter, strict=True), 1
     try:
         for cells in reader:
             if len(cells) > 1 or any(cell.strip() for cell in cells):
@@ -99,32 +109,39 @@ def read_cells(path: Path, text: str, delimiter: str = ",") -> Iterator[tuple[in
         ) from error
 
 
+def _reader(text: str, delimiter: str, strict: bool) -> Any:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may be as long as the file
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict)
+
+
 def split_cells(text: str) -> list[str]:
     """One line separated by commas; a part with a comma in it stands in double quotes."""
     return next(csv.reader([text], skipinitialspace=True), [])
 
 
-def _sniff(text: str) -> str:
-    """The sign that separates the header into most columns; the comma if none does."""
-    counts = {
-        sign: len(next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=sign), []))
-        for sign in DELIMITERS
-    }
-    return max(counts, key=counts.__getitem__)
+def _delimiter(path: Path, text: str) -> tuple[str, str]:
+    """What separates the columns, and the text without the line in which Excel may say so."""
+    if said := SEPARATOR_LINE.match(text):
+        return said[1], "\n" + text[said.end() :]  # a blank line, so that lines keep their numbers
+    if path.suffix.lower() == ".tsv":
+        return "\t", text
+    head = text.lstrip("\r\n ")
+    counts = {sign: len(next(_reader(head, sign, strict=False), [])) for sign in DELIMITERS}
+    return max(counts, key=counts.__getitem__), text
 
 
-def _header(path: Path, cells: list[str], fewest: int) -> list[str]:
+def _header(where: str, cells: list[str], fewest: int) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(names) < fewest:
         raise DataError(
-            f"{path} has one column only, {names[0]!r}",
-            "the first line names the columns, separated by commas, semicolons or tabs",
+            f"{where}: the table has one column only, {names[0]!r}",
+            "the first line names the columns, separated by commas, semicolons, tabs or pipes (|)",
         )
     for number, name in enumerate(names, start=1):
         if not name or names.count(name) > 1:
             lacks = f"has the name {name!r} of another one" if name else "has no name"
             raise DataError(
-                f"{path}, line 1: column {number} {lacks}",
+                f"{where}: column {number} {lacks}",
                 "the first line names each column, each with another name",
             )
     return names

@@ -1,9 +1,9 @@
 """Questions that occur twice, exactly or nearly: the usual way in which a test set leaks into training.
 
-Two questions are exact duplicates if they are equal but for case, spaces and Unicode form. They
-are near duplicates if they hold the same numbers in the same order and share at least 90% of their three-word
-runs. Numbers have to agree because a word problem with other numbers is another problem, however alike the
-words are.
+Two questions are exact duplicates if they are equal but for case, spaces, characters that show nothing, and
+Unicode form. They are near duplicates if they hold the same numbers in the same order and share at least 90%
+of their three-word runs. Numbers have to agree because a word problem with other numbers is another problem,
+however alike the words are.
 """
 
 import re
@@ -12,6 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import ceil
 from typing import Any, NamedTuple
+
+from helpers.text import without_invisible
 
 # A number, one character of Chinese, Japanese or Korean, a word, or a sign that is not sentence punctuation.
 TOKEN = re.compile(
@@ -41,13 +43,7 @@ def find_duplicates(records: Sequence[dict[str, Any]], threshold: float = 0.9) -
     """
     first: dict[str, int] = {}
     parent = list(range(len(records)))
-    shared = len({record["instruction"] for record in records}) == 1 and all(
-        record.get("input") for record in records
-    )
-    texts = [
-        _normal(record["input"] if shared else f"{record['instruction']}\n{record.get('input') or ''}")
-        for record in records
-    ]
+    texts = _questions(records)
     for index, text in enumerate(texts):
         parent[index] = first.setdefault(text, index)
     for a, b in _near_pairs({index: text for text, index in first.items()}, threshold):
@@ -62,8 +58,27 @@ def find_duplicates(records: Sequence[dict[str, Any]], threshold: float = 0.9) -
     ]
 
 
+def exact_repeats(records: Sequence[dict[str, Any]]) -> list[tuple[int, ...]]:
+    """Positions of records that ask the very same, in groups of two or more, in order of their first."""
+    groups = defaultdict(list)
+    for index, text in enumerate(_questions(records)):
+        groups[text].append(index)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _questions(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What each record asks, in the form in which questions are compared."""
+    shared = len({record["instruction"] for record in records}) == 1 and all(
+        record.get("input") for record in records
+    )
+    return [
+        _normal(record["input"] if shared else f"{record['instruction']}\n{record.get('input') or ''}")
+        for record in records
+    ]
+
+
 def _normal(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFC", without_invisible(text)).casefold().split())
 
 
 def _root(parent: list[int], index: int) -> int:

@@ -2,10 +2,11 @@
 
 | form | recognised by | instruction | output | answer |
 |---|---|---|---|---|
-| guide, Alpaca | `instruction` | `instruction` (and `input`) | `output` | `answer` |
+| guide, Alpaca | `instruction` | `system`, `instruction` (and `input`) | `output` | `answer` |
+| chat, ShareGPT | `messages`, `conversations` | system and user turn | the assistant turn | `answer` |
 | s1K, s1K-1.1 | `question`, `attempt` or `solution` | `question` | first of S1K_OUTPUTS | from `solution` |
+| multiple choice | `question`, `choices` or `options` | both | the letter | the letter |
 | GSM8K | `question`, `answer` | `question` | `answer`, unchanged | the number after `####` |
-| chat | `messages` | system text and the one user turn | the assistant turn | `answer` |
 
 Rows of another form have obvious names, or the user says which column is what: see helpers/data/columns.py.
 
@@ -14,8 +15,12 @@ solution that followed them.
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from helpers.data import chat, choices
+from helpers.data.values import kind_of, text_of
 from helpers.errors import DataError
 
 S1K_OUTPUTS = ("attempt", "deepseek_attempt", "gemini_attempt", "solution")
@@ -32,72 +37,103 @@ KEPT = {
 FORMS = "records need 'instruction' and 'output', or 'question' and 'answer' (or 'solution'), or 'messages'"
 
 
-def known_form(row: dict[str, Any], names: list[str]) -> tuple[str, dict[str, str]] | None:
-    """The form that `normalise_record` will find, and which column becomes what there; None for another."""
-    kept = {name: name for name in KEPT if name in names}
+@dataclass(frozen=True)
+class Form:
+    """How a row is read.
+
+    Attributes:
+        name: such as `guide or Alpaca`.
+        columns: field of the record to the column that it comes from, as a reader is told.
+        used: all columns that are read.
+        read: makes the record out of the row; raises DataError.
+    """
+
+    name: str
+    columns: dict[str, str]
+    used: frozenset[str]
+    read: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def known_form(row: dict[str, Any]) -> Form | None:
+    """The form of a row; None if it is of none."""
+    kept = {name: name for name in KEPT if name in row}
     if {"instruction", "output"} <= row.keys():
-        return "guide or Alpaca", {
-            name: name for name in ("instruction", "input", "output") if name in names
-        } | kept
-    if "messages" in row:
-        return "chat", {"instruction": "messages: system and user", "output": "messages: assistant"} | kept
+        asked = "system, then instruction" if row.get("system") else "instruction"
+        own = {"instruction": asked, "input": "input", "output": "output"}
+        columns = {name: column for name, column in own.items() if name in row} | kept
+        return _form("guide or Alpaca", columns, _from_guide, *columns, "system", "history")
+    if turns := [name for name in chat.COLUMNS if name in row]:
+        columns = {"instruction": f"{turns[0]}: system and user", "output": f"{turns[0]}: assistant"} | kept
+        return _form("chat", columns, _from_chat, turns[0], "system", *kept)
     if "question" in row and any(name in row for name in S1K_OUTPUTS):
         output = next((name for name in S1K_OUTPUTS if str(row.get(name) or "").strip()), "solution")
-        return "s1K", {"instruction": "question", "output": output} | (
-            {"category": "cot_type"} if "cot_type" in row else {}
-        )
-    return (
-        ("GSM8K", {"instruction": "question", "output": "answer"})
-        if {"question", "answer"} <= row.keys()
-        else None
-    )
+        columns = {"instruction": "question", "output": output}
+        columns |= {"category": "cot_type"} if isinstance(row.get("cot_type"), str) else {}
+        return _form("s1K", columns, _from_s1k, *columns.values(), "solution")
+    if used := choices.columns_of(row):
+        columns = {"instruction": ", ".join(["question", *used[:-1]]), "output": used[-1]}
+        return _form("multiple choice", columns, choices.read_choices, "question", *used)
+    if {"question", "answer"} <= row.keys():
+        columns = {"instruction": "question", "output": "answer"}
+        return _form("GSM8K", columns, _from_gsm8k, *columns.values())
+    return None
 
 
-def normalise_record(row: Any, where: str) -> dict[str, Any]:
+def _form(name: str, columns: dict[str, str], read: Callable[[dict], dict], *used: str) -> Form:
+    return Form(name, columns, frozenset(used), read)
+
+
+def normalise_record(row: Any) -> dict[str, Any]:
     """One record in the course's form.
 
     Args:
         row: what the file holds.
-        where: file and line or index, for the error.
 
     Raises:
         DataError: the form is not known, or a field is missing, empty, or of the wrong type.
     """
     if not isinstance(row, dict):
-        raise DataError(f"{where}: the record is {kind_of(row)}, not an object with fields", FORMS)
-    if "instruction" in row:
-        return _with_kept(
-            {
-                "instruction": _text(row, "instruction", where),
-                "input": _text(row, "input", where, False),
-                "output": _text(row, "output", where),
-            },
-            row,
-            where,
+        raise DataError(f"the record is {kind_of(row)}, not an object with fields", FORMS)
+    if form := known_form(row):
+        return form.read(row)
+    for asked, answer in (("instruction", "output"), ("question", "answer")):
+        if asked in row:
+            raise DataError(f"field '{answer}' is missing", FORMS)
+    raise DataError(f"no known form of record; its fields are {', '.join(map(repr, row)) or 'none'}", FORMS)
+
+
+def _from_guide(row: dict[str, Any]) -> dict[str, Any]:
+    if str(row.get("history") or "[]") != "[]":
+        raise DataError(
+            "field 'history' holds earlier turns; the course trains on one question and one answer",
+            "take such records out, or write the earlier turns into the instruction",
         )
-    if "messages" in row:
-        return _with_kept(_from_messages(row["messages"], where), row, where)
-    if "question" in row and any(field in row for field in S1K_OUTPUTS):
-        return _from_s1k(row, where)
-    if "question" in row:
-        return _from_gsm8k(row, where)
-    raise DataError(
-        f"{where}: no known form of record; its fields are {', '.join(map(repr, row)) or 'none'}", FORMS
-    )
+    system = text_of(row, "system", needed=False).strip()
+    record = {
+        "instruction": "\n".join(filter(None, [system, text_of(row, "instruction")])),
+        "input": text_of(row, "input", needed=False),
+        "output": text_of(row, "output"),
+    }
+    return _with_kept(record, row)
 
 
-def _from_s1k(row: dict, where: str) -> dict[str, Any]:
-    record = {"instruction": _text(row, "question", where), "input": ""}
+def _from_chat(row: dict[str, Any]) -> dict[str, Any]:
+    column = next(name for name in chat.COLUMNS if name in row)
+    question, answer = chat.read_chat(row[column], text_of(row, "system", needed=False))
+    return _with_kept({"instruction": question, "input": "", "output": answer}, row)
+
+
+def _from_s1k(row: dict[str, Any]) -> dict[str, Any]:
+    record = {"instruction": text_of(row, "question"), "input": ""}
     for field in S1K_OUTPUTS:
-        if (text := _text(row, field, where, False)).strip():
+        if (text := text_of(row, field, needed=False)).strip():
             record["output"] = text
             break
     else:
         raise DataError(
-            f"{where}: none of {', '.join(S1K_OUTPUTS)} holds text",
-            "one of them must hold the worked solution",
+            f"none of {', '.join(S1K_OUTPUTS)} holds text", "one of them must hold the worked solution"
         )
-    solution = _text(row, "solution", where, False).strip()
+    solution = text_of(row, "solution", needed=False).strip()
     boxed = re.findall(r"\\boxed\{([^{}]+)\}", solution)
     if boxed:
         record["answer"] = boxed[-1]
@@ -108,79 +144,27 @@ def _from_s1k(row: dict, where: str) -> dict[str, Any]:
     return record
 
 
-def _from_gsm8k(row: dict, where: str) -> dict[str, Any]:
-    record = {
-        "instruction": _text(row, "question", where),
-        "input": "",
-        "output": _text(row, "answer", where),
-    }
+def _from_gsm8k(row: dict[str, Any]) -> dict[str, Any]:
+    record = {"instruction": text_of(row, "question"), "input": "", "output": text_of(row, "answer")}
     final = re.search(r"####\s*(\S+)\s*$", record["output"])
     if final:
-        record["answer"] = final.group(1).replace(",", "")
+        thousands = re.search(r"(?<![\d,])\d{1,3}(,\d{3})+(?![\d,])", final[1])
+        record["answer"] = final[1].replace(",", "") if thousands else final[1]
     return record
 
 
-def _from_messages(messages: Any, where: str) -> dict[str, Any]:
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DataError(f"{where}: 'messages' must be a list of objects with 'role' and 'content'", FORMS)
-    roles = [message.get("role") for message in messages]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        raise DataError(
-            f"{where}: 'messages' has the roles {roles}; the course trains on one question and one answer",
-            "keep one user message and the assistant message after it (a system message may come first)",
-        )
-    texts = [_message_text(message, f"{where}, message {index}") for index, message in enumerate(messages)]
-    return {"instruction": "\n".join(texts[:-1]), "input": "", "output": texts[-1]}
-
-
-def _message_text(message: dict, where: str) -> str:
-    content = message.get("content")
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" for part in content
-    ):
-        message = {"content": "".join(_text(part, "text", where) for part in content)}
-    return _text(message, "content", where)
-
-
-def _with_kept(record: dict[str, Any], row: dict, where: str) -> dict[str, Any]:
+def _with_kept(record: dict[str, Any], row: dict) -> dict[str, Any]:
     for field, types in KEPT.items():
         value = row.get(field)
         if value is None:
             continue
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise DataError(
-                f"{where}: field '{field}' is {kind_of(value)}",
+                f"field '{field}' is {kind_of(value)}",
                 f"it must be {' or '.join(dict.fromkeys(TYPES[kind] for kind in types))}, or left out",
             )
         record[field] = str(value) if field == "answer" else value
     return record
 
 
-def _text(row: dict, field: str, where: str, needed: bool = True) -> str:
-    value = row.get(field)
-    if value is None and not needed:
-        return ""
-    if value is None:
-        raise DataError(f"{where}: field '{field}' is missing", FORMS)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field '{field}' is {kind_of(value)}, not text", "put its value in quotes")
-    if needed and not value.strip():
-        raise DataError(f"{where}: field '{field}' is empty", "fill it in, or take the record out")
-    return value
-
-
 TYPES = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list"}
-
-
-def kind_of(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return names.get(type(value), "null")

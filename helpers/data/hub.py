@@ -24,7 +24,8 @@ from helpers.net import hub_problem
 
 HUB = "hub:"
 FORM = re.compile(
-    r"hub:(?P<name>[^:@#\s]+)(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>\S+))?"
+    r"hub:(?P<name>/[^:@#]+|[^:@#\s]+)"  # a folder may have spaces in its path
+    r"(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>\S+))?"
 )
 WAIT_SECONDS = 5  # for the hub to answer; the library alone tries for half a minute
 
@@ -52,11 +53,15 @@ def hub_parts(text: str) -> dict[str, Any]:
     Raises:
         DataError: it is not of this form.
     """
+    whole = text.removeprefix(HUB)
+    for folder, split in ((whole, ""), whole.rpartition("#")[::2]):
+        if folder and Path(folder).is_dir():  # whatever signs its path has
+            return {"name": folder, "config": None, "revision": None, "split": split or None}
     match = FORM.fullmatch(text)
     if not match:
         raise DataError(
             f"{text!r} names no data set",
-            "write hub:OWNER/NAME, or with all parts hub:OWNER/NAME:CONFIG@REVISION#SPLIT",
+            "write hub:OWNER/NAME, or hub:OWNER/NAME:CONFIG@REVISION#SPLIT, or hub: and a folder",
         )
     return match.groupdict()
 
@@ -75,7 +80,10 @@ def load_hub(text: str) -> HubData:
     parts = hub_parts(text)
     import datasets
 
-    offline = None if Path(parts["name"]).is_dir() else hub_problem(WAIT_SECONDS)
+    folder = Path(parts["name"])
+    if folder.is_absolute() and not folder.is_dir():
+        raise DataError(f"{text}: there is no folder {folder}", "check the path")
+    offline = None if folder.is_dir() else hub_problem(WAIT_SECONDS)
     datasets.disable_progress_bars()
     try:
         with only_the_cache() if offline else contextlib.nullcontext():

@@ -6,27 +6,36 @@ out.
     print(data)                         # which column became what
 
 Every record that leaves here has `instruction`, `input` (may be empty) and `output`, all text, and, where its
-source has them, `answer`, `category`, `template`, `unseen`, `steps` and `id`. A record that can't be used is
-an error with its file, its line or index, and its field: dropping it in silence would change what the numbers
-of a run mean.
+source has them, `answer`, `category`, `template`, `unseen`, `steps` and `id`. Records that can't be used are
+one error, with file, line or index, and field of each: dropping them in silence would change what the numbers
+of a run mean. `skip_bad=True` leaves them out, and they are counted and kept.
 
 forms.py says which forms of record are known, columns.py what happens to others.
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from helpers.data.columns import apply_columns, check_columns, guess_columns, parse_columns
 from helpers.data.csv_files import read_csv
-from helpers.data.forms import FORMS, kind_of, known_form, normalise_record
+from helpers.data.forms import known_form, normalise_record
 from helpers.data.hub import HUB, load_hub
+from helpers.data.json_files import json_lines, json_list
+from helpers.data.rows import BadRow, Row, refuse, save_skipped
 from helpers.errors import DataError
+from helpers.files import read_text
 from helpers.paths import ROOT
+from helpers.text import plural, printable
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+JSON_SUFFIXES = (".json", ".jsonl")
+SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv")
+NO_FILE = ("no data file is named", "name at least one, such as data/word_problems.json")
+NOT_THERE = (
+    "check the path: after --data, relative ones start at the current folder; in a notebook, at the project's"
+)
+SKIP = "or leave such records out: --skip-bad, in a notebook skip_bad=True"
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,10 @@ class Source:
     Attributes:
         name: its path, or the name of the data set as the user gave it.
         form: how it was read, such as `JSON, guide or Alpaca` or `CSV, separated by commas`.
-        records: how many there are.
+        records: how many were taken.
         columns: field of the course's record to the column that it comes from.
-        unused: columns that go nowhere.
+        unused: columns that go nowhere, in some rows or in all.
+        skipped: rows that can't be used and were left out.
     """
 
     name: str
@@ -46,9 +56,10 @@ class Source:
     records: int
     columns: dict[str, str]
     unused: list[str]
+    skipped: int = 0
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.records:,} records ({self.form})"]
+        lines = [f"{self.name}: {plural(self.records, 'record')} ({self.form})"]
         lines += [f"  {name:11} ← {column}" for name, column in self.columns.items() if name != column]
         same = [name for name, column in self.columns.items() if name == column]
         lines += [
@@ -56,21 +67,41 @@ class Source:
             for what, names in (("as they are", same), ("not used", self.unused))
             if names
         ]
-        return "\n".join(lines)
+        if self.skipped:
+            lines.append(f"  left out, since they can't be used: {self.skipped:,}")
+        return printable("\n".join(lines))
 
 
 @dataclass(frozen=True)
 class Data:
-    """Records of all sources in order. Printed, it says how each source was read."""
+    """Records of all sources in order. Printed, it says how each source was read.
+
+    Attributes:
+        skipped: rows that were left out, with the reason of each.
+    """
 
     records: list[dict[str, Any]] = field(repr=False)
     sources: list[Source]
+    skipped: list[BadRow] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.sources))
 
+    def save_skipped(self, folder: str | Path) -> list[str]:
+        """Write `skipped.jsonl`, if rows were left out: `source`, `row`, `reason` and `record` of each.
 
-def load_data(data_files: str, columns: str = "", instruction: str = "", root: Path = ROOT) -> Data:
+        Returns:
+            The names of the files: one or none.
+
+        Raises:
+            RunError: the folder can't be written.
+        """
+        return save_skipped(self.skipped, folder)
+
+
+def load_data(
+    data_files: str, columns: str = "", instruction: str = "", root: Path = ROOT, skip_bad: bool = False
+) -> Data:
     """Read examples from files and data sets, as notebook 01 does.
 
     Args:
@@ -80,38 +111,70 @@ def load_data(data_files: str, columns: str = "", instruction: str = "", root: P
             form, or by obvious names.
         instruction: one instruction for all records, whose own text is then the `input`.
         root: the folder from which relative paths start; the project's by default.
+        skip_bad: leave out rows that can't be used, instead of refusing the data.
 
     Raises:
-        DataError: a source can't be read, its columns are not clear, or a record can't be used.
+        DataError: a source can't be read, its columns are not clear, or records can't be used: one error for
+            all of them, with their places.
     """
-    chosen, records, sources = parse_columns(columns), [], []
+    chosen, read = parse_columns(columns), []
     for place in data_paths(data_files, root):
         rows, kind = _read_hub(place) if isinstance(place, str) else _read_file(place)
-        found, source = _one_source(source_name(place, root), rows, kind, chosen, instruction.strip())
-        records += found
-        sources.append(source)
-    if not sources:
-        raise DataError("no data file is named", "name at least one, such as data/word_problems.json")
-    return Data(records, sources)
+        read.append(_one_source(place, source_name(place, root), rows, kind, chosen, instruction.strip()))
+    if not read:
+        raise DataError(*NO_FILE)
+    records = [record for found, _, _ in read for record in found]
+    bad = [row for _, _, wrong in read for row in wrong]
+    if bad and not (skip_bad and records):
+        raise refuse(bad, len(records) + len(bad), SKIP if records else "")
+    return Data(records, [source for _, source, _ in read], bad)
 
 
 def _one_source(
-    name: str, rows: list[tuple[str, Any]], kind: str, chosen: dict[str, str], instruction: str
-) -> tuple[list[dict[str, Any]], Source]:
-    """Records of one source, and how it was read."""
-    names = _names(rows)
-    form = None if chosen or instruction else known_form(rows[0][1], names)
-    if form:
-        known, used = form
-        columns = {column.partition(": ")[0] for column in used.values()}
-        unused = [column for column in rows[0][1] if column not in columns]
-        records = [normalise_record(row, where) for where, row in rows]
-        return records, Source(name, f"{kind}, {known}", len(rows), used, unused)
+    place: Path | str, name: str, rows: list[Row], kind: str, chosen: dict[str, str], instruction: str
+) -> tuple[list[dict[str, Any]], Source, list[BadRow]]:
+    """Records of one source, how it was read, and its rows that can't be used."""
+    readable = [row.value for row in rows if row.fault is None and isinstance(row.value, dict)]
+    known = sum(known_form(row) is not None for row in readable)
+    if not readable or (not chosen and not instruction and known * 2 > len(readable)):
+        records, bad = _records(place, rows, normalise_record)
+        forms, columns, unused = _forms(readable)
+        return records, Source(name, f"{kind}, {forms}", len(records), columns, unused, len(bad)), bad
+    names = list(dict.fromkeys(column for row in readable for column in row))
     used = chosen or guess_columns(names, name, instruction)
     check_columns(used, names, name, instruction)
     unused = [column for column in names if column not in used.values()]
-    records = [apply_columns(row, used, instruction, where) for where, row in rows]
-    return records, Source(name, kind, len(rows), used, unused)
+    records, bad = _records(place, rows, lambda row: apply_columns(row, used, instruction))
+    return records, Source(name, kind, len(records), used, unused, len(bad)), bad
+
+
+def _records(
+    place: Path | str, rows: list[Row], make: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[BadRow]]:
+    """What `make` makes of each row, and the rows that can't be used."""
+    records, bad = [], []
+    for row in rows:
+        try:
+            if row.fault:
+                raise row.fault
+            records.append(make(row.value) if isinstance(row.value, dict) else normalise_record(row.value))
+        except DataError as error:
+            bad.append(BadRow(str(place), row.where, error.what, error.fix, row.value))
+    return records, bad
+
+
+def _forms(rows: list[dict[str, Any]]) -> tuple[str, dict[str, str], list[str]]:
+    """The forms of the rows, which columns become what, and those that some row has and does not use."""
+    forms: dict[str, None] = {}
+    columns: dict[str, dict[str, None]] = {}
+    unused: dict[str, None] = {}
+    for row in rows:
+        if form := known_form(row):
+            forms[form.name] = None
+            for name, column in form.columns.items():
+                columns.setdefault(name, {})[column] = None
+            unused |= dict.fromkeys(column for column in row if column not in form.used)
+    return " and ".join(forms), {name: " or ".join(found) for name, found in columns.items()}, list(unused)
 
 
 def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -125,18 +188,23 @@ def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, 
         Records with `instruction`, `input` and `output`, and optional fields (see the top of this module).
 
     Raises:
-        DataError: a file is missing, empty, not UTF-8, not JSON, or holds a record that can't be used.
+        DataError: a file is missing, empty, no text, not JSON, or holds records that can't be used: one error
+            for all of them.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
-        raise DataError("no data file is named", "name at least one, such as data/word_problems.json")
+        raise DataError(*NO_FILE)
     for path in map(Path, paths):
-        if path.suffix not in (".json", ".jsonl"):
+        if path.suffix.lower() not in JSON_SUFFIXES:
             raise DataError(
                 f"{path} is neither .json nor .jsonl",
                 "name a .json file (a list of records) or a .jsonl file",
             )
-    return [normalise_record(row, where) for path in paths for where, row in _read_file(Path(path))[0]]
+    read = [_records(path, _read_file(path)[0], normalise_record) for path in map(Path, paths)]
+    records = [record for found, _ in read for record in found]
+    if bad := [row for _, wrong in read for row in wrong]:
+        raise refuse(bad, len(records) + len(bad))
+    return records
 
 
 def data_paths(text: str, root: Path) -> list[Path | str]:
@@ -152,103 +220,30 @@ def source_name(place: Path | str, root: Path) -> str:
     return str(place.relative_to(root) if isinstance(place, Path) and place.is_relative_to(root) else place)
 
 
-def _read_file(path: Path) -> tuple[list[tuple[str, Any]], str]:
-    """(where, row) for each row of a file, and what kind of file it is."""
+def _read_file(path: Path) -> tuple[list[Row], str]:
+    """The rows of a file, and what kind of file it is."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(
             f"{path} is neither {', '.join(SUFFIXES[:-1])} nor {SUFFIXES[-1]}",
             "name a .json file (a list of records), .jsonl (a record a line), .csv or .tsv (the first line "
-            "names the columns)",
+            "names the columns); for Parquet, the folder: hub:/the/folder",
         )
-    text = _read_text(path)
-    if suffix in (".json", ".jsonl"):
-        return (
-            (_json_lines(path, text), "JSON Lines")
-            if suffix == ".jsonl"
-            else (_json_list(path, text), "JSON")
-        )
+    text = read_text(path, NOT_THERE)
+    if not text.strip():
+        raise DataError(f"{path} is empty", "put at least ten records into it, or name another file")
+    if suffix == ".jsonl":
+        return json_lines(path, text), "JSON Lines"
+    if suffix == ".json":
+        return json_list(path, text), "JSON"
     rows, delimiter = read_csv(path, text)
     return rows, f"{suffix[1:].upper()}, separated by {delimiter}s"
 
 
-def _read_hub(name: str) -> tuple[list[tuple[str, Any]], str]:
+def _read_hub(name: str) -> tuple[list[Row], str]:
     data = load_hub(name)
     if not data.rows:
         raise DataError(f"{name}, split {data.split} has no rows", "name another split: hub:OWNER/NAME#SPLIT")
     revision = f", revision {data.revision[:12]}" if data.revision else ""
-    return [
-        (f"{name}, row {number}", row) for number, row in enumerate(data.rows)
-    ], f"data set, split {data.split}{revision}"
-
-
-def _names(rows: list[tuple[str, Any]]) -> list[str]:
-    """All columns that rows have, in order."""
-    for where, row in rows:
-        if not isinstance(row, dict):
-            normalise_record(row, where)  # raises: it is no record
-    return list(dict.fromkeys(name for _, row in rows for name in row))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        fix = (
-            "check the path: after --data, relative ones start at the current folder; in a notebook, at the "
-            "project's"
-        )
-        raise DataError(f"{path} does not exist", fix) from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, not a file", "name the .json or .jsonl files in it") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start} can't be read",
-            f"save it as UTF-8. If it is Chinese, for example: iconv -f GB18030 -t UTF-8 {path.name} > "
-            f"utf8-{path.name} "
-            "(Western European: CP1252 for GB18030)",
-        ) from error
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}", "check its permissions") from error
-    if not text.strip():
-        raise DataError(f"{path} is empty", "put at least ten records into it, or name another file")
-    return text
-
-
-def _json_list(path: Path, text: str) -> list[tuple[str, Any]]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        fix = "correct it there; a missing comma, quote or bracket is the usual cause"
-        if error.msg == "Extra data":
-            fix = "one JSON object a line is JSON Lines: rename the file to .jsonl"
-        raise DataError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", fix
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply to read", FORMS) from error
-    if not isinstance(value, list):
-        raise DataError(
-            f"{path} holds {kind_of(value)}, not a list of records",
-            "put the records in a list: [ {...}, {...} ]",
-        )
-    if not value:
-        raise DataError(
-            f"{path} holds an empty list", "put at least ten records into it, or name another file"
-        )
-    return [(f"{path}, index {index}", row) for index, row in enumerate(value)]
-
-
-def _json_lines(path: Path, text: str) -> list[tuple[str, Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((f"{path}, line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}",
-                "each line must be one whole JSON object",
-            ) from error
-    return rows
+    rows = [Row(f"row {number}", row) for number, row in enumerate(data.rows)]
+    return rows, f"data set, split {data.split}{revision}"

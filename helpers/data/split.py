@@ -18,7 +18,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from helpers.data.duplicates import DuplicateGroup, find_duplicates
+from helpers.data.duplicates import DuplicateGroup, exact_repeats, find_duplicates
 from helpers.data.forms import normalise_record
 from helpers.errors import DataError
 from helpers.files import read_json, write_json
@@ -34,12 +34,14 @@ class Split:
     Attributes:
         report: `records`, `sizes`, `seed`, `stratified_by` (None: not), `unseen_templates`, `duplicates`
             (`exact_groups`, `near_groups`, `records`), `left_out` (by the caps, a count a part), and `notes`.
+        repeats: records that ask the very same, in groups; those that the caps left out too.
     """
 
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     test: list[dict[str, Any]]
     report: dict[str, Any] = field(default_factory=dict)
+    repeats: list[list[dict[str, Any]]] = field(default_factory=list, repr=False)
 
     def count_leaks(self, near_duplicate: float = 0.9) -> int:
         """How many groups of duplicate questions reach across two parts. One from `split_data` has none."""
@@ -94,9 +96,10 @@ def split_data(
     """
     unseen, caps = set(unseen_templates), {"train": max_train, "validation": max_validation, "test": max_test}
     _check_arguments(records, test_size, validation_size, seed, unseen, caps)
-    notes: list[str] = []
-    draw = _Draw(records, seed, stratify_by, notes)
     duplicates = find_duplicates(records, near_duplicate)
+    same = [[records[index] for index in group] for group in exact_repeats(records)]
+    notes = _repeat_notes(len(records), duplicates, same)
+    draw = _Draw(records, seed, stratify_by, notes)
     groups = _groups(len(records), duplicates)
     held_out = [group for group in groups if any(_is_unseen(records[i], unseen) for i in group)]
     parts = _parts(draw, groups, held_out, test_size, validation_size)
@@ -119,7 +122,20 @@ def split_data(
         "left_out": {name: len(chosen[name]) - len(kept[name]) for name in kept},
         "notes": notes,
     }
-    return Split(kept["train"], kept["validation"], kept["test"], report)
+    return Split(kept["train"], kept["validation"], kept["test"], report, same)
+
+
+def _repeat_notes(count: int, duplicates: list[DuplicateGroup], same: list[list]) -> list[str]:
+    """How many records repeat another, if any does."""
+    later = sum(len(group.indices) - 1 for group in duplicates)
+    exact = sum(len(group) - 1 for group in same)
+    if not later:
+        return []
+    near = f" and {later - exact:,} nearly so" if later > exact else ""
+    return [
+        f"{exact:,} of {count:,} records ask exactly what an earlier one asks{near}: repeats stay in one "
+        "part, and count more often there"
+    ]
 
 
 Group = tuple[int, ...]  # positions of records that ask the same, or of one record
@@ -163,7 +179,13 @@ def load_part(path: str | Path) -> list[dict[str, Any]]:
     value = read_json(path)
     if not isinstance(value, list) or not value:
         raise DataError(f"{path} does not hold a list of records", "run notebook 01_split again")
-    return [normalise_record(row, f"{path}, index {index}") for index, row in enumerate(value)]
+    records = []
+    for index, row in enumerate(value):
+        try:
+            records.append(normalise_record(row))
+        except DataError as error:
+            raise DataError(f"{path}, index {index}: {error.what}", error.fix) from error
+    return records
 
 
 def _check_arguments(

@@ -2,13 +2,13 @@
 them.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.data.csv_files import read_cells
 from helpers.errors import DataError
+from helpers.files import parse_json, read_text
 
 AGAIN = "get the published file again"
 MMLU_COLUMNS = ["Question", "A", "B", "C", "D", "Answer"]
@@ -92,8 +92,8 @@ def _json_lines(path: Path, check: Callable[[dict], str]) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}", AGAIN) from error
         lacks = check(row) if isinstance(row, dict) else "it is no object with fields"
         if lacks:
@@ -103,10 +103,7 @@ def _json_lines(path: Path, check: Callable[[dict], str]) -> list[dict]:
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"can't read {path}: {error}", "check the path and its permissions") from error
+    text = read_text(path)
     if not text.strip():
         raise DataError(f"{path} is empty", AGAIN)
     return text

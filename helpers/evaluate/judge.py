@@ -106,12 +106,19 @@ class ProofJudge:
             cases: records with `problem`, `proof` and `correct`; by default those of data/proof_cases.json.
 
         Raises:
-            DataError: there are no cases, or one has no problem or proof.
+            DataError: there are no cases, or one has no problem or proof, or `correct` is not true or false.
             BackendError: requests failed twice.
         """
         asked = read_json(ROOT / "data/proof_cases.json") if cases is None else cases
+        labels = [_label(case, number) for number, case in enumerate(asked)]
         verdicts = self(asked)
-        return judge_agreement(verdicts, [case["correct"] for case in asked]) | {"verdicts": verdicts}
+        return judge_agreement(verdicts, labels) | {"verdicts": verdicts}
+
+
+def _label(case: dict[str, Any], number: int) -> bool:
+    if not isinstance(case.get("correct"), bool):
+        raise DataError(f"case {number}: `correct` is {case.get('correct')!r}", "it must be true or false")
+    return case["correct"]
 
 
 def _question(case: dict[str, Any], number: int) -> str:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from helpers.data.duplicates import find_duplicates
 from helpers.data.split import Split
 from helpers.errors import DataError
 from helpers.evaluate.grading import check_fields, check_final_answer, check_label, check_text
@@ -115,7 +114,7 @@ class Task:
         """
         _check_scorable(self, [*split.test, *split.validation])
         records = [*split.train, *split.validation, *split.test]
-        notes = _conflicts(self, records) + _other_task(self, records)
+        notes = _conflicts(self, split.repeats) + _other_task(self, records)
         if self.name != "classification":
             return self, notes
         train = _label_counts(split.train)
@@ -249,15 +248,15 @@ def _label_notes(task: Task, split: Split) -> list[str]:
     return notes
 
 
-def _conflicts(task: Task, records: Records) -> list[str]:
+def _conflicts(task: Task, repeats: list[Records]) -> list[str]:
     """A note if records ask the same and have answers that would be wrong for one another."""
     if task.name == "text":  # two good texts may share few words
         return []
     found = []
-    for group in find_duplicates(records):
-        first, *others = [records[index] for index in group.indices]
-        if group.kind == "exact" and not all(
-            task.grader(other["output"], reference_of(first)) for other in others
+    for first, *others in repeats:
+        reference = reference_of(first)
+        if not all(
+            reference_of(other) == reference or task.grader(other["output"], reference) for other in others
         ):
             found.append(first)
     if not found:

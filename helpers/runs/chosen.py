@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.data.hub import HUB
+from helpers.data.hub import HUB, hub_parts
 from helpers.errors import CourseError
 from helpers.files import read_toml
 from helpers.runs.settings import check_settings, fields_named
@@ -24,6 +24,7 @@ def choose(
     data: Sequence[str] = (),
     columns: str | None = None,
     backend: str | None = None,
+    skip_bad: bool = False,
 ) -> dict[str, Any]:
     """Settings of the profile, then of the assignments, then of the others; each beats the ones before.
 
@@ -31,6 +32,7 @@ def choose(
         profile: its name, or a TOML file.
         assignments: `NAME=VALUE`, as after `-p`.
         data: paths and names of data sets.
+        skip_bad: leave out records that can't be used.
 
     Raises:
         CourseError: there is no such profile, setting, file or model, or a value is not allowed.
@@ -47,6 +49,8 @@ def choose(
         found["columns"] = columns
     if backend:
         found["backend_name"] = backend
+    if skip_bad:
+        found["skip_bad"] = True
     return checked(found)
 
 
@@ -74,7 +78,7 @@ def parse_value(name: str, text: str) -> Any:
     kinds = {field.annotation for field in fields_named(name).values()}
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # a TOMLDecodeError, or a number of thousands of digits
         return text
     return value if isinstance(value, str) or kinds & {int, float, bool} else text
 
@@ -97,7 +101,7 @@ def read_profile(name: str) -> dict[str, Any]:
     sets = profiles()
     if name in sets:
         return dict(sets[name])
-    if not name.endswith(".toml"):
+    if not name.lower().endswith(".toml"):
         raise CourseError(
             f"there is no profile {name!r}",
             f"profiles are {', '.join(sets)}, and files of your own that end in .toml",
@@ -113,13 +117,13 @@ def read_profile(name: str) -> dict[str, Any]:
 
 def _place(file: str) -> str:
     """A data file's absolute path, or the name of a data set."""
-    if not file.startswith(HUB):
-        if "," in file:
-            raise CourseError(
-                f"{file!r} has a comma in its path, and commas separate the names of data files", "rename it"
-            )
+    folder = hub_parts(file)["name"] if file.startswith(HUB) else ""
+    if "," in (folder or file):
+        raise CourseError(
+            f"{file!r} has a comma in its path, and commas separate the names of data files", "rename it"
+        )
+    if not folder:
         return str(Path(file).absolute())
-    folder = Path(file.removeprefix(HUB).partition("#")[0])
-    if folder.is_absolute() or not folder.is_dir():
+    if Path(folder).is_absolute() or not Path(folder).is_dir():
         return file
-    return file.replace(str(folder), str(folder.absolute()), 1)
+    return f"{HUB}{Path(folder).absolute()}{file.removeprefix(HUB).removeprefix(folder)}"

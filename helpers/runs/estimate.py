@@ -36,6 +36,7 @@ class Part:
     answers: int
     longest: int
     longest_answer: int = 0
+    longest_prompt: int = 0
 
     def of(self, count: float) -> "Part":
         """As large a share of it as `count` records."""
@@ -46,6 +47,7 @@ class Part:
             round(self.answers * share),
             self.longest,
             self.longest_answer,
+            self.longest_prompt,
         )
 
 
@@ -95,10 +97,12 @@ def estimate(settings: Mapping[str, Any], run: Run | None, counted: Counted | No
         where nothing is billed).
 
     Raises:
-        DataError: the data can't be used.
+        DataError: the data can't be used, or vLLM would have no room for the answers.
         CourseError: prices.toml can't be used.
     """
     counted = counted or count_parts(settings, run)
+    if counted.by != "characters":
+        _check_room(settings, counted.parts["test"].longest_prompt)
     work = {stage: stage_work(stage, settings, counted.parts) for stage in settings}
     kind, model = backend_and_model(settings)
     return {
@@ -152,7 +156,7 @@ def _new_parts(own: Any) -> tuple[dict[str, Any], Any, dict[str, list[dict[str, 
     from helpers.data.split import PARTS, split_data
     from helpers.evaluate.tasks import choose_task
 
-    data = load_data(own.data_files, own.columns, own.instruction, ROOT)
+    data = load_data(own.data_files, own.columns, own.instruction, ROOT, own.skip_bad)
     task, rows = choose_task(own.task, data.records, own.text_threshold)
     split = split_data(
         rows,
@@ -168,7 +172,7 @@ def _new_parts(own: Any) -> tuple[dict[str, Any], Any, dict[str, list[dict[str, 
     about = {
         "records": len(rows),
         "sources": [asdict(source) for source in data.sources],
-        "notes": notes,
+        "notes": split.report["notes"] + notes,
         "left_out": split.report["left_out"],
     }
     return about, task, {name: getattr(split, name) for name in PARTS}
@@ -183,6 +187,17 @@ def _parts_of(run: Run | None) -> tuple[dict[str, Any], Any, dict[str, list[dict
     about: dict[str, Any] = {"records": None, "sources": [], "notes": []}
     results: Any = run.stage("split").results
     return about, results.task, {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
+
+
+def _check_room(settings: Mapping[str, Any], longest: int) -> None:
+    """Refuse a context in which vLLM has no room for the longest prompt and an answer."""
+    own = settings.get("vllm")
+    if own and longest + own.max_tokens > own.max_model_len:
+        raise DataError(
+            f"the longest test prompt has {longest} tokens; with max_tokens={own.max_tokens} it exceeds "
+            f"max_model_len={own.max_model_len} of notebook 06",
+            f"lower max_tokens, or raise max_model_len: -p max_model_len={longest + own.max_tokens}",
+        )
 
 
 def _too_short(settings: Mapping[str, Any], parts: dict[str, Part]) -> list[str]:
@@ -257,6 +272,7 @@ def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: st
         sum(a for _, a in sizes),
         max((p + a for p, a in sizes), default=0),
         max((a for _, a in sizes), default=0),
+        max((p for p, _ in sizes), default=0),
     )
 
 

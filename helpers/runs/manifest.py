@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.data.records import Source
+from helpers.data.rows import SKIPPED_FILE
 from helpers.errors import RunError
 from helpers.evaluate.tasks import Task
 from helpers.files import write_text
@@ -25,6 +26,7 @@ from helpers.runs.settings import (
     VllmSettings,
 )
 from helpers.runs.stages import STAGES, built_on
+from helpers.text import plural
 
 FORMAT = (
     2  # raise it when a manifest of today could not be read by the code of yesterday, or the other way round
@@ -69,6 +71,16 @@ class SplitResults(Part):
     duplicates: Duplicates
     left_out: dict[str, int]
     notes: list[str]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to know of the data: rows that were left out, and the notes."""
+        skipped = [
+            f"{source.name}: {plural(source.skipped, 'row')} left out: see split/{SKIPPED_FILE}"
+            for source in self.sources
+            if source.skipped
+        ]
+        return skipped + self.notes
 
 
 class TrainResults(Part):

@@ -14,6 +14,7 @@ from helpers import model_folder
 from helpers.errors import BackendError, ModelError
 from helpers.runs.card import merged_folder, write_model_card
 from helpers.runs.run import Run
+from helpers.text import printable
 
 MODEL_FILES = re.compile(
     r"README\.md|LICENSE(\.txt|\.md)?|NOTICE(\.txt)?|config\.json|generation_config\.json"
@@ -73,7 +74,8 @@ def publish_to_hub(
     if not dry_run:
         return _send(folder, list(sizes), repo_id, private, token)
     if "README.md" in sizes:
-        print(f"\nThe card, README.md:\n\n{(folder / 'README.md').read_text(encoding='utf-8')}")
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        print(printable(f"\nThe card, README.md:\n\n{card}"))
     print("Nothing was sent. To send it: dry_run=False")
     return None
 

@@ -117,7 +117,7 @@ class JsonLines(ResultFile[list[F]]):
 def _is_json(line: str) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

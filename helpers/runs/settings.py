@@ -13,11 +13,20 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from helpers.data.columns import parse_columns
 from helpers.errors import CourseError
+from helpers.files import SURROGATE
 from helpers.runs.stages import STAGES, stages_until
 
 OTHER_RUNS = ("base_run",)  # settings that name another run: a run like this one does not take them over
@@ -38,9 +47,13 @@ def _plain_number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _list_as_text(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
 Text = Annotated[str, BeforeValidator(_plain_number_as_text)]
 Columns = Annotated[Text, AfterValidator(_columns)]
-WholeNumbers = Annotated[Text, AfterValidator(_whole_numbers)]
+WholeNumbers = Annotated[Text, BeforeValidator(_list_as_text), AfterValidator(_whole_numbers)]
 BackendName = Annotated[str, Field(pattern=r"^(auto|stub|hosted|https?://.+)$")]
 OneOrMore = Annotated[int, Field(ge=1)]
 ZeroOrMore = Annotated[int, Field(ge=0)]
@@ -62,6 +75,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @field_validator("*")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        if isinstance(value, str) and ("\0" in value or SURROGATE.search(value)):
+            raise ValueError("it holds a byte that is no text in UTF-8")
+        return value
+
     @property
     def changed(self) -> dict[str, Any]:
         """Those with another value than the default, by name."""
@@ -81,6 +101,9 @@ class SplitSettings(Settings):
     columns: Columns = Field("", description="which column is what: instruction=text,output=label")
     instruction: Text = Field(
         "", description="one instruction for all records, whose own text is then the input"
+    )
+    skip_bad: bool = Field(
+        False, description="leave out records that can't be used, instead of refusing the data"
     )
     task: Literal["math", "classification", "extraction", "text"] = Field(
         "math", description="what makes an answer right"
@@ -246,9 +269,13 @@ def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:
         name = str(first["loc"][0])
         default = written(model.model_fields[name].default)
         raise CourseError(
-            f"setting {name} can't be {written(first['input'])}: {_reason(first)}",
+            f"setting {name} can't be {_shortened(written(first['input']))}: {_reason(first)}",
             f"the default is {default}",
         ) from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:50]}… ({len(text):,} characters)"
 
 
 def _reason(error: Any) -> str:
@@ -269,7 +296,11 @@ def _near(name: str) -> str:
 
 def written(value: Any) -> str:
     """A value as one would type it after `-p NAME=`."""
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) or not value else value
+    return (
+        json.dumps(value, ensure_ascii=False, default=str)
+        if not isinstance(value, str) or not value
+        else value
+    )
 
 
 def defaults_of(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 from tinker import types
 
+from helpers.limits import MAX_SAMPLES
 from helpers.stub_tinker import wire_sampling as wire
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.lora import Adapter
@@ -12,8 +13,6 @@ from helpers.stub_tinker.results import PROTO, Result
 from helpers.stub_tinker.samplers import adapter_of
 from helpers.stub_tinker.sampling import SampleJob, ScoreJob
 from helpers.stub_tinker.service import SamplingSession, Service
-
-MAX_SAMPLES = 1024
 
 Job = SampleJob | ScoreJob
 

@@ -4,6 +4,7 @@ from collections.abc import Generator
 
 from tinker import types
 
+from helpers.limits import MAX_RANK
 from helpers.stub_tinker import wire_training as wire
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.lora import LoraState
@@ -11,7 +12,6 @@ from helpers.stub_tinker.results import PROTO, Result, json_result
 from helpers.stub_tinker.service import Service, TrainingClient
 from helpers.stub_tinker.training import forward_backward as passes
 
-MAX_RANK = 256
 RANGES = {"beta1": (0, 1), "beta2": (0, 1), "eps": (1e-30, 1e30)}  # of AdamParams: at least, and below
 OTHER_RANGE = (0, 1e30)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from helpers.errors import DataError
 
+MOST_STEPS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Step:
@@ -64,18 +66,36 @@ def plan_steps(
             "correct the parameter",
         )
     per_epoch = math.ceil(size / batch_size)
-    total = max(1, round(per_epoch * epochs))
+    total = count_steps(size, batch_size, epochs)
     evaluated = evaluation_steps(total, eval_every, epochs, eval_every_epochs) if eval_every else []
-    steps = []
+    evaluated = set(evaluated)
+    steps, order = [], []
     for number in range(1, total + 1):
         epoch, place = divmod(number - 1, per_epoch)
-        order = random.Random(f"{seed}-{epoch}").sample(range(size), size)
+        if place == 0:
+            order = random.Random(f"{seed}-{epoch}").sample(range(size), size)
         examples = order[place * batch_size : (place + 1) * batch_size]
         rising = number <= warmup
         share = number / warmup if rising else 1 - (number - 1 - warmup) / (total - warmup)
         rate = learning_rate * share
         steps.append(Step(number, round(number / per_epoch, 4), examples, rate, number in evaluated))
     return steps
+
+
+def count_steps(size: int, batch_size: int, epochs: float) -> int:
+    """Optimizer steps of a run.
+
+    Raises:
+        DataError: they are too many to plan.
+    """
+    total = math.ceil(size / batch_size) * epochs
+    if total > MOST_STEPS:
+        raise DataError(
+            f"epochs={epochs:g} over {size:,} examples in batches of {batch_size:,} make {total:,.0f} steps, "
+            f"over the limit of {MOST_STEPS:,}",
+            "lower epochs, or raise batch_size",
+        )
+    return max(1, round(total))
 
 
 def evaluation_steps(total: int, every: int, epochs: float = 1.0, every_epochs: float = 0.0) -> list[int]:

@@ -129,14 +129,40 @@ def get_format(name: str, model: Any = "") -> PromptFormat:
         return PromptFormat("guide", tokenizer, list(GUIDE_STOP))
     from tinker_cookbook import renderers
 
+    check_format_name(name)
     try:
         renderer = renderers.get_renderer(name, tokenizer)
-    except ValueError as error:
+        stop = renderer.get_stop_sequences()
+        renderer.build_generation_prompt([{"role": "user", "content": "?"}])
+    except Exception as error:  # assertions and errors of many kinds: a sign of the format is no token here
+        folder = Path(str(getattr(tokenizer, "name_or_path", ""))).name or "this model"
         raise DataError(
-            f"no prompt format {name!r}: {error}",
+            f"prompt format {name!r} doesn't fit the tokenizer of {folder} ({type(error).__name__}: {error})",
+            "use 'guide', or the renderer that the model was made for, such as 'qwen3_instruct'",
+        ) from error
+    return PromptFormat(name, tokenizer, stop, renderer)
+
+
+def check_format_name(name: str) -> None:
+    """Refuse a name that is no prompt format, without any tokenizer.
+
+    Raises:
+        DataError: there is no renderer of that name.
+    """
+    from tinker_cookbook import renderers
+    from tinker_cookbook.exceptions import RendererError
+
+    no_tokenizer: Any = None
+    try:
+        if name != "guide":
+            renderers.get_renderer(name, no_tokenizer)
+    except RendererError as error:
+        raise DataError(
+            f"there is no prompt format {name!r}",
             "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'",
         ) from error
-    return PromptFormat(name, tokenizer, renderer.get_stop_sequences(), renderer)
+    except AttributeError:  # it exists, and asks for its tokenizer
+        return
 
 
 def renderer_for(base_model: str, tokenizer: Any = None) -> str:

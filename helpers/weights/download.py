@@ -55,7 +55,7 @@ def download_checkpoint_archive(
         RunError: `out` can't be written.
     """
     out, path = Path(out), str(path).strip()
-    kind = _checkpoint_kind(path)
+    kind = checkpoint_kind(path)
     rest = _rest_client(service_client)
     source = training_checkpoint_of(rest, path) if kind == "sampler" else path
     with _scratch_beside(out) as folder:
@@ -67,8 +67,12 @@ def download_checkpoint_archive(
     return {"checkpoint": path, "source": source, "archive": out.name, **_size_and_hash(out), "files": files}
 
 
-def _checkpoint_kind(path: str) -> str:
-    """`training`, `sampler` or `external`."""
+def checkpoint_kind(path: str) -> str:
+    """`training`, `sampler` or `external`.
+
+    Raises:
+        BackendError: the path is no checkpoint's.
+    """
     from tinker import ParsedCheckpointTinkerPath
 
     try:
@@ -109,7 +113,7 @@ def _external_path(
     service_client: "tinker.ServiceClient", rest: "tinker.RestClient", path: str, source: str
 ) -> Iterator[str]:
     """`source` itself if it has files, or a temporary export of it that is deleted after use."""
-    if _checkpoint_kind(source) == "external":
+    if checkpoint_kind(source) == "external":
         yield source
         return
     try:

@@ -12,6 +12,7 @@ from helpers.runs.report.comparison import comparison_page
 from helpers.runs.report.page import report_page
 from helpers.runs.result_files import Results
 from helpers.runs.sweep.plan import open_sweep
+from helpers.text import printable
 
 
 def report_runs(
@@ -36,7 +37,7 @@ def report_runs(
             f"a run is named twice: {', '.join(run.name for run in runs)}",
             "name each run once; `latest` is one of them",
         )
-    if output and (output.suffix not in (".html", ".htm") or output.is_dir()):
+    if output and (output.suffix.lower() not in (".html", ".htm") or output.is_dir()):
         raise UsageError(
             f"{output} can't be the report: its name must end in .html", "for example: --output report.html"
         )
@@ -69,7 +70,7 @@ def _usual_place(names: list[str], runs: list[RunInfo]) -> Path:
 
 def _tell(path: Path, runs: list[RunInfo], problems: list[str], as_json: bool) -> None:
     if not as_json:
-        print(*(f"note: {words}" for words in problems), path, sep="\n")
+        print(*(printable(f"note: {words}") for words in problems), path, sep="\n")
         return
     rows = []
     for run in runs:

@@ -8,6 +8,7 @@ from typing import Any
 
 from helpers.data.csv_files import read_table
 from helpers.errors import CourseError, DataError
+from helpers.files import parse_json, read_text
 from helpers.runs.chosen import parse_value
 
 
@@ -64,12 +65,7 @@ def read_settings(path: str | Path) -> list[dict[str, Any]]:
             f"{path}: settings are read from .json and .csv files",
             "write a list of objects, or a table with a head",
         )
-    try:
-        rows = reader(path, path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} can't be read: {error}", "check the path, and that it is UTF-8 text"
-        ) from error
+    rows = reader(path, read_text(path))
     if not rows:
         raise DataError(f"{path} holds no settings", "one object or one line makes one run")
     return rows
@@ -77,11 +73,13 @@ def read_settings(path: str | Path) -> list[dict[str, Any]]:
 
 def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(text)
+        rows = parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno} is not JSON: {error.msg}", "correct it there"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{path} can't be used: {error}", "correct it there") from error
     if not isinstance(rows, list):
         raise DataError(
             f"{path} holds no list", 'write a list of objects, such as [{"rank": 8}, {"rank": 32}]'
@@ -93,5 +91,7 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
-    rows = [row for _, row in read_table(path, text)]
-    return [{name: parse_value(name, cell.strip()) for name, cell in row.items()} for row in rows]
+    return [
+        {name: parse_value(name, cell.strip()) for name, cell in row.items()}
+        for row in read_table(path, text)
+    ]

@@ -14,6 +14,7 @@ from helpers.paths import runs_dir
 from helpers.runs.base_answers import check_base_run
 from helpers.runs.chosen import checked
 from helpers.runs.manifest import now
+from helpers.runs.preflight import check_run
 from helpers.runs.run import SWEEP_FILE, Run, check_new_run
 from helpers.runs.settings import OTHER_RUNS, defaults_of, settings_until
 from helpers.runs.stages import STAGES, stages_until
@@ -135,6 +136,7 @@ def plan_sweep(
         with named(sweep, run):
             own[run] = checked(own[run])
             check_base_run(own[run])
+            check_run(own[run], sweep.stages)
     _refuse_twins(sweep)
     for taken in (name, *names) if new else ():
         check_new_run(taken)

@@ -15,7 +15,7 @@ from typing import Any
 from helpers.errors import RunError
 from helpers.runs.info import is_under_way
 from helpers.runs.sweep.plan import Sweep
-from helpers.text import clock
+from helpers.text import clock, printable
 
 POLL_SECONDS = 0.5
 
@@ -58,7 +58,7 @@ class Watch:
                 self._seen.add(event)
                 if self._terminal:
                     self._draw("")
-                self._say(text)
+                self._say(printable(text))
 
     def _events(self) -> list[tuple[tuple[Any, ...], str]]:
         """All that has happened in the runs so far: what tells it from others, and a line."""
@@ -108,4 +108,4 @@ class Watch:
 
     def _draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns
-        print("\r" + text[: width - 1].ljust(width - 1) + "\r", end="", flush=True)
+        print("\r" + printable(text)[: width - 1].ljust(width - 1) + "\r", end="", flush=True)
