@@ -60,7 +60,7 @@ for line in sys.stdin:
 
 
 class Server:
-    """A stub, forked from a process that has imported all it needs. It lets in any of `KEYS`, each a client of its own."""
+    """A stub, forked from a process that has imported all it needs. Each of `KEYS` is a client of its own."""
 
     key = KEYS[0]  # that requests bring
 
