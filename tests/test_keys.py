@@ -163,3 +163,10 @@ def test_without_the_patch_the_sdk_still_sends_the_key_along(plain_sdk):
     with serving(recorder(lured, refuse)) as elsewhere, leads as url, pytest.raises(tinker.TinkerError):
         tinker.RestClient(base_url=url, api_key=SERVER)
     assert SERVER in sent_to(lured), "it follows redirects without the key now: the patch can go"
+
+
+def test_the_stub_is_started_without_keys_of_others(monkeypatch):
+    monkeypatch.setenv(keys.STUB_KEY, "tml-my-own")
+    started = keys.environment_of_stub()
+    assert started.keys() & {keys.HOSTED_KEY, keys.SERVER_KEY, keys.STUB_KEY} == {keys.STUB_KEY}
+    assert keys.stub_key("tml-of-the-folder") == "tml-my-own"

@@ -10,6 +10,7 @@ from typing import Any
 from helpers import local_model, model_folder
 from helpers.errors import CourseError
 from helpers.files import private_folder
+from helpers.net import is_loopback
 from helpers.stub_folder import KEY_FILE
 from helpers.stub_tinker.options import api_keys, state_dir
 from helpers.stub_tinker.status import TOKEN_FILE
@@ -66,12 +67,13 @@ def run(
 def say_started(url: str, options: argparse.Namespace, service: Any) -> None:
     """What an operator wants to know when the server is up."""
     state = state_dir(options)
-    key_file = str(state / KEY_FILE)
+    key_file = shlex.quote(str(state / KEY_FILE))
+    allow = "" if is_loopback(options.host) else " TINKER_ALLOW_HTTP=1"
     precision = str(service.dtype).split(".")[-1]
     lines = [
         f"stub Tinker backend on {url} ({service.device.type}, {precision})",
         f"  checkpoints in {state}",
-        f"  to use it:  export TINKER_BASE_URL={url} TINKER_SERVER_API_KEY=$(cat {shlex.quote(key_file)})",
+        f"  to use it:  export TINKER_BASE_URL={url}{allow} TINKER_SERVER_API_KEY=$(cat {key_file})",
         "              (programs other than this course: TINKER_API_KEY)",
         f"  to see what it does:  python -m helpers.stub_tinker --status --state-dir {state}, or {url} in a "
         f"browser (any name; as password, the text in {state / TOKEN_FILE})",

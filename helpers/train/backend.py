@@ -87,8 +87,7 @@ def connect(backend: str = "auto") -> Backend:
         service, rest = _clients(url, key, fix)
     else:
         server, fix = start_stub(), "end it, and it is started anew: course stub stop"
-        url, key = server["url"], server["key"]
-        keys.set_hosted_aside()
+        url, key = server["url"], keys.stub_key(server["key"])
         service, rest = _clients(url, key, fix)
         stop_waiting_when_ended(url, service.holder, rest.holder)
     atexit.register(_close, service)
@@ -189,7 +188,7 @@ def _launch(state: Path) -> dict:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             cwd=paths.ROOT,
-            env={name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")},
+            env=keys.environment_of_stub(),
         )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:

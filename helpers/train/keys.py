@@ -2,7 +2,7 @@
 
 TINKER_API_KEY          hosted Tinker
 TINKER_SERVER_API_KEY   the server at TINKER_BASE_URL, or at another URL
-the stub's own file     the stub on this machine
+STUB_TINKER_API_KEY     the stub on this machine; if it isn't set, the one in its state folder
 """
 
 import os
@@ -16,6 +16,7 @@ HOSTED_URL = (
 )
 HOSTED_KEY = "TINKER_API_KEY"
 SERVER_KEY = "TINKER_SERVER_API_KEY"
+STUB_KEY = "STUB_TINKER_API_KEY"
 ALLOW_HTTP = "TINKER_ALLOW_HTTP"
 PLACEHOLDER = "tml-no-key"  # for a server that asks for none: the SDK always sends one
 
@@ -43,6 +44,23 @@ def server_key() -> str:
     """The key for a server at a URL."""
     set_hosted_aside()
     return os.environ.get(SERVER_KEY) or PLACEHOLDER
+
+
+def stub_key(own: str) -> str:
+    """The key for the stub on this machine.
+
+    Args:
+        own: the one of its state folder.
+    """
+    set_hosted_aside()
+    return os.environ.get(STUB_KEY) or own
+
+
+def environment_of_stub() -> dict[str, str]:
+    """The environment to start a stub in: this process's, without keys for others."""
+    return {
+        name: value for name, value in os.environ.items() if name == STUB_KEY or not name.endswith("_API_KEY")
+    }
 
 
 def is_hosted(url: str) -> bool:
