@@ -29,7 +29,7 @@ def options() -> dict[str, Any]:
     Connection.most = files // 2
     return {
         "http": Connection,
-        "backlog": files // 4,  # asyncio accepts as many at once, before one can be closed
+        "backlog": files // 16,  # asyncio accepts as many a turn of its loop, and closing one takes some turns
         "timeout_keep_alive": IDLE_SECONDS,
         "h11_max_incomplete_event_size": MAX_HEADERS,
         "log_level": "error",  # a warning for each request that is no HTTP would let anyone fill the disk
@@ -50,7 +50,9 @@ class Connection(H11Protocol):
         self.waiting[self] = None
         self._expected, self._timer = h11.IDLE, self.loop.call_later(HEADER_SECONDS, self._time_is_over)
         if len(self.connections) > self.most:
-            next(iter(self.waiting)).transport.abort()
+            longest = next(iter(self.waiting))
+            del self.waiting[longest]
+            longest.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
