@@ -249,7 +249,7 @@ def test_idle_connections_neither_stop_the_server_nor_fill_the_log(small_model, 
     server = FewFiles(small_model, tmp_path / "state")
     before, port = server.log.stat().st_size, int(server.url.rsplit(":", 1)[1])
     with contextlib.ExitStack() as stack:
-        for number in range(400):
+        for number in range(1100):
             idle = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
             if number % 2:
                 idle.sendall(b"GET / HTTP/1.1\r\nHost: loc")

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from helpers.stub_tinker.gate import MAX_HEADERS
 
 FILES = 8192
+QUEUE = 2048  # connections that the system holds until they are accepted
 IDLE_SECONDS = 75  # between two requests
 HEADER_SECONDS = 20  # for all of the headers
 BODY_SECONDS = 300  # for all of the body
@@ -29,7 +30,7 @@ def options() -> dict[str, Any]:
     Connection.most = files // 2
     return {
         "http": Connection,
-        "backlog": files // 16,  # asyncio accepts as many a turn of its loop, and closing one takes some turns
+        "backlog": files // 16,  # what asyncio accepts in one go, before it can close any
         "timeout_keep_alive": IDLE_SECONDS,
         "h11_max_incomplete_event_size": MAX_HEADERS,
         "log_level": "error",  # a warning for each request that is no HTTP would let anyone fill the disk
@@ -41,9 +42,7 @@ class Connection(H11Protocol):
     """uvicorn's connection by h11, which ends when its client takes too long."""
 
     most: ClassVar[int]  # at a time
-    waiting: ClassVar[
-        dict["Connection", None]
-    ] = {}  # for a request, or for the rest of its headers; oldest first
+    waiting: ClassVar[dict["Connection", None]] = {}  # for headers, or for the rest of them; oldest first
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -119,6 +119,7 @@ async def _serve(
     while not server.started and not task.done():
         await asyncio.sleep(0.01)
     if server.started:  # from now on a signal is an orderly stop
+        listener.listen(connections.QUEUE)
         announce()
     look = loop.time()
     while not task.done() and not running.stopping:
