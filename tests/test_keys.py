@@ -101,7 +101,8 @@ def test_hosted_means_hosted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "where", ["http://192.0.2.7:8000", "http://lab.example", "http://localhost.evil.test", "http://"]
+    "where",
+    ["http://192.0.2.7:8000", "http://localhost.evil.test", "http://a@[::1]", "http://[::1", "http://"],
 )
 def test_plain_http_to_another_machine_is_refused_with_advice(where):
     with pytest.raises(BackendError) as caught:

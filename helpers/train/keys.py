@@ -11,9 +11,8 @@ from urllib.parse import urlsplit
 from helpers import net
 from helpers.errors import BackendError
 
-HOSTED_URL = (
-    "https://tinker.thinkingmachines.dev/services/tinker-prod"  # what the SDK takes if nothing is set
-)
+# What the SDK takes if nothing is set.
+HOSTED_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 HOSTED_KEY = "TINKER_API_KEY"
 SERVER_KEY = "TINKER_SERVER_API_KEY"
 STUB_KEY = "STUB_TINKER_API_KEY"
@@ -65,7 +64,7 @@ def environment_of_stub() -> dict[str, str]:
 
 def is_hosted(url: str) -> bool:
     """Whether a URL is of hosted Tinker."""
-    return urlsplit(url)[:2] == urlsplit(HOSTED_URL)[:2]
+    return url.startswith(HOSTED_URL.removesuffix("services/tinker-prod"))
 
 
 def check_address(url: str) -> None:
@@ -74,10 +73,17 @@ def check_address(url: str) -> None:
     Raises:
         BackendError: the URL is plain HTTP, not of this machine, and `TINKER_ALLOW_HTTP` is not 1.
     """
-    parts = urlsplit(url)
-    if not parts.hostname or parts.username is not None:
-        raise BackendError(f"{url!r} is no address of a server", "give one such as https://server.example")
-    if parts.scheme == "https" or net.is_loopback(parts.hostname) or os.environ.get(ALLOW_HTTP) == "1":
+    try:
+        parts = urlsplit(url)
+        host = "" if parts.username else parts.hostname or ""
+    except ValueError:
+        host = ""
+    if not host:
+        raise BackendError(
+            "the server's address names no machine, or has a user name in it",
+            "give one such as https://server.example",
+        )
+    if url.startswith("https://") or net.is_loopback(host) or os.environ.get(ALLOW_HTTP) == "1":
         return
     raise BackendError(
         f"{url} is plain HTTP to another machine: anyone on the way can read your key and your data",
