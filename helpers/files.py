@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,23 @@ def write_text(path: str | Path, text: str, private: bool = False) -> Path:
         temporary.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
         raise RunError(
             f"can't write {path}: {error.strerror}", "free disk space, or choose a folder you may write to"
+        ) from error
+    return path
+
+
+def private_folder(path: Path) -> Path:
+    """The folder, made if it is missing, and closed to other users.
+
+    Raises:
+        RunError: it can't be made, or belongs to someone else.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise RunError(
+            f"can't use the folder {path}: {error.strerror}", "choose another one, which you may write to"
         ) from error
     return path
 

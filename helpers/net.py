@@ -1,10 +1,13 @@
 """Whether somebody answers: at a URL, on a port, at the model hub."""
 
+import ipaddress
 import socket
 import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -36,14 +39,28 @@ def no_answer(url: str, seconds: float) -> str | None:
     return None
 
 
-def get(url: str, seconds: float) -> str:
-    """What a URL answers.
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
+
+
+def get(url: str, seconds: float, headers: Mapping[str, str] | None = None) -> str:
+    """What a URL answers. A redirect is an error status: the headers may hold a key, which stays here.
 
     Raises:
         OSError: nobody answers, or with an error status.
     """
-    with urllib.request.urlopen(url, timeout=seconds) as answer:
+    request = urllib.request.Request(url, headers=dict(headers or {}))
+    with urllib.request.build_opener(_NoRedirects).open(request, timeout=seconds) as answer:
         return answer.read().decode(errors="replace")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address, without brackets and port, can only be this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def refuses(url: str) -> bool:

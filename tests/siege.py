@@ -46,7 +46,7 @@ class Case:
     def head(self) -> bytes:
         path = self.path.encode("utf-8", "surrogatepass") if isinstance(self.path, str) else self.path
         headers = {
-            "Host": "stub",
+            "Host": "localhost",
             "Content-Type": JSON_TYPE,
             "Content-Length": str(len(self.body)),
             "X-API-Key": "tml-fuzz",

@@ -197,7 +197,7 @@ def forged_urls(world: World) -> list[Case]:
     cases = []
     for url in world.files:
         address, query = url.split("?")
-        expires, signature = (part.split("=")[1] for part in query.split("&"))
+        expires, _, signature = (part.split("=")[1] for part in query.split("&"))
         for path in (
             address,
             f"{address}?expires={expires}",

@@ -22,6 +22,17 @@ from tinker import types
 from helpers.paths import ROOT
 
 START_SECONDS = 90
+KEYS = (
+    "tml-test",
+    "tml-first",
+    "tml-other",
+    "tml-plain",
+    "tml-patched",
+    "tml-many",
+    "tml-fuzz",
+    "tml-a",
+    "tml-b",
+)
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
 
 # One process imports the libraries, and forks a server for each line it reads: a start then takes a fraction
@@ -49,9 +60,9 @@ for line in sys.stdin:
 
 
 class Server:
-    """A stub, forked from a process that has imported all it needs."""
+    """A stub, forked from a process that has imported all it needs. Each of `KEYS` is a client of its own."""
 
-    key = "tml-test"  # that requests bring
+    key = KEYS[0]  # that requests bring
 
     def __init__(self, model: Path, state: Path, *arguments: str, precision: str = "float32"):
         self.model, self.state = str(model), state
@@ -59,7 +70,8 @@ class Server:
         (state / "server.json").unlink(missing_ok=True)
         self.log = state / "log.txt"
         words = ["--port", "0", "--state-dir", str(state), "--base-model", self.model]
-        self.start([*words, "--precision", precision, *arguments])
+        keys = [f"--api-key={key}" for key in KEYS]
+        self.start([*words, *keys, "--precision", precision, *arguments])
         deadline = time.monotonic() + START_SECONDS
         while not (state / "server.json").exists():
             assert self.is_running() and time.monotonic() < deadline, self.log.read_text()
@@ -82,7 +94,7 @@ class Server:
         return tinker.RestClient(base_url=self.url, api_key=key or self.key)
 
     def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/json", **headers}
+        headers = {"Content-Type": "application/json", "X-API-Key": self.key, **headers}
         request = urllib.request.Request(self.url + path, body, headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -97,8 +109,9 @@ class Server:
         length = {} if body is None else {"Content-Length": str(len(body))}
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=30)
         with contextlib.closing(connection):
-            connection.putrequest(method, path, skip_accept_encoding=True)
-            for name, value in {"X-API-Key": self.key, **length, **headers}.items():
+            connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
+            own = {"X-API-Key": self.key, "Content-Type": "application/json"}
+            for name, value in {**own, **length, **headers}.items():
                 connection.putheader(name, value)
             connection.endheaders(body)
             answer = connection.getresponse()

@@ -42,8 +42,8 @@ NOT_RUN = {
     'python -c "from helpers.weights import merge_adapter; '
     "print(merge_adapter('Qwen/Qwen3-30B-A3B-Instruct-2507', 'runs/latest/export/model_weights', "
     "'merged_model', dtype='bfloat16'))\"": "needs the model hub",
-    "export TINKER_BASE_URL=http://server:8000": "there is no such server",
-    "course run --backend http://server:8000 -p base_model=MODEL": "there is no such server",
+    "export TINKER_BASE_URL=https://server.example": "there is no such server",
+    "course run --backend https://server.example -p base_model=MODEL": "there is no such server",
     'vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192 --api-key "$KEY" '
     "--chat-template guide.jinja": "needs eight GPUs",
     "vllm serve BASE --enable-lora --max-lora-rank 32 --lora-modules tuned=peft_adapter "

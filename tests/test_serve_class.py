@@ -71,7 +71,7 @@ def test_two_learners_do_not_see_each_other(lesson):
     head, ada, emile = rows(lesson.keys)
     assert head == list(serve_class.COLUMNS) and (ada[0], emile[0]) == ("Ada", "Émile du Bois")
     assert (
-        ada[2:] == [f"export TINKER_BASE_URL={lesson.url}", f"export TINKER_API_KEY={ada[1]}"]
+        ada[2:] == [f"export TINKER_BASE_URL={lesson.url}", f"export TINKER_SERVER_API_KEY={ada[1]}"]
         and ada[1] != emile[1]
     )
     clients = []
@@ -91,8 +91,8 @@ def test_two_learners_do_not_see_each_other(lesson):
 
 
 def test_a_wrong_key_is_refused(lesson, monkeypatch):
-    monkeypatch.setenv("TINKER_API_KEY", "tml-not-of-this-class")
-    with pytest.raises(BackendError, match=r"(?s)refused the connection.*check TINKER_API_KEY"):
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", "tml-not-of-this-class")
+    with pytest.raises(BackendError, match=r"(?s)refused the connection.*check TINKER_SERVER_API_KEY"):
         connect(lesson.url)
 
 
@@ -143,7 +143,8 @@ def test_keys_are_kept_and_late_learners_get_one(served, capsys, tmp_path):
     later = rows(path)
     assert [row[:2] for row in later[:3]] == [row[:2] for row in first] and later[3][
         2
-    ] == f"export TINKER_BASE_URL=http://lab.example:{port}"
+    ] == f"export TINKER_BASE_URL=http://lab.example:{port} TINKER_ALLOW_HTTP=1"
+    assert [options.name for options in served] == [[], [], ["lab.example"]]
     assert course(capsys, "serve", "--learners", "1", "--new-keys", "--port", port)[0] == 0
     assert len(rows(path)) == 2 and rows(path)[1][1] not in [row[1] for row in later]
 

@@ -409,6 +409,8 @@ def test_base_model_answers(tmp_path, monkeypatch, base_model):
         (None, {}, "OK", "stub"),
         ("auto", {"TINKER_BASE_URL": "http://127.0.0.1:9"}, "FAIL", "does not answer"),
         ("http://127.0.0.1:9", {}, "FAIL", "does not answer"),
+        ("http://192.0.2.7:9", {}, "FAIL", "plain HTTP to another machine"),
+        ("https://tinker.thinkingmachines.dev/services/tinker-prod", {}, "FAIL", "TINKER_API_KEY is not set"),
         ("cloud", {}, "FAIL", "no backend"),
     ],
 )

@@ -89,6 +89,7 @@ def test_a_client_that_hangs_up_in_the_middle_of_a_body_does_no_harm(server):
         connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
         connection.putrequest("POST", "/api/v1/forward_backward")
         connection.putheader("X-API-Key", server.key)
+        connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", "1000")
         connection.endheaders(b"half")
         connection.close()
@@ -131,16 +132,6 @@ def test_strange_paths_and_methods_are_4xx_with_a_message(server, method, path, 
     code, answer, _ = server.ask(method, path)
     assert code in codes, answer
     assert len(json.loads(answer)["detail"]) < 5000
-
-
-@pytest.mark.parametrize("host", ["[::1", "a b", 'x"y', "é", ""])
-def test_a_host_that_is_no_address_is_refused_where_it_matters(server, host):
-    code = server.ask(
-        "GET",
-        "/api/v1/training_runs/r/checkpoints/external_weights/x/external_weights_urls",
-        Host=host,
-    )[0]
-    assert 400 <= code < 500 and server.ask("GET", "/api/v1/healthz", Host=host)[0] in (200, 400)
 
 
 @pytest.mark.parametrize(

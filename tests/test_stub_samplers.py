@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-import urllib.request
 
 import psutil
 import pytest
@@ -27,10 +26,7 @@ def scores(sampler) -> list[float]:
 
 
 def status(server: Server) -> dict:
-    with urllib.request.urlopen(
-        urllib.request.Request(server.url, headers={"Accept": "application/json"})
-    ) as answer:
-        return json.load(answer)
+    return json.loads(server.ask("GET", "/")[1])
 
 
 def test_a_sampler_at_each_step_does_not_fill_the_memory(wide_model, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from siege import ANSWER_SECONDS, API, MIB, PROTO_TYPE, Case, Siege, dumps, sequence
+from siege import ANSWER_SECONDS, API, JSON_TYPE, MIB, PROTO_TYPE, Case, Siege, dumps, sequence
 from siege_corpus import corpus
 from siege_requests import json_cases, path_cases
 from siege_training import Corpus, training_case, training_cases, training_message
@@ -146,11 +146,21 @@ def heartbeat(siege: Siege) -> Case:
     return Case("POST", f"{API}/session_heartbeat", dumps({"session_id": siege.world.session}))
 
 
+def head(route: str) -> bytes:
+    """The first lines of a request that is let in."""
+    lines = (
+        f"POST {API}/{route} HTTP/1.1",
+        "Host: localhost",
+        f"Content-Type: {JSON_TYPE}",
+        "X-API-Key: tml-fuzz",
+    )
+    return "".join(f"{line}\r\n" for line in lines).encode()
+
+
 def no_http(siege: Siege) -> list[bytes]:
     """Bytes that are no HTTP, and HTTP that breaks its promises."""
     valid = heartbeat(siege)
-    chunked = f"POST {API}/create_session HTTP/1.1\r\nHost: stub\r\nX-API-Key: tml-fuzz\r\n".encode()
-    chunked += b"Transfer-Encoding: chunked\r\n\r\n"
+    chunked = head("create_session") + b"Transfer-Encoding: chunked\r\n\r\n"
     return [
         b"\x00" * 1000,
         b"\xff" * 1000,
@@ -203,8 +213,7 @@ def unkept_promises(siege: Siege) -> list[socket.socket]:
     promised = []
     for route in ("create_session", "forward_backward", "asample", "retrieve_future"):
         connection = socket.create_connection(("127.0.0.1", siege.port), timeout=ANSWER_SECONDS)
-        head = f"POST {API}/{route} HTTP/1.1\r\nHost: a\r\nX-API-Key: tml-fuzz\r\n"
-        connection.sendall(f"{head}Content-Length: 1000000\r\n\r\n{{".encode())
+        connection.sendall(head(route) + b"Content-Length: 1000000\r\n\r\n{")
         promised.append(connection)
         siege.sent += 1
     return promised

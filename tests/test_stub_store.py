@@ -199,28 +199,29 @@ def test_a_signed_url_is_of_one_checkpoint_one_file_and_one_time(store, tmp_path
     urls = SignedUrls(tmp_path, store)
     later = 4_000_000_000
     path = save(store, "out", 1.0, kind="external_weights")
-    signature = urls.sign(path, "adapter_config.json", later)
-    assert urls.file(path, "adapter_config.json", later, signature).read_bytes() == b"{}"
+    signature = urls.sign(path, "adapter_config.json", later, "me")
+    assert urls.file(path, "adapter_config.json", later, "me", signature).read_bytes() == b"{}"
     other = save(store, "out2", 1.0, kind="external_weights")
     for forged in [
-        (path, "adapter_model.safetensors", later, signature),
-        (path, "adapter_config.json", later + 1, signature),
-        (other, "adapter_config.json", later, signature),
-        (path, "adapter_config.json", later, signature[:-1]),
-        (path, "adapter_config.json", later, ""),
-        (path, "adapter_config.json", later, "é"),
+        (path, "adapter_model.safetensors", later, "me", signature),
+        (path, "adapter_config.json", later + 1, "me", signature),
+        (other, "adapter_config.json", later, "me", signature),
+        (path, "adapter_config.json", later, "me", signature[:-1]),
+        (path, "adapter_config.json", later, "me", ""),
+        (path, "adapter_config.json", later, "another", signature),
+        (path, "adapter_config.json", later, "me", "é"),
     ]:
         with pytest.raises(StoreError, match="signature") as caught:
             urls.file(*forged)
         assert caught.value.status == 403
     with pytest.raises(StoreError, match="expired"):
-        urls.file(path, "adapter_config.json", 1, urls.sign(path, "adapter_config.json", 1))
+        urls.file(path, "adapter_config.json", 1, "me", urls.sign(path, "adapter_config.json", 1, "me"))
     store.delete(path, "me")
     with pytest.raises(StoreError, match="gone"):
-        urls.file(path, "adapter_config.json", later, signature)
+        urls.file(path, "adapter_config.json", later, "me", signature)
     save(store, "out", 1.0, kind="external_weights")  # the same name, even the same content
     with pytest.raises(StoreError, match="signature"):
-        urls.file(path, "adapter_config.json", later, signature)
+        urls.file(path, "adapter_config.json", later, "me", signature)
 
 
 # One process a folder

@@ -136,13 +136,14 @@ SMALL = {
 }
 
 
-def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder):
+def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder, monkeypatch):
     """Two settings until train, through two worker processes, which share the split."""
     import joblib
     from distributed import Client, LocalCluster
     from distributed.diagnostics.plugin import SchedulerPlugin
 
     took: set[str] = set()
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", toy.key)
 
     class Watcher(SchedulerPlugin):
         def transition(self, key, start, finish, *args, worker=None, **kwargs):

@@ -301,6 +301,14 @@ def check_backend(backend: str | None = None) -> Check:
             f"{choice!r} is no backend",
             "use auto, stub, hosted, or a URL that starts with http:// or https://",
         )
+    from helpers.train import keys
+
+    if keys.is_hosted(choice):
+        return _check_key()
+    try:
+        keys.check_address(choice)
+    except CourseError as error:
+        return Check("FAIL", "backend", error.what, error.fix)
     answer = _get(f"{choice.rstrip('/')}/api/v1/healthz", 2)
     if answer in ("200", "401", "403"):
         return Check("OK", "backend", f"{choice} answers")

@@ -14,6 +14,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from helpers import paths
 from helpers.course.arguments import add_command
@@ -21,6 +22,7 @@ from helpers.course.interrupt import heed_ctrl_c
 from helpers.data.csv_files import read_cells
 from helpers.errors import CourseError, UsageError
 from helpers.files import read_text, write_text
+from helpers.net import is_loopback
 
 COLUMNS = ("learner", "key", "first line to type", "second line to type")
 MOST = 500
@@ -179,7 +181,8 @@ def serve_class(lesson: Lesson) -> int:
 
     where = ["--host", lesson.host, "--port", str(lesson.port), "--state-dir", str(lesson.state)]
     bases = [word for folder in lesson.base_models for word in ("--base-model", folder)]
-    stub = parse_arguments([*where, *bases])
+    more = ["--name", lesson.address] if lesson.address else []
+    stub = parse_arguments([*where, *bases, *more])
     stub.api_key = list(keys.values())  # not as words of a command, which everybody on the machine can list
     return run_stub(stub, say)
 
@@ -256,11 +259,14 @@ def write_keys(path: Path, keys: dict[str, str], url: str) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    table.writerows(
-        [name, key, f"export TINKER_BASE_URL={url}", f"export TINKER_API_KEY={key}"]
-        for name, key in keys.items()
-    )
+    table.writerows([name, key, *lines_to_type(url, key)] for name, key in keys.items())
     write_text(path, text.getvalue(), private=True)
+
+
+def lines_to_type(url: str, key: str) -> tuple[str, str]:
+    """What a learner types before `make lab`. Plain HTTP to another machine has to be allowed."""
+    allow = "" if is_loopback(urlsplit(url).hostname or "") else " TINKER_ALLOW_HTTP=1"
+    return f"export TINKER_BASE_URL={url}{allow}", f"export TINKER_SERVER_API_KEY={key}"
 
 
 def typed_address(host: str, address: str = "") -> str:
@@ -312,18 +318,18 @@ def capacity(learners: int) -> str:
 
 
 def _welcome(lesson: Lesson, bases: list[str]) -> str:
-    from helpers.stub_tinker.options import is_loopback
     from helpers.stub_tinker.status import TOKEN_FILE
 
     url, reach = lesson.url, ""
+    first, second = lines_to_type(url, "(the key of their row)")
     if is_loopback(lesson.host):
         reach = "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP"
     token = lesson.state / TOKEN_FILE
     return f"""
 the class can begin: {url}{reach}
   hand out:     one row of {lesson.keys_file} to each learner, and no other row
-  they type:    export TINKER_BASE_URL={url}
-                export TINKER_API_KEY=(the key of their row)
+  they type:    {first}
+                {second}
                 and then `make lab` or `course run`, in the same terminal
   they need:    the base model at the same path as here: {", ".join(bases)}
   who does what: {url} in a browser; any name, and as password the text in {token}

@@ -54,7 +54,7 @@ def _make_folder(name: str) -> Path:
         for attempt in range(1, 1000):
             path = runs_dir() / (stem if attempt == 1 else f"{stem}-{attempt}")
             with contextlib.suppress(FileExistsError):
-                path.mkdir()
+                path.mkdir(mode=0o700)  # data and answers are nobody else's business
                 return path
             if name:
                 break

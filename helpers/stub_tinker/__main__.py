@@ -21,13 +21,11 @@ def main() -> int:
 
 
 def show_status(options: argparse.Namespace) -> int:
-    keys = api_keys(options)
-    key = keys[0] if keys else None
     if options.url:
-        url = options.url.rstrip("/")
-        print(status.text(status.fetch(url, key), url))
+        url, keys = options.url.rstrip("/"), api_keys(options)
+        print(status.text(status.fetch(url, keys[0] if keys else None), url))
     else:
-        print(status.of_state_dir(state_dir(options), key))
+        print(status.of_state_dir(state_dir(options)))
     return 0
 
 

@@ -10,24 +10,32 @@ from starlette.requests import Request
 
 STATUS_PATH = "/"
 OPEN_PATHS = ("/api/v1/healthz", "/files/")  # a file's URL carries its own signature
+EARLIER_KEY = "tml-stub"  # what notebooks sent to a stub of an earlier version
 
 
 class Access:
-    """Judges requests by their keys.
+    """Judges requests by their keys, and says whose things they may see.
 
     Args:
-        keys: the API keys that clients may send; none lets everyone in.
+        keys: the API keys that clients may send, the one of the state folder first.
+        secret: of the state folder. Without it nobody can tell from an owner's id which key it stands for,
+            however easy to guess that key is.
         token: opens the status page, with every client in it.
     """
 
-    def __init__(self, keys: list[str], token: str = ""):
-        self.keys, self._token = keys, token
+    def __init__(self, keys: list[str], secret: bytes, token: str = ""):
+        self._token = token
+        self._owners = {key: _keyed(secret, key) for key in keys}
+        self.earlier_owners = {
+            _plain(EARLIER_KEY): self._owners[keys[0]],
+            **{_plain(key): owner for key, owner in self._owners.items()},
+        }
 
     def allows(self, request: Request) -> bool:
-        if not self.keys or request.scope["path"].startswith(OPEN_PATHS):
+        if request.scope["path"].startswith(OPEN_PATHS):
             return True
         presented = _presented(request)
-        matches = [_same(presented, key) for key in self.keys]  # all: the time says nothing about which
+        matches = [_same(presented, key) for key in self._owners]  # all: the time says nothing about which
         return any(matches) or self.is_operator(request)
 
     def is_operator(self, request: Request) -> bool:
@@ -35,10 +43,18 @@ class Access:
         at_status = request.scope["path"] == STATUS_PATH
         return bool(self._token) and at_status and _same(_presented(request), self._token)
 
+    def owner(self, request: Request) -> str:
+        """Whose things a request may see; empty for one that brings no key."""
+        return self._owners.get(_presented(request), "")
 
-def owner_of(request: Request) -> str:
-    """Whose things a request may see: a hash of the key that it brings, on an open server too."""
-    return hashlib.sha256(_presented(request).encode()).hexdigest()[:16]
+
+def _keyed(secret: bytes, key: str) -> str:
+    return hmac.new(secret, b"owner " + key.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _plain(key: str) -> str:
+    """The owner's id in a state folder of an earlier version."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _presented(request: Request) -> str:

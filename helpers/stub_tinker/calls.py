@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from helpers.stub_tinker import bodies
-from helpers.stub_tinker.access import Access, owner_of
+from helpers.stub_tinker.access import Access
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.service import Service
 
@@ -26,6 +26,7 @@ class Running:
     """A server while it runs.
 
     Attributes:
+        proof: what it answers to the nonce of who looks for it.
         stopping: new work is refused, and what was accepted is finished.
         last_request: the event loop's time of the last call that was a use of the server.
         fetched: futures whose results their clients have had.
@@ -33,6 +34,7 @@ class Running:
 
     service: Service
     access: Access
+    proof: Callable[[str], str]
     stopping: bool = False
     last_request: float = 0.0
     started: float = field(default_factory=time.monotonic)
@@ -44,7 +46,7 @@ class Call:
 
     def __init__(self, running: Running, request: Request):
         self.running, self.request, self.service = running, request, running.service
-        self.owner = owner_of(request)
+        self.owner = running.access.owner(request)
 
     async def answer(self, work: Callable[..., dict], *arguments: Any) -> Response:
         """Answer with what `work(service, owner, *arguments)` returns, run beside the event loop."""

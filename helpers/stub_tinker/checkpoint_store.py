@@ -82,10 +82,10 @@ def _expiry(ttl: int | None) -> str | None:
 class Store:
     """All training runs and checkpoints under one state folder, for the threads of one process."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, records: disk.Records | None = None):
         self.runs = folder / "runs"
         self._lock = threading.RLock()  # of renames, so that nobody reads between the two of an overwrite
-        self._records = disk.Records()
+        self._records = records or disk.Records()
         self.runs.mkdir(parents=True, exist_ok=True)
         self._tidy()
 

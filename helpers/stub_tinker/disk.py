@@ -115,10 +115,15 @@ def sync(path: Path) -> None:
 
 
 class Records:
-    """Reads JSON files of ours. A damaged one is skipped, and the log names it once."""
+    """Reads JSON files of ours. A damaged one is skipped, and the log names it once.
 
-    def __init__(self) -> None:
+    Args:
+        earlier_owners: what owners are called now, by what an earlier version called them.
+    """
+
+    def __init__(self, earlier_owners: Mapping[str, str] | None = None) -> None:
         self._damaged: set[Path] = set()
+        self._earlier_owners = earlier_owners or {}
 
     def read(self, path: Path, fields: Mapping[str, type]) -> dict | None:
         """The object in a file, or None if it is not there or damaged.
@@ -138,6 +143,8 @@ class Records:
             wrong = [f"{type(error).__name__}: {error}"]
         else:
             if not wrong:
+                if "owner" in value:
+                    value["owner"] = self._earlier_owners.get(value["owner"], value["owner"])
                 return value
         if path not in self._damaged:
             self._damaged.add(path)

@@ -1,7 +1,6 @@
 """The options of `python -m helpers.stub_tinker`, and what they mean."""
 
 import argparse
-import ipaddress
 import os
 from pathlib import Path
 
@@ -44,7 +43,14 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on (default: %(default)s; any other needs a key)",
+        help="address to listen on (default: %(default)s; 0.0.0.0 is every network that this machine is on)",
+    )
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="another name that clients may use for this server, such as that of a proxy in front of it; may "
+        "be given more than once",
     )
     parser.add_argument(
         "--port", type=int, default=PORT, help="port to listen on, 0 for any free one (default: %(default)s)"
@@ -67,8 +73,8 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="key that clients must send, starting with tml-; may be given more than once "
-        "(default: $STUB_TINKER_API_KEY)",
+        help="another key that lets a client in, starting with tml-; may be given more than once (default: "
+        "$STUB_TINKER_API_KEY). The one in the file `key` of the state folder always does",
     )
     parser.add_argument(
         "--api-key-file",
@@ -79,7 +85,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def api_keys(options: argparse.Namespace) -> list[str]:
-    """The keys that the options name.
+    """The keys that the options name, beside the one of the state folder.
 
     Raises:
         CourseError: the file can't be read, or a key is not one that the SDK sends; the key is never shown.
@@ -111,13 +117,6 @@ def _keys_in(file: Path) -> list[str]:
     if not keys:
         raise CourseError(f"{file} holds no key", "write one key a line")
     return keys
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def state_dir(options: argparse.Namespace) -> Path:

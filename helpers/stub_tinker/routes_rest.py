@@ -6,6 +6,7 @@ from collections.abc import Callable
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from tinker import types
 
+from helpers.stub_folder import NONCE
 from helpers.stub_tinker import catalogue, sessions, status
 from helpers.stub_tinker.bodies import NO_TOKEN
 from helpers.stub_tinker.calls import BY_ITSELF, Call, Endpoint, operation
@@ -13,13 +14,15 @@ from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.snapshot import snapshot
 
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
 
 
 async def _health(call: Call) -> Response:
-    return JSONResponse({"status": "ok", "service": "stub_tinker"})
+    nonce = call.query("nonce")
+    proof = {"proof": call.running.proof(nonce)} if re.fullmatch(NONCE, nonce) else {}
+    return JSONResponse({"status": "ok", "service": "stub_tinker", **proof})
 
 
 async def _capabilities(call: Call) -> Response:
@@ -27,8 +30,7 @@ async def _capabilities(call: Call) -> Response:
 
 
 async def _status(call: Call) -> Response:
-    access = call.running.access
-    owner = None if not access.keys or access.is_operator(call.request) else call.owner
+    owner = None if call.running.access.is_operator(call.request) else call.owner
     seen = await call.beside(snapshot, call.service, call.running.started, owner)
     if call.running.stopping:
         seen["status"] = "stopping"
@@ -110,18 +112,15 @@ async def _storage_usage(call: Call) -> Response:
 
 
 async def _external_weights_urls(call: Call) -> Response:
-    host = call.request.headers.get("host", "")
-    if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host):
-        raise BadRequest("the Host header is no address")
-    here = f"{call.request.scope['scheme']}://{host}"
+    here = f"{call.request.scope['scheme']}://{call.request.headers['host']}"
     return JSONResponse(await call.beside(call.service.signed_urls.urls, call.checkpoint, call.owner, here))
 
 
 async def _signed_file(call: Call) -> Response:
     path = f"tinker://{call.part('run')}/external_weights/{call.part('name')}"
-    expires, signature = call.number("expires"), call.query("signature")
+    expires, owner, signature = call.number("expires"), call.query("for"), call.query("signature")
     find = call.service.signed_urls.file
-    return FileResponse(await call.beside(find, path, call.part("file"), expires, signature))
+    return FileResponse(await call.beside(find, path, call.part("file"), expires, owner, signature))
 
 
 # Sessions

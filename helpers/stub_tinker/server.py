@@ -14,6 +14,7 @@ from helpers.stub_tinker import routes_rest, routes_work, support
 from helpers.stub_tinker.access import STATUS_PATH
 from helpers.stub_tinker.calls import BY_ITSELF, Call, Endpoint, Running, refusal
 from helpers.stub_tinker.errors import RequestError
+from helpers.stub_tinker.gate import Gate
 
 log = logging.getLogger("stub_tinker")
 
@@ -26,27 +27,31 @@ STOPPING = (
 )
 
 
-def application(running: Running) -> Starlette:
+def application(running: Running, gate: Gate) -> Starlette:
     """The server as an ASGI application."""
-    routes = [guarded(running, endpoint) for endpoint in ENDPOINTS]
+    routes = [guarded(running, gate, endpoint) for endpoint in ENDPOINTS]
 
     async def not_offered(call: Call) -> Response:
         return _not_offered(call, routes)
 
-    rest = guarded(running, Endpoint("*", "/{rest:path}", BY_ITSELF, not_offered))
+    rest = guarded(running, gate, Endpoint("*", "/{rest:path}", BY_ITSELF, not_offered))
     return Starlette(routes=[*routes, rest], exception_handlers={HTTPException: _http_error})
 
 
-def guarded(running: Running, endpoint: Endpoint) -> Route:
-    """A route that checks the key and turns every expected fault into a 4xx with a message."""
+def guarded(running: Running, gate: Gate, endpoint: Endpoint) -> Route:
+    """A route that checks a request's origin and its key, and turns every expected fault into a 4xx with a
+    message.
+    """
 
     async def handle(request: Request) -> Response:
+        if objection := gate.objection(request):
+            return objection
         at = request.scope["path"]
-        if at not in UNUSED_PATHS:
-            running.last_request = asyncio.get_running_loop().time()
         if not running.access.allows(request):
             ask = {"WWW-Authenticate": 'Basic realm="stub Tinker backend"'} if at == STATUS_PATH else None
             return refusal("the API key is missing or wrong", 401, ask)
+        if at not in UNUSED_PATHS:
+            running.last_request = asyncio.get_running_loop().time()
         if endpoint.new_work and running.stopping:
             return refusal(STOPPING, 403)
         return await _answered(endpoint, Call(running, request))

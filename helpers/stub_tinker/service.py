@@ -11,7 +11,7 @@ not done twice.
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from helpers.stub_tinker.checkpoint_store import Store
+from helpers.stub_tinker.disk import Records
 from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
@@ -78,12 +79,20 @@ class Service:
         folder: where checkpoints and sessions are kept; see store.py and session_store.py.
         bases: folders of base models, by the names that clients use.
         precision: of training and sampling; the best one for this machine if None.
+        earlier_owners: what owners are called now, by what an earlier version called them.
     """
 
-    def __init__(self, folder: Path, bases: dict[str, Path], precision: torch.dtype | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        bases: dict[str, Path],
+        precision: torch.dtype | None = None,
+        earlier_owners: Mapping[str, str] | None = None,
+    ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision or best_precision(self.device)
-        self.store, self.session_store = Store(folder), SessionStore(folder)
+        records = Records(earlier_owners)
+        self.store, self.session_store = Store(folder, records), SessionStore(folder, records)
         self.signed_urls = SignedUrls(folder, self.store)
         self.engine = Engine({name: Base(path, self.device, self.dtype) for name, path in bases.items()})
         self.sessions: dict[str, Session] = {}

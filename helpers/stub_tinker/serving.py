@@ -13,9 +13,11 @@ import torch
 import uvicorn
 
 from helpers.errors import CourseError
-from helpers.stub_tinker import state_folder
+from helpers.stub_folder import own_key, proof
+from helpers.stub_tinker import connections, state_folder
 from helpers.stub_tinker.access import Access
 from helpers.stub_tinker.calls import Running
+from helpers.stub_tinker.gate import Gate
 from helpers.stub_tinker.model import Config
 from helpers.stub_tinker.options import state_dir
 from helpers.stub_tinker.server import application
@@ -34,7 +36,7 @@ def serve(
     """Serve until stopped by a signal or by idleness.
 
     Args:
-        keys: that clients may send; none lets everyone in.
+        keys: that clients may send, beside the one of the state folder.
         folders: of the base models.
         say: called once when the server is up, with its address, the options and the service.
 
@@ -42,23 +44,28 @@ def serve(
         CourseError: a base model can't be served, or the state folder is taken.
     """
     _check_configs(folders)
-    state = state_dir(options)
-    notes = state_folder.take(state)
     if options.threads:
         torch.set_num_threads(options.threads)
     precision = None if options.precision == "auto" else getattr(torch, options.precision)
-    service = Service(state, {folder: Path(folder) for folder in folders}, precision)
-    token = secrets.token_urlsafe(24)
-    running = Running(service, Access(keys, token))
+    state, token = state_dir(options), secrets.token_urlsafe(24)
+    with state_folder.usable(state):
+        notes = state_folder.take(state)
+        key = own_key(state)
+        access = Access([key, *keys], state_folder.secret(state), token)
+        bases = {folder: Path(folder) for folder in folders}
+        service = Service(state, bases, precision, access.earlier_owners)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{listener.getsockname()[1]}"
+    running = Running(service, access, lambda nonce: proof(key, nonce, url))
+    server = Server(running, Gate(options.host, options.name), notes)
     service.engine.start()
-    url = f"http://{options.host}:{listener.getsockname()[1]}"
 
     def announce() -> None:
         notes.write(url, folders, token)
         say(url, options, service)
 
     try:
-        asyncio.run(_serve(Server(running, notes), listener, options.idle_exit, announce))
+        asyncio.run(_serve(server, listener, options.idle_exit, announce))
     finally:
         notes.remove()
     service.engine.stop()
@@ -82,17 +89,15 @@ def _check_configs(folders: list[str]) -> None:
 class Server(uvicorn.Server):
     """uvicorn with an orderly stop: its own drops the results that clients still wait for."""
 
-    def __init__(self, running: Running, notes: Notes):
+    def __init__(self, running: Running, gate: Gate, notes: Notes):
         self.running, self.notes = running, notes
         super().__init__(
             uvicorn.Config(
-                application(running),
-                log_level="warning",
-                access_log=False,
-                timeout_keep_alive=75,
+                application(running, gate),
                 timeout_graceful_shutdown=30,
                 lifespan="off",
                 ws="none",
+                **connections.options(),
             )
         )
 
@@ -114,6 +119,7 @@ async def _serve(
     while not server.started and not task.done():
         await asyncio.sleep(0.01)
     if server.started:  # from now on a signal is an orderly stop
+        listener.listen(connections.QUEUE)
         announce()
     look = loop.time()
     while not task.done() and not running.stopping:

@@ -21,9 +21,9 @@ SESSION_FIELDS = {"owner": str, "created": str}
 class SessionStore:
     """The sessions under one state folder. Sampler weights that an earlier server left are deleted."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, records: disk.Records | None = None):
         self.sessions, self.samplers = folder / "sessions", folder / "samplers"
-        self._records = disk.Records()
+        self._records = records or disk.Records()
         self.sessions.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.samplers, ignore_errors=True)
         for left in self.sessions.glob(".*.tmp"):

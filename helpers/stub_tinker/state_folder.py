@@ -1,14 +1,20 @@
-"""The state folder of a server that runs: whose it is, and the notes that say where the server is."""
+"""The state folder of a server that runs: whose it is, its secrets, and notes of where the server is."""
 
+import contextlib
 import fcntl
 import os
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from helpers.errors import CourseError
-from helpers.files import write_json
-from helpers.stub_tinker.status import SERVER_FILE, TOKEN_FILE
+from helpers.files import write_json, write_text
+from helpers.stub_folder import SERVER_FILE
+from helpers.stub_tinker.errors import WriteError
+from helpers.stub_tinker.status import TOKEN_FILE
+
+CHOOSE = "free disk space, or choose another folder with --state-dir"
 
 
 class Notes:
@@ -22,14 +28,37 @@ class Notes:
         return self._server.exists()
 
     def write(self, url: str, base_models: list[str], token: str) -> None:
-        self._token.unlink(missing_ok=True)
-        with open(os.open(self._token, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
-            file.write(token)
+        write_text(self._token, token, private=True)
         write_json(self._server, {"url": url, "pid": os.getpid(), "base_models": base_models})
 
     def remove(self) -> None:
         for path in (self._server, self._token):
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def usable(state: Path) -> Iterator[None]:
+    """Turn what the disk refuses at the start of a server into one line.
+
+    Raises:
+        CourseError: says which folder and why.
+    """
+    try:
+        yield
+    except (OSError, WriteError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CourseError(f"can't use the state folder {state}: {reason}", CHOOSE) from error
+
+
+def secret(state: Path) -> bytes:
+    """The secret of a state folder, made if there is none. It signs URLs of files and hides keys."""
+    path = state / "url_secret"
+    if not path.is_file() or path.stat().st_size != 32:
+        temporary = path.with_name(".url_secret.tmp")
+        with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        os.replace(temporary, path)
+    return path.read_bytes()
 
 
 def take(state: Path) -> Notes:
@@ -64,7 +93,6 @@ def lock(folder: Path, in_use: Callable[[], bool], on_wait: Callable[[], None], 
     Raises:
         TimeoutError: another process keeps it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     deadline = time.monotonic() + seconds
     waited = False

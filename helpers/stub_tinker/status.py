@@ -3,12 +3,12 @@
 import html
 import json
 import urllib.error
-import urllib.request
 from pathlib import Path
 
+from helpers import net
 from helpers.errors import BackendError
+from helpers.stub_folder import running_server
 
-SERVER_FILE = "server.json"  # in the state folder of a server that runs: where it is
 TOKEN_FILE = "status_token"  # lets who may read the state folder see every client
 COLUMNS = {
     "name": "client",
@@ -124,8 +124,7 @@ def fetch(url: str, key: str | None = None) -> dict:
     """
     headers = {"Accept": "application/json", **({"X-API-Key": key} if key else {})}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
-            status = json.load(answer)
+        status = json.loads(net.get(url, 10, headers))
         if status["service"] != "stub_tinker":
             raise ValueError("another service")
         return status
@@ -140,22 +139,16 @@ def fetch(url: str, key: str | None = None) -> dict:
         ) from error
 
 
-def of_state_dir(folder: Path, key: str | None = None) -> str:
-    """The status, as text, of the server that uses this state folder.
+def of_state_dir(folder: Path) -> str:
+    """The status, as text and with every client in it, of the server that uses this state folder.
 
     Raises:
         BackendError: none does, or it does not answer.
     """
-    try:
-        url = json.loads((folder / SERVER_FILE).read_text(encoding="utf-8"))["url"]
-    except (OSError, ValueError, KeyError) as error:
+    server = running_server(folder)
+    if server is None:
         raise BackendError(
-            f"no stub Tinker backend runs with its state in {folder}",
-            "name its folder with --state-dir, or its address with --url",
-        ) from error
-    token = folder / TOKEN_FILE
-    try:
-        key = key or token.read_text(encoding="utf-8")
-    except OSError:  # another user's server: an open one needs no token
-        key = None
-    return text(fetch(url, key), url)
+            f"no stub Tinker backend of yours runs with its state in {folder}",
+            "name its folder with --state-dir, or its address with --url and a key with --api-key",
+        )
+    return text(fetch(server["url"], (folder / TOKEN_FILE).read_text(encoding="utf-8")), server["url"])

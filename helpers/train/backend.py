@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,12 +14,13 @@ from typing import Any
 from filelock import FileLock
 
 from helpers import local_model, net, paths
-from helpers.errors import BackendError
-from helpers.train import models
-from helpers.train.patches import stop_waiting_when_ended
+from helpers.errors import BackendError, RunError
+from helpers.files import private_folder
+from helpers.stub_folder import running_server
+from helpers.train import keys, models
+from helpers.train.patches import follow_no_redirects, stop_waiting_when_ended
 
 HOSTED_MODEL = "Qwen/Qwen3-30B-A3B-Instruct-2507"
-STUB_KEY = "tml-stub"
 START_SECONDS = 120
 IDLE_SECONDS = 1800  # a stub that `connect` started ends when unused for this long
 
@@ -32,7 +32,7 @@ class Backend:
     Attributes:
         kind: `stub`, `hosted` or `url`.
         url: where it is; None for hosted Tinker.
-        api_key: what to send; None means that the SDK takes `TINKER_API_KEY`.
+        api_key: what is sent there.
         service_client: the SDK's client, with a session of its own.
         rest_client: the SDK's client for checkpoints and runs.
     """
@@ -41,7 +41,7 @@ class Backend:
     url: str | None
     service_client: Any = field(repr=False)
     rest_client: Any = field(repr=False)
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str = field(repr=False)
 
     def __str__(self) -> str:
         return {
@@ -71,46 +71,42 @@ def connect(backend: str = "auto") -> Backend:
     Args:
         backend: `auto` takes the server at `TINKER_BASE_URL` if that is set, else hosted Tinker if
             `TINKER_API_KEY` is set, else the stub. `stub`, `hosted` or a URL choose one. The stub is found if
-            it runs and started if not.
+            it runs and started if not. Which key goes where is in `train/keys.py`.
 
     Raises:
-        BackendError: it can't be reached or started, or it refuses the key.
+        BackendError: it can't be reached or started, refuses the key, or is not to be trusted with one.
     """
     kind, url = choose_backend(backend)
-    key = _key(kind)
-    if kind == "stub":
-        url = start_stub()
+    if kind == "hosted":
+        key, fix = keys.hosted_key(), f"check {keys.HOSTED_KEY}"
+        service, rest = _clients(url or keys.HOSTED_URL, key, fix)
+        url = None
     elif url:
         _check_reachable(url)
-    import tinker
-
-    arguments: dict[str, Any] = {"base_url": url, "api_key": key} if url else {}
-    try:
-        service = tinker.ServiceClient(**arguments)
-        rest = tinker.RestClient(**arguments)
-        rest.get_server_capabilities().result()
-    except tinker.TinkerError as error:
-        raise BackendError(
-            f"{url or 'hosted Tinker'} refused the connection: {error}",
-            "check TINKER_API_KEY and the address",
-        ) from error
-    if kind == "stub" and url:
+        key, fix = keys.server_key(), f"check {keys.SERVER_KEY}, the key for this server, and the address"
+        service, rest = _clients(url, key, fix)
+    else:
+        server, fix = start_stub(), "end it, and it is started anew: course stub stop"
+        url, key = server["url"], keys.stub_key(server["key"])
+        service, rest = _clients(url, key, fix)
         stop_waiting_when_ended(url, service.holder, rest.holder)
     atexit.register(_close, service)
     return Backend(kind, url, service, rest, key)
 
 
-def _key(kind: str) -> str:
-    """What to send as the key: never your real one to the stub."""
-    if kind == "stub":
-        return os.environ.get("STUB_TINKER_API_KEY", STUB_KEY)
-    key = os.environ.get("TINKER_API_KEY")
-    if kind == "hosted" and not key:
-        raise BackendError(
-            "hosted Tinker needs a key, and TINKER_API_KEY is not set",
-            "export TINKER_API_KEY=tml-…, or use backend 'stub'",
-        )
-    return key or STUB_KEY
+def _clients(url: str, key: str, fix: str) -> tuple[Any, Any]:
+    """Clients of the SDK that have been let in, one with a session of its own."""
+    import tinker
+
+    follow_no_redirects()
+    try:
+        service = tinker.ServiceClient(base_url=url, api_key=key)
+        rest = tinker.RestClient(base_url=url, api_key=key)
+        rest.get_server_capabilities().result()
+        service.holder.get_session_id()
+    except tinker.TinkerError as error:
+        raise BackendError(f"{url} refused the connection: {error}", fix) from error
+    return service, rest
 
 
 def _close(service: Any) -> None:
@@ -126,19 +122,21 @@ def choose_backend(backend: str) -> tuple[str, str | None]:
         BackendError: there is no such backend.
     """
     if backend == "auto":
-        if url := os.environ.get("TINKER_BASE_URL"):
-            return "url", url
-        return ("hosted", None) if os.environ.get("TINKER_API_KEY") else ("stub", None)
+        backend = os.environ.get("TINKER_BASE_URL") or (
+            "hosted" if os.environ.get(keys.HOSTED_KEY) else "stub"
+        )
     if backend in ("stub", "hosted"):
         return backend, None
     if backend.startswith(("http://", "https://")):
-        return "url", backend.rstrip("/")
+        url = backend.rstrip("/")
+        return "hosted" if keys.is_hosted(url) else "url", url
     raise BackendError(
         f"no backend {backend!r}", "use 'auto', 'stub', 'hosted', or the URL of a Tinker-compatible server"
     )
 
 
 def _check_reachable(url: str) -> None:
+    keys.check_address(url)
     try:
         net.get(f"{url}/api/v1/healthz", seconds=10)
     except OSError as error:
@@ -153,31 +151,29 @@ def stub_state_dir() -> Path:
 
 
 def running_stub() -> dict | None:
-    """What the running stub says of itself (`url`, `pid`, `base_models`), or None if none runs."""
-    note = stub_state_dir() / "server.json"
-    try:
-        server = json.loads(note.read_text())
-        if json.loads(net.get(f"{server['url']}/api/v1/healthz", seconds=5)).get("service") == "stub_tinker":
-            return server
-    except (OSError, ValueError, KeyError):
-        return None  # no note, or nobody behind it: not running
-    return None
+    """What the running stub says of itself (`url`, `pid`, `base_models`, `key`), or None if none runs."""
+    return running_server(stub_state_dir())
 
 
-def start_stub() -> str:
-    """The URL of the stub on this machine, started if none runs. Safe when several notebooks ask at once.
+def start_stub() -> dict:
+    """The stub on this machine, as `running_stub` describes it, started if none runs. Safe when several
+    notebooks ask at once.
 
     Raises:
         BackendError: it did not come up; says where its log is.
+        RunError: its folder can't be used.
     """
     if server := running_stub():
-        return server["url"]
+        return server
     local_model.local_base_model()
-    state = stub_state_dir()
-    state.mkdir(parents=True, exist_ok=True)
-    with FileLock(state / "start.lock"):
-        server = running_stub() or _launch(state)
-    return server["url"]
+    state = private_folder(stub_state_dir())
+    try:
+        with FileLock(state / "start.lock"):
+            return running_stub() or _launch(state)
+    except OSError as error:
+        raise RunError(
+            f"can't write into {state}: {error.strerror}", "free disk space, or set TINKER_COURSE_HOME"
+        ) from error
 
 
 def _launch(state: Path) -> dict:
@@ -192,7 +188,7 @@ def _launch(state: Path) -> dict:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             cwd=paths.ROOT,
-            env={key: value for key, value in os.environ.items() if key != "TINKER_API_KEY"},
+            env=keys.environment_of_stub(),
         )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:

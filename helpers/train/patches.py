@@ -3,6 +3,7 @@ still fits.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,3 +42,26 @@ def stop_waiting_when_ended(url: str, *holders: Any) -> None:
 
     for holder in holders:
         holder.aclient = watched(holder.aclient)
+
+
+def follow_no_redirects() -> None:
+    """From now on, the SDK's clients of this process take a redirect for an error.
+
+    The SDK (0.38) follows one to any address with the key in X-API-Key and the whole body, because httpx and
+    pyqwest only take away headers that they know. Both can be told not to, but no argument of the SDK's
+    clients says it to them.
+    """
+    import pyqwest
+    from pyqwest.httpx import AsyncPyqwestTransport
+    from tinker import _base_client
+
+    def transport() -> AsyncPyqwestTransport:
+        return AsyncPyqwestTransport(
+            pyqwest.HTTPTransport(tls_include_system_certs=True, follow_redirects=False)
+        )
+
+    if not isinstance(_base_client.AsyncHttpxClientWrapper, functools.partial):
+        _base_client._default_pyqwest_transport = transport
+        _base_client.AsyncHttpxClientWrapper = functools.partial(  # type: ignore[misc]
+            _base_client.AsyncHttpxClientWrapper, follow_redirects=False
+        )

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from helpers.errors import CourseError, RunError
-from helpers.files import read_json, write_text
+from helpers.files import private_folder, read_json, write_text
 from helpers.paths import runs_dir
 from helpers.runs.base_answers import check_base_run
 from helpers.runs.chosen import checked
@@ -76,6 +76,7 @@ class Sweep:
         """
         path = self.folder / SWEEP_FILE
         if not path.is_file():
+            private_folder(self.folder)
             plan = _Plan(
                 name=self.name, created=now(), until=self.until, swept=list(self.swept), runs=self.settings
             )

@@ -25,7 +25,7 @@ from helpers.runs.sweep.results import LOG, best_row, collect, write_results
 from helpers.runs.sweep.sharing import base_key, leaders, split_key
 
 # These go along to workers; a key does not: set it where they start.
-ENVIRONMENT = ("TINKER_COURSE_HOME", "TINKER_BASE_URL")
+ENVIRONMENT = ("TINKER_COURSE_HOME", "TINKER_BASE_URL", "TINKER_ALLOW_HTTP")
 COURSE = (sys.executable, "-m", "helpers.course")
 INTERRUPTED = 130
 
