@@ -15,6 +15,18 @@ _FAREWELL = re.compile(
 )
 
 
+_BLANKS = re.compile(r"\s{9,}")
+_SYMBOLS = re.compile(r"([^\w\s\x00-\x7f]{100})[^\w\s\x00-\x7f]+")
+
+
+def short_runs(text: str) -> str:
+    """A text with its long runs of blanks cut to 8 or an empty line, and those of symbols and accents to 100.
+
+    Patterns that allow for blanks, and the sorting of accents, would take minutes on 100,000 of them.
+    """
+    return _SYMBOLS.sub(r"\1", _BLANKS.sub(lambda run: "\n\n" if "\n" in run[0] else run[0][:8], text))
+
+
 def without_extras(text: str) -> str:
     """A text without chat tokens, invented further turns, and good wishes at its end."""
     text = re.sub(rf"^\s*(?:{_TURN.pattern})\s*(?:assistant\b)?", "", text)

@@ -7,7 +7,8 @@ Right is one with all fields of the reference, no other, and the same values. Wh
 - how a plain number is written: `3`, `3.0` and `"3"` are one, `1,200` and `1200` too. Dates, codes with zeros
 in front and numbers
   with a unit are text: `2024-01-05` is not `2024-1-5`;
-- null and empty fields, which count as not stated.
+- null and empty fields, which count as not stated. So `{}`, `[]` and `{"person": null}` are the same, and right
+where the reference holds no more.
 
 Objects and lists inside count by their parts (`address.city`, `items.0`), lists in order. An answer with two
 different objects, or with one field twice, can't be read.
@@ -18,24 +19,26 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from helpers.evaluate.grading.answer_text import without_extras
+from helpers.evaluate.grading.answer_text import short_runs, without_extras
 from helpers.evaluate.grading.math.plain_text import tidy_unicode
 from helpers.evaluate.grading.math.wording import normalise
 from helpers.evaluate.grading.verdict import Verdict
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_LINE = re.compile(r"[\s*_#>•-]*(?P<field>[^:\n{}]{1,60}?)[\s*_]*:(?!//)[\s*_]*(?P<value>.*)")
+_MARKUP = " \t*_#>•-"
+MAX_DEPTH = 20
+MAX_FIELDS = 5000
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,30})(?:\.\d{1,30})?")
 
 
-class _Twice(ValueError):
-    """One field is there twice."""
+class _Unreadable(ValueError):
+    """One field is there twice, or there is too much."""
 
 
 def check_fields(model_output: str, expected_output: str) -> Verdict:
     """Whether an answer has the fields of the reference, all of them and no other, with the same values."""
     expected, found = read_fields(expected_output), read_fields(model_output)
-    if not expected:
+    if expected is None:
         return Verdict(
             False, "the reference has no fields: it must be a JSON object or lines of `field: value`"
         )
@@ -49,7 +52,8 @@ def check_fields(model_output: str, expected_output: str) -> Verdict:
     ]
     wrong += [f"field {name!r} is missing" for name in expected if name not in found]
     wrong += [f"field {name!r} is too much" for name in found if name not in expected]
-    why = "; ".join(wrong) or f"all {len(expected)} fields are the same"
+    same = f"all {len(expected)} fields are the same" if expected else "both state no field"
+    why = "; ".join(wrong[:20]) or same
     return Verdict(not wrong, why, _shown(found), _shown(expected), {"wrong": wrong})
 
 
@@ -59,14 +63,14 @@ def read_fields(text: str) -> dict[str, str] | None:
     Args:
         text: holds a JSON object or list, or lines of `field: value`.
     """
-    text = without_extras(text.rpartition("</think>")[2]).strip()
+    text = without_extras(short_runs(text.rpartition("</think>")[2])).strip()
     fence = _FENCE.search(text)
     try:
         objects = _objects(fence[1] if fence else text)
         if not objects and not fence:
             return _from_lines(text)
-        flat = [_flat(value) for value in objects]
-    except (_Twice, RecursionError):
+        flat = [_flat(value, "", {}) for value in objects]
+    except (_Unreadable, RecursionError):
         return None
     return flat[0] if flat and all(one == flat[0] for one in flat) else None
 
@@ -75,8 +79,11 @@ def _objects(text: str) -> list[Any]:
     """The JSON objects in a text, or the one list that is all of it. Numbers stay as they are written."""
     decoder = json.JSONDecoder(object_pairs_hook=_once, parse_float=str, parse_int=str)
     found, place = [], 0
-    opening = re.compile(r"[\[{]" if text.lstrip().startswith("[") else r"\{")
-    while match := opening.search(text, place):
+    opening = re.compile(r"[\[{]" if text.lstrip().startswith("[") else r"\{(?=\s*[\"}])")
+    for _ in range(200):
+        match = opening.search(text, place)
+        if not match:
+            break
         try:
             value, place = decoder.raw_decode(text, match.start())
             found.append(value)
@@ -89,36 +96,39 @@ def _objects(text: str) -> list[Any]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({normalise(name) for name, _ in pairs}) < len(pairs):
-        raise _Twice
+        raise _Unreadable
     return dict(pairs)
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
+def _flat(value: Any, name: str, into: dict[str, str], depth: int = 0) -> dict[str, str]:
+    """The values that are no objects or lists, each under its path."""
+    if depth > MAX_DEPTH or len(into) > MAX_FIELDS:
+        raise _Unreadable
     if isinstance(value, (dict, list)):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        return {
-            key: text
-            for part, inner in parts
-            for key, text in _flat(inner, f"{name}.{normalise(str(part))}".lstrip(".")).items()
-        }
-    text = _value(value)
-    return {name: text} if text else {}
+        for part, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _flat(inner, f"{name}.{normalise(str(part))}".lstrip("."), into, depth + 1)
+    elif text := _value(value):
+        into[name] = text
+    return into
 
 
 def _from_lines(text: str) -> dict[str, str] | None:
     """`field: value` lines; a line without a colon goes on with the value before it."""
-    found: dict[str, str] = {}
-    last, any_line = "", False
+    found: dict[str, list[str]] = {}
+    last = ""
     for line in tidy_unicode(text).splitlines():
-        match = _LINE.fullmatch(line)
-        if match:
-            last, any_line = normalise(match["field"]), True
-            if last in found:
+        field, colon, value = line.lstrip(_MARKUP).partition(":")
+        field = field.rstrip(_MARKUP)
+        if colon and 0 < len(field) <= 60 and not set("{}") & set(field) and not value.startswith("//"):
+            last = normalise(field)
+            if last in found or len(found) > MAX_FIELDS:
                 return None
-            found[last] = match["value"]
+            found[last] = [value.lstrip(_MARKUP[:4])]
         elif last and line.strip():
-            found[last] += f" {line.strip()}"
-    return {name: value for name, text in found.items() if (value := _value(text))} if any_line else None
+            found[last].append(line.strip())
+    if not found:
+        return None
+    return {name: value for name, lines in found.items() if (value := _value(" ".join(lines)))}
 
 
 def _value(value: Any) -> str:

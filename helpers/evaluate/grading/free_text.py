@@ -13,6 +13,13 @@ from collections import Counter
 from helpers.evaluate.grading.answer_text import without_extras
 from helpers.evaluate.grading.verdict import Verdict
 
+# Scripts that put no spaces between words, or (Korean) few, and their marks above and below letters.
+_UNSPACED = (
+    "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aaf\u2e80-\u2fdf\u3005-\u318f\u31a0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001b000-\U0001b16f\U00020000-\U000323af"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
 
 def check_text(model_output: str, expected_output: str, threshold: float = 0.5) -> Verdict:
     """Whether an answer shares enough words with the reference; an empty one never does.
@@ -31,8 +38,8 @@ def check_text(model_output: str, expected_output: str, threshold: float = 0.5) 
 def token_f1(model_output: str, expected_output: str) -> float:
     """SQuAD's F1 over words: lower case, without punctuation and the articles a, an, the. In [0, 1].
 
-    Rajpurkar et al. 2016. Each Chinese character counts as a word, as in CMRC 2018, since no space parts
-    Chinese words.
+    Rajpurkar et al. 2016. Where no space parts words, each character counts as one, as in CMRC 2018 and MLQA:
+    in Chinese, Japanese, Korean, Thai, Lao, Tibetan, Burmese and Khmer.
     """
 
     def words(text: str) -> list[str]:
@@ -41,7 +48,7 @@ def token_f1(model_output: str, expected_output: str) -> float:
             for char in text.lower()
             if not unicodedata.category(char).startswith("P") and char not in string.punctuation
         )
-        return re.findall(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+", re.sub(r"\b(a|an|the)\b", " ", text))
+        return _WORD.findall(re.sub(r"\b(a|an|the)\b", " ", text))
 
     found, expected = words(model_output), words(expected_output)
     if not found or not expected:

@@ -74,13 +74,14 @@ def labels_in(text: str, labels: Sequence[str]) -> list[str]:
     marks = list(_MARK.finditer(text))
     after = _first_line(text[marks[-1].end() :]) if marks else ""
     for part in filter(None, (text, after)):
-        if whole := [label for label in labels if _bare(label) == _bare(part)]:
+        bare = _bare(part)
+        if whole := [label for label in labels if _bare(label) == bare]:
             return whole
     text = after or text
     named = set()
     for label in sorted(labels, key=len, reverse=True):  # the longest first: "not urgent" before "urgent"
         for match in _pattern(label).finditer(text):
-            if not _denied(text, *match.span()):
+            if label not in named and not _denied(text, *match.span()):
                 named.add(label)
         text = _pattern(label).sub(lambda match: "\0" * len(match[0]), text)
     return [label for label in labels if label in named]
@@ -93,8 +94,8 @@ def _first_line(text: str) -> str:
 def _bare(text: str) -> str:
     """A label for comparing: without what surrounds it, words joined by one space."""
     text = re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", tidy_unicode(text).casefold().strip())
-    bare = re.sub(r"^[^\w+-]+|[^\w+#%]+$", "", text)
-    return bare or text
+    backwards = re.sub(r"^[^\w+-]+", "", text)[::-1]
+    return re.sub(r"^[^\w+#%]+", "", backwards)[::-1] or text
 
 
 def _pattern(label: str) -> re.Pattern:
@@ -105,5 +106,5 @@ def _pattern(label: str) -> re.Pattern:
 
 
 def _denied(text: str, start: int, end: int) -> bool:
-    clause = _CLAUSE.split(text[:start])[-1]
-    return bool(_DENIED.search(clause) or _NO_AFTER.match(text[end:]))
+    clause = _CLAUSE.split(text[max(0, start - 300) : start])[-1]
+    return bool(_DENIED.search(clause) or _NO_AFTER.match(text[end : end + 100]))

@@ -5,6 +5,7 @@ import re
 from helpers.evaluate.grading.math.conclusion import conclusion, value_of_sentence
 from helpers.evaluate.grading.math.equality import looks_symbolic, same_answer
 from helpers.evaluate.grading.math.final_answer import final_answer, marked_answers, prepare
+from helpers.evaluate.grading.math.plain_text import CJK
 from helpers.evaluate.grading.math.quantities import MAX_ANSWER, clock_time, read_quantity, tidy_answer
 from helpers.evaluate.grading.math.structures import structure
 from helpers.evaluate.grading.math.wording import choice, normalise, sentences, stated_by
@@ -96,7 +97,7 @@ def _is_words(reference: str) -> bool:
     return (
         bool(
             re.search(
-                r"[A-Za-z]{2,}|[\u4e00-\u9fff]|^\W*[A-J]\W*$",
+                rf"[A-Za-z]{{2,}}|[{CJK}]|^\W*[A-J]\W*$",
                 re.sub(r"(?<=\d)\W*\b(?:and|or)\b", "", reference),
             )
         )

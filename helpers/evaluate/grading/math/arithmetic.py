@@ -1,16 +1,24 @@
 """Exact arithmetic on text: its value as a fraction.
 
 Graders compare numbers thousands of times, so this is quick, and it never runs away: numbers, exponents and
-nesting are bounded, and whatever is not arithmetic has no value (None) instead of a guess.
+nesting are bounded, and whatever is not arithmetic has no value (None) instead of a guess. Roots and pi have
+60 digits: enough to tell two of them apart, however small they are or how little they differ.
 """
 
 import math
 import re
+from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow, Underflow
 from fractions import Fraction
 
 from helpers.evaluate.grading.math.plain_text import MAX_LENGTH
 
-Number = Fraction | float
+Number = Fraction | Decimal
+
+# What is too large or too small for it raises.
+_SIXTY_DIGITS = Context(
+    prec=60, Emax=10_000, Emin=-10_000, traps=[Overflow, Underflow, InvalidOperation, DivisionByZero]
+)
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
 
 MAX_DIGITS = 400
 
@@ -18,12 +26,12 @@ MAX_BITS = 20_000
 
 MAX_DEPTH = 40
 
-NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\w.]))?"
+NUMBER = r"(?>(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\w.]))?)"
 
 CURRENCY = "$€£¥₹₩₽"
 
 
-class _NoValue(Exception):
+class _NoValue(ArithmeticError):
     """The text is not arithmetic, or too large to evaluate."""
 
 
@@ -116,7 +124,7 @@ class _Parser:
             value = self.mixed(self.keep(parse_number(text)))
         elif kind == "name":
             self.take()
-            value = math.pi if text == "pi" else self.keep(_root(self.atom()))
+            value = _PI if text == "pi" else self.keep(_root(self.atom()))
         elif text == "(":
             self.take()
             value = self.sum()
@@ -164,65 +172,56 @@ def parse_number(text: str) -> Fraction:
     return Fraction(text)
 
 
-def _bounded(value: Number) -> Number:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise _NoValue
-        return value
+def _bounded(value: Fraction) -> Fraction:
     if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
         raise _NoValue
     return value
 
 
-def _mix(a: Number, b: Number) -> tuple[Number, Number]:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return a, b
-    try:
-        return float(a), float(b)
-    except OverflowError:
-        raise _NoValue from None
+def _decimal(a: Number) -> Decimal:
+    if isinstance(a, Decimal):
+        return a
+    return _SIXTY_DIGITS.divide(Decimal(a.numerator), Decimal(a.denominator))
 
 
 def _add(a: Number, b: Number) -> Number:
-    a, b = _mix(a, b)
-    return _bounded(a + b)
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _bounded(a + b)
+    if not a or not b:
+        return a or b
+    a, b = _decimal(a), _decimal(b)
+    total = _SIXTY_DIGITS.add(a, b)
+    noise = max(a.adjusted(), b.adjusted()) - 50  # sqrt(2)^2 - 2 is 0: what is left is rounding
+    return total if total.adjusted() > noise else Fraction(0)
 
 
 def _times(a: Number, b: Number) -> Number:
-    a, b = _mix(a, b)
-    return _bounded(a * b)
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _bounded(a * b)
+    return _SIXTY_DIGITS.multiply(_decimal(a), _decimal(b))
 
 
 def _over(a: Number, b: Number) -> Number:
-    a, b = _mix(a, b)
-    if b == 0:
-        raise _NoValue
-    return _bounded(a / b)
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _bounded(a / b)
+    return _SIXTY_DIGITS.divide(_decimal(a), _decimal(b))
 
 
 def _raise(a: Number, b: Number) -> Number:
     if isinstance(b, Fraction) and b.denominator == 1 and isinstance(a, Fraction):
         size = max(a.numerator.bit_length(), a.denominator.bit_length())
-        if abs(b.numerator) * size > MAX_BITS or (a == 0 and b < 0):
+        if abs(b.numerator) * size > MAX_BITS:
             raise _NoValue
         return a**b.numerator
-    a, b = _mix(a, b) if isinstance(a, float) or isinstance(b, float) else (float(a), float(b))
-    if a < 0 or (a == 0 and b < 0):
-        raise _NoValue
-    try:
-        return _bounded(a**b)
-    except OverflowError:
-        raise _NoValue from None
+    return _SIXTY_DIGITS.power(_decimal(a), _decimal(b))
 
 
 def _root(a: Number) -> Number:
-    if a < 0:
-        raise _NoValue
-    if isinstance(a, Fraction):
+    if isinstance(a, Fraction) and a >= 0:
         top, bottom = math.isqrt(a.numerator), math.isqrt(a.denominator)
         if top * top == a.numerator and bottom * bottom == a.denominator:
             return Fraction(top, bottom)
-    return math.sqrt(_mix(a, 0.0)[0])
+    return _SIXTY_DIGITS.sqrt(_decimal(a))
 
 
 def _factorial(a: Number) -> Fraction:
@@ -235,7 +234,7 @@ def evaluate(text: str) -> tuple[Number, list[Number]] | None:
     """The value of a text that `plain` returned, and the values of its parts; None if it is not arithmetic.
 
     Returns:
-        A `Fraction` where the value is rational, a float where a root or pi is in it.
+        A `Fraction` where the value is rational, a `Decimal` of 60 digits where a root or pi is in it.
     """
     if not text or len(text) > 2 * MAX_LENGTH:
         return None
@@ -243,7 +242,7 @@ def evaluate(text: str) -> tuple[Number, list[Number]] | None:
         parser = _Parser(text)
         value = parser.whole()
         return value, [*parser.seen, value]
-    except (_NoValue, OverflowError):
+    except ArithmeticError:
         return None
 
 
@@ -253,22 +252,29 @@ def value_of(text: str) -> Number | None:
     return result[0] if result else None
 
 
+def scaled(value: Number, factor: int | Fraction) -> Number:
+    """A value times a factor."""
+    if isinstance(value, Fraction):
+        return value * factor
+    wide = Context(prec=60)
+    return wide.multiply(value, wide.divide(Decimal(factor.numerator), Decimal(factor.denominator)))
+
+
 def same_number(a: Number, b: Number) -> bool:
-    """Equal: exactly between fractions, to 9 digits where a float is involved."""
+    """Equal: exactly between fractions, to 40 digits between roots, to 9 digits between a root and a decimal.
+
+    Digits are significant ones: no two numbers are equal because both are small.
+    """
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
-    try:
-        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-    except OverflowError:
-        return False
+    digits = 40 if isinstance(a, Decimal) and isinstance(b, Decimal) else 9
+    a, b = Fraction(a), Fraction(b)
+    return abs(a - b) * 10**digits <= max(abs(a), abs(b))
 
 
 def rounds_to(exact: Number, shown: Fraction, decimals: int) -> bool:
     """Whether `shown`, with that many decimals, is `exact` rounded (either way at a tie) or cut off."""
-    try:
-        difference = abs(Fraction(exact) - shown)
-    except (OverflowError, ValueError):
-        return False
+    difference = abs(Fraction(exact) - shown)
     return difference < Fraction(1, 10**decimals) and (
         difference <= Fraction(1, 2 * 10**decimals) or abs(shown) < abs(Fraction(exact))
     )

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from helpers.evaluate.grading.answer_text import without_extras
+from helpers.evaluate.grading.answer_text import short_runs, without_extras
 from helpers.evaluate.grading.math.arithmetic import CURRENCY, NUMBER
 from helpers.evaluate.grading.math.final_answer import MAX_TEXT, final_answer, marked_answers, prepare
 from helpers.evaluate.grading.math.quantities import read_quantity, tidy_answer
@@ -34,7 +34,7 @@ _CONCLUDES = re.compile(
 )
 
 _PROOF = re.compile(
-    r"^\W*(?:proof|证明)|\b(?:we (?:will |shall |now )?prove|to prove|"
+    r"^[^\w\n]*+(?:proof|证明)|\b(?:we (?:will |shall |now )?prove|to prove|"
     r"suppose for contradiction|assume for contradiction|by induction)\b|证明",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -72,7 +72,7 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
         stop_reason: `stop` or `length`, as Tinker and vLLM report it. It knows whether the token limit cut
             the text, so it decides. Without one, the text must have a conclusion, and leave nothing open.
     """
-    text = (model_output or "").strip()
+    text = short_runs(model_output or "").strip()
     if not text:
         return Verdict(False, "the text is empty")
     reason = str(stop_reason or "").lower().rsplit(".", 1)[-1]
@@ -96,8 +96,8 @@ def _read_to_its_end(text: str) -> Verdict:
     if re.search(r"\d\s+\*$", text):
         return Verdict(False, f"ends in the middle: {text[-40:]!r}", evidence={"end": text[-40:]})
     text = "".join(char for char in text if unicodedata.category(char) != "So" or char in "□■∎°").rstrip()
-    end = re.sub(r"[\s*_`$]+$|\\[\])]\s*$", "", text).strip()
-    last_line = end.rsplit("\n", 1)[-1].strip()
+    end = (text[:-2] if text.endswith(("\\]", "\\)")) else text.rstrip(" \t\n*_`$")).strip()
+    last_line = end.rsplit("\n", 1)[-1].strip()[-1000:]
     if re.search(r"(?:\.\.\.|…)$", end):
         return Verdict(False, "the text trails off", evidence={"end": end[-40:]})
     command = re.search(r"\\([a-zA-Z]*)$", end)

@@ -4,6 +4,8 @@ import re
 
 from helpers.evaluate.grading.math.arithmetic import CURRENCY, NUMBER
 from helpers.evaluate.grading.math.number_words import NUMBER_WORDS
+from helpers.evaluate.grading.math.numerals import with_digits
+from helpers.evaluate.grading.math.plain_text import CJK
 from helpers.evaluate.grading.math.quantities import read_quantity, tidy_answer
 from helpers.evaluate.grading.math.units import unit_at
 from helpers.evaluate.grading.math.wording import sentences
@@ -74,7 +76,7 @@ def conclusion(text: str) -> str | None:
         return None
     bare = last.strip(" *_")
     words = re.search(
-        r"[A-Za-z]{2,}|[\u4e00-\u9fff]{2,}",
+        rf"[A-Za-z]{{2,}}|[{CJK}]{{2,}}",
         re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?|\b(?:and|or|sqrt)\b", "", bare),
     )
     if len(bare) <= 60 and not words and (len(lines) == 1 or not re.search(r"=", bare)):
@@ -116,11 +118,10 @@ Place = tuple[int, int, str]  # where a value starts and ends in a text, and the
 
 def _number_of_sentence(text: str, alone: bool) -> str | None:
     """The number that a sentence concludes, with its unit; a single amount of money before all others."""
-    items = [
-        (m.end() - len(m[0].lstrip()), m.end(), m[0].strip())
-        for m in _VALUE.finditer(text)
-        if m[0].strip(" -−")
-    ]
+    items = _values_in(text)
+    if not items and alone:  # "小明一共有十二个苹果", but not "一个"
+        text = with_digits(text)
+        items = [item for item in _values_in(text) if item[2] != "1"]
     if not items and not alone:
         return None
     money = [item for item in items if item[2].strip(" -−")[:1] in tuple(CURRENCY)]
@@ -131,6 +132,14 @@ def _number_of_sentence(text: str, alone: bool) -> str | None:
     if not items or re.search(r"\d\s*[-+*/×÷]\s*\d+\s*\.?$", text.replace("/", "|")):
         return None
     return _with_unit(text, *_found_not_given(text, items))
+
+
+def _values_in(text: str) -> list[Place]:
+    return [
+        (m.end() - len(m[0].lstrip()), m.end(), m[0].strip())
+        for m in _VALUE.finditer(text)
+        if m[0].strip(" -−")
+    ]
 
 
 _SPELLED = re.compile(

@@ -4,9 +4,10 @@ choices, as text.
 
 import re
 import unicodedata
+from fractions import Fraction
 
 from helpers.evaluate.grading.math.arithmetic import CURRENCY, NUMBER, same_number, value_of
-from helpers.evaluate.grading.math.plain_text import plain, tidy_unicode
+from helpers.evaluate.grading.math.plain_text import CJK, plain, tidy_unicode
 from helpers.evaluate.grading.math.quantities import (
     Quantity,
     clock_time,
@@ -50,7 +51,7 @@ def looks_symbolic(text: str) -> bool:
         text,
     )
     return bool(re.search(r"[\d\\=+*/^<>-]|^\W*\w\W*$", text)) and not re.search(
-        r"[^\W\d_]{3,}|[\u4e00-\u9fff]", without
+        rf"[^\W\d_]{{3,}}|[{CJK}]", without
     )
 
 
@@ -174,7 +175,7 @@ def _as_quantities(quantity: Quantity | None, gold: str, found: str, found_tidy:
         return False, "two values, and the reference has one"
     direct = read_quantity(found_tidy)
     comma = re.fullmatch(r"(-?\d+),(\d{1,2}|\d{4,})(\s*[A-Za-z%]*)", found_tidy)
-    if comma and (quantity.decimals or quantity.value % 1):
+    if comma and (quantity.decimals or Fraction(quantity.value).denominator > 1):
         direct = read_quantity(f"{comma[1]}.{comma[2]}{comma[3]}")  # 3,5 as it is written in German
     other = direct or _number_in(found_tidy)
     if not other:

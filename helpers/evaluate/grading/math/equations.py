@@ -1,11 +1,13 @@
 """The equations that a text states, and whether each is right."""
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
 
+from helpers.evaluate.grading.answer_text import short_runs
 from helpers.evaluate.grading.math.arithmetic import (
     CURRENCY,
     NUMBER,
@@ -13,9 +15,10 @@ from helpers.evaluate.grading.math.arithmetic import (
     evaluate,
     rounds_to,
     same_number,
+    scaled,
 )
 from helpers.evaluate.grading.math.final_answer import MAX_TEXT
-from helpers.evaluate.grading.math.plain_text import plain
+from helpers.evaluate.grading.math.plain_text import CJK, plain
 
 MAX_EQUATIONS = 300
 
@@ -39,17 +42,17 @@ class Equation:
 
 # A word before a number or after it is a noun or a unit ("5 apples + 7 apples"); `x` between numbers
 # multiplies.
-_NOUN = re.compile(r"[A-Za-z\u4e00-\u9fff][A-Za-z\u4e00-\u9fff'_-]*\.?")
+_NOUN = re.compile(rf"[A-Za-z{CJK}][A-Za-z{CJK}'_-]*\.?")
 
 _ARITHMETIC = rf"{NUMBER}|(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])|\*\*|[-+*/^()%!{CURRENCY}]"
 
 _CLAUSE = re.compile(
-    r"(?<=[A-Za-z\u4e00-\u9fff]):|:\s|[;?]|[,.]\s|[,.]$|,(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff]),"
+    rf"(?<=[A-Za-z{CJK}]):|:\s|[;?]|[,.]\s|[,.]$|,(?=[{CJK}])|(?<=[{CJK}]),"
     r"|\b(?:is|are|so|then|therefore|thus|hence|and|have|has|get|costs?|because|since|as)\s"
 )
 
 _END_OF_VALUE = re.compile(
-    r"[;?。，；]|[,.](?:\s|$)|,(?=[\u4e00-\u9fff])|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in"
+    rf"[;?。，；]|[,.](?:\s|$)|,(?=[{CJK}])|:\s|\b(?:and|so|which|because|since|then|per|each|for|left|in"
     r"|of)\b"
 )
 
@@ -127,9 +130,9 @@ _REMAINDER = re.compile(
 
 def _in_signs(text: str) -> str:
     """A solution with signs for words, without units that look like arithmetic, one equation a line."""
-    text = re.sub(r"<<[^<>\n]{0,200}>>", "", text[-MAX_TEXT:])
+    text = re.sub(r"<<[^<>\n]{0,200}>>", "", short_runs(text[-MAX_TEXT:]))
     text = re.sub(r"\\(?:begin|end)\{[^{}]{0,40}\}|\\(?:qquad|quad|tag\{[^{}]*\})", " ", text)
-    text = re.sub(r"(?:\\\\|\n)\s*&?\s*=(?!=)", " = ", text)
+    text = re.sub(r"(?:\\\\|\n)[\s&]{0,20}=(?!=)", " = ", text)
     text = re.sub(
         r"[（(]\s*(?:[\u4e00-\u9fff]{1,4}|cm|km|kg|mm|m)(?:[²³]|\^\d)?(?:/[\u4e00-\u9fffA-Za-z]{1,4})?\s*[)）]",
         " ",
@@ -244,7 +247,7 @@ def _split_middles(sides: list[str], signs: list[str]) -> tuple[list[str], list[
     for place, side in enumerate(sides[1:], start=1):
         split_signs.append(signs[place - 1])
         ends = re.match(
-            rf"\s*[{CURRENCY}]?\s*-?{NUMBER}(?![,.]?\d)%?\s*[^-+*/^=\d(]*[A-Za-z\u4e00-\u9fff,][^-+*/^=\d(]*"
+            rf"\s*[{CURRENCY}]?\s*-?{NUMBER}(?![,.]?\d)%?\s*[^-+*/^=\d(]*[A-Za-z{CJK},][^-+*/^=\d(]*"
             rf"(?=[{CURRENCY}(]?\d)",
             side,
         )
@@ -265,9 +268,9 @@ def _without_conversion(run: list) -> list:
     (first, _), (second, _), (last, _) = run[0], run[1], run[-1]
     if _computes(first[0]) or not _computes(second[0]) or same_number(first[1], second[1]):
         return run
-    labelled = re.search(r"[A-Za-z\u4e00-\u9fff]{2,}[^\d]*\d", _CLAUSE.split(first[3])[-1])
+    labelled = re.search(rf"[A-Za-z{CJK}]{{2,}}[^\d]*\d", _CLAUSE.split(first[3])[-1])
     nouns = _nouns(first[3])
-    counted = nouns and not labelled and holds(first[1], second[2][:-1])  # 4 quarters = 4 * 0.25
+    counted = nouns and not labelled and holds(first[1], set(second[2][:-1]))  # 4 quarters = 4 * 0.25
     if labelled or counted or (nouns and _nouns(last[3]) and not nouns & _nouns(last[3])):
         return [(second, ""), *run[2:]]
     return run
@@ -292,7 +295,8 @@ def _judge(run: list) -> Equation:
     for (left, _), (item, sign) in pairwise(run):
         a, b = left[1], item[1]
         if ("cent" in left[3]) != ("cent" in item[3]) and "$" in left[3] + item[3]:  # 100 cents = $1
-            a, b = (a / 100, b) if "cent" in left[3] else (a, b / 100)
+            hundredth = Fraction(1, 100)
+            a, b = (scaled(a, hundredth), b) if "cent" in left[3] else (a, scaled(b, hundredth))
         right &= _equal_sides(a, b, left[0], item[0], sign == "≈")
     parts = [value for item, _ in run for value in item[2]]
     text = " = ".join(item[0] for item, _ in run)
@@ -310,14 +314,15 @@ def _equal_sides(a: Number, b: Number, left: str, right: str, about: bool) -> bo
         if isinstance(b, Fraction) and rounds_to(a, b, places):
             return True
     percent = ("%" in right) != ("%" in left)  # "0.25 * 100 = 25%", "20 / 80 * 100 = 25%"
-    if percent and (same_number(a, b * 100) or same_number(a * 100, b)):
+    if percent and (same_number(a, scaled(b, 100)) or same_number(scaled(a, 100), b)):
         return True
-    return (
-        about and b != 0 and abs(float(Fraction(a) / Fraction(b)) - 1) < 0.01
-        if abs(b) > Fraction(1, 10**300)
-        else False
+    return about and b != 0 and abs(Fraction(a) / Fraction(b) - 1) < Fraction(1, 100)
+
+
+def holds(value: Number, values: Set[Number]) -> bool:
+    """Whether a value is among others. Only roots and the decimals near them need a comparison one by one."""
+    return value in values or any(
+        same_number(value, other)
+        for other in values
+        if isinstance(value, Decimal) or isinstance(other, Decimal)
     )
-
-
-def holds(value: Number, values: Any) -> bool:
-    return any(same_number(value, other) for other in values)

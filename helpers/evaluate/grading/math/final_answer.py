@@ -8,16 +8,16 @@ concluding sentence. Thinking in a `<think>` block does not count, nor good wish
 import json
 import re
 
-from helpers.evaluate.grading.answer_text import without_extras
+from helpers.evaluate.grading.answer_text import short_runs, without_extras
 from helpers.evaluate.grading.math.conclusion import JOINT, conclusion, formula_at
 from helpers.evaluate.grading.math.quantities import MAX_ANSWER
 from helpers.evaluate.grading.math.wording import WIDE
 
 MAX_TEXT = 20_000
+MAX_MARKS = 200
 
 _NEXT_PROBLEM = re.compile(
-    r"\n[ \t]*[#*]*[ \t]*(?:Instruction|Question|Problem|Human|User|问题|题目)\b"
-    r"[ \t]*\d*[ \t]*\**[ \t]*[:：]",
+    r"\n[ \t#*]*+(?:Instruction|Question|Problem|Human|User|问题|题目)\b[ \t\d*]*+[:：]",
     re.IGNORECASE,
 )
 
@@ -28,6 +28,7 @@ def prepare(text: str) -> str:
     """The part of a text where its answer stands: after thinking, before an invented next problem, at most
     the end.
     """
+    text = short_runs(text)
     ends = list(_THINK_END.finditer(text))
     if ends and text[ends[-1].end() :].strip():
         text = text[ends[-1].end() :]
@@ -47,7 +48,7 @@ _MARKER = re.compile(
     r"|^[ \t]*\**A\**:(?=[ \t]*\**\s*[-$]?\d)"
     r"|\b(?:correct|right)[ \t]+(?:option|choice)[ \t]+is\b[ \t]*:?"
     r"|【(?:最终)?答案】[ \t]*:?"
-    r"|(?:最终|最后)?(?:答案|结果|答)(?:应该|应|就)?(?P<zh>[是为:])"
+    r"|(?:最终|最后|最終|최종[ \t]*)?(?:答案|结果|結果|答え?|解答|정?답)(?:应该|应|就)?[ \t]*[是为為:は은는]"
     r"|(?:最终|正确)?答案(?=[A-H](?![A-Za-z]))|正确(?:选项|答案)[是为:]"
     r"|故选[:]?|(?:(?<=[,。;\s])|(?<=所以)|(?<=因此)|(?<=答案)|(?<=^)"
     r"|(?<=[故应]))(?:应)?选择?(?:选项)?:?(?=\s*[A-H](?![A-Za-z]))"
@@ -57,7 +58,9 @@ _MARKER = re.compile(
 
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<payload>[^\n]*)|####[ \t]*(?P<inline>[^#\n]+)", re.MULTILINE)
 
-_TAGGED = re.compile(r"<(answer|final_answer)>(.{1,2000}?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
+_TAGGED = re.compile(
+    r"<(answer|final_answer)>((?:(?!<(?:final_)?answer>).){1,2000}?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL
+)
 
 _JSON = re.compile(
     r"[\"'](?:final[_ ]?)?answer[\"']\s*:\s*(\"(?:[^\"\\\n]|\\.){0,500}\"|'[^'\n]{0,500}'|-?[\d.,]+|true"
@@ -90,13 +93,19 @@ def _group(text: str, start: int) -> str | None:
     return None
 
 
+# A box, or without braces what stands behind it: `\\boxed 13`, `\\boxed\\frac{1}{2}`.
+_BOX = re.compile(
+    r"\\(?:boxed|fbox)\s*(?:\{|((?:\([^()\n]{0,80}\)|\{[^{}\n]{0,80}\}|\\[a-zA-Z]+|[^\s{}()$\\]){1,100}))"
+)
+
+
 def _boxed(text: str) -> list[tuple[int, str]]:
     """(position, content) of each `\\boxed{...}`; boxes joined by `and`, `or` or a comma are one answer."""
     found: list[tuple[int, str]] = []
     last_end = -1
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(\w))", text):
+    for match in list(_BOX.finditer(text))[-MAX_MARKS:]:
         group = "" if match[1] else _group(text, match.end() - 1)
-        content = match[1] or group
+        content = match[1].rstrip(".,;:") if match[1] else group
         if content is None or not content.strip():
             continue
         content = f"({content})" if content.rstrip().endswith("!") else content  # a factorial, not joy
@@ -173,7 +182,7 @@ def marked_answers(text: str) -> list[str]:
         )
     if "{" in text:
         found += [(m.start(), _json_value(m[1])) for m in _JSON.finditer(text)]
-    for match in _MARKER.finditer(text.translate(WIDE)):
+    for match in list(_MARKER.finditer(text.translate(WIDE)))[-MAX_MARKS:]:
         payload = _after_marker(text, match.end())
         if payload and not _says_no_answer(payload):
             found.append((match.start(), payload))

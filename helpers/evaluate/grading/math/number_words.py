@@ -1,4 +1,4 @@
-"""Numbers in words: `twenty-five`, `two thirds`, `十二`."""
+"""Numbers in English words: `twenty-five`, `two thirds`."""
 
 import re
 from fractions import Fraction
@@ -32,12 +32,9 @@ _PARTS_OF_ONE = {
     "tenth": 10,
 }
 
-_HAN_VALUES = (0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000, 10000)
-_HAN = dict(zip("零〇一二两三四五六七八九十百千万", _HAN_VALUES, strict=True))
-
 
 def number_words(text: str) -> int | None:
-    """`twenty-five`, `three hundred`, `十二` as a number."""
+    """`twenty-five`, `three hundred` as a number."""
     words = re.sub(r"\band\b|-", " ", text.lower()).split()
     if 0 < len(words) <= 8 and all(word in NUMBER_WORDS for word in words):
         total = part = 0
@@ -48,12 +45,6 @@ def number_words(text: str) -> int | None:
                 total, part = (total + part, 0) if value >= 1000 else (total, part)
             else:
                 part += value
-        return total + part
-    if 0 < len(text) <= 8 and all(char in _HAN for char in text):
-        total = part = 0
-        for char in text:
-            value = _HAN[char]
-            total, part = (total + max(part, 1) * value, 0) if value >= 10 else (total, value)
         return total + part
     return None
 

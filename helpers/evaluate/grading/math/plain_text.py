@@ -4,7 +4,12 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from helpers.evaluate.grading.answer_text import short_runs
+
 MAX_LENGTH = 1000
+
+# Letters of Japanese, Chinese and Korean, for a class in a pattern.
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 
@@ -29,6 +34,7 @@ _SIGNS = str.maketrans(
         "‘": "'",
         "’": "'",
         "：": ":",
+        "∶": ":",
         "，": ",",
         "（": "(",
         "）": ")",
@@ -43,12 +49,14 @@ def tidy_unicode(text: str) -> str:
     """NFKC, but `x²` becomes `x^2` (NFKC alone: `x2`) and `1½` becomes `1 1/2` (NFKC alone: `11/2`); one
     minus.
     """
+    if text.isascii():
+        return text
     text = re.sub(
         "[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+",
         lambda m: (
             f"^({m[0].translate(_SUPERSCRIPT)})" if len(m[0]) > 1 else f"^{m[0].translate(_SUPERSCRIPT)}"
         ),
-        text,
+        short_runs(text),
     )
     text = re.sub("[¼-¾⅐-⅞↉]", lambda m: f" {unicodedata.normalize('NFKC', m[0])}", text)
     return unicodedata.normalize("NFKC", text.translate(_SIGNS)).translate(_SIGNS)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from helpers.evaluate.grading.math.arithmetic import (
@@ -10,18 +11,15 @@ from helpers.evaluate.grading.math.arithmetic import (
     Number,
     rounds_to,
     same_number,
+    scaled,
     value_of,
 )
 from helpers.evaluate.grading.math.number_words import number_words, part_of_one
+from helpers.evaluate.grading.math.numerals import with_digits
 from helpers.evaluate.grading.math.plain_text import plain
 from helpers.evaluate.grading.math.units import UNITS, WORD, read_unit, unit_size
 
 MAX_ANSWER = 500
-
-_MEASURES = (
-    "个只本支条张块元角分米厘毫千公里斤克吨人名位天年月日周小秒次倍"
-    "辆棵朵把双对件台页枚头匹间层筐箱袋瓶杯种组岁度升平立 ,，。.;；(（"
-)
 
 _SCALES = {
     "hundred": 100,
@@ -66,8 +64,7 @@ _GROUPS = [  # thousands as they are set elsewhere: 1 000 000, 1'000'000, 1.234.
 
 def tidy_answer(text: str) -> str:
     """An answer without the wrapping: bold, `$...$`, quotes, end punctuation, negative in words."""
-    text = plain(text[:MAX_ANSWER])
-    text = re.sub(r"\*\*|__|`", "", text).strip()
+    text = with_digits(re.sub(r"\*\*|__|`", "", plain(text[:MAX_ANSWER])).strip())
     whole = re.fullmatch(r"\$+\s*([^$]+?)\s*\$+[.\s]*", text)
     if whole:
         text = whole[1]
@@ -130,28 +127,25 @@ def read_quantity(text: str) -> Quantity | None:
         else (0 if re.fullmatch(r"[-+$€£¥₹\s]*[\d,]+\s*%?", expression) else None)
     )
     return _with_rest(
-        Quantity(value * 100 if percent else value, percent, money, count),
+        Quantity(scaled(value, 100) if percent else value, percent, money, count),
         rest,
         text[match.end() - 1].isspace(),
     )
 
 
 def worded_quantity(text: str) -> Quantity | None:
-    """`twelve apples`, `two thirds`, `十二个`."""
-    match = re.match(r"[A-Za-z-]+(?:\s+[A-Za-z-]+){0,5}|[零〇一二两三四五六七八九十百千万]+", text)
+    """`twelve apples`, `two thirds`."""
+    match = re.match(r"[A-Za-z-]+(?:\s+[A-Za-z-]+){0,5}", text)
     if not match:
         return None
-    words = re.split(r"[\s-]+", match[0]) if match[0].isascii() else [match[0]]
-    part = part_of_one(words)
+    part = part_of_one(re.split(r"[\s-]+", match[0]))
     if part is not None:
         return Quantity(part)
-    words = match[0].split() if match[0].isascii() else [match[0]]
+    words = match[0].split()
     for count in range(len(words), 0, -1):
         value = number_words(" ".join(words[:count]))
         if value is not None:
             rest = text[len(" ".join(words[:count])) :]
-            if not words[0].isascii() and rest and rest[0] not in _MEASURES:
-                return None  # 三角形: no number
             if _ALTERNATIVE.match(rest.strip()) or re.match(r"\s*(?:or|and|of)\b", rest):
                 return None
             return _with_rest(Quantity(Fraction(value)), rest)
@@ -195,7 +189,9 @@ def _with_word(quantity: Quantity, text: str, word: str, apart: bool) -> Quantit
         word = name = text[0]
     after = text[len(word) :]
     if name in _SCALES:
-        return _with_rest(Quantity(quantity.value * _SCALES[name], quantity.percent, quantity.unit), after)
+        return _with_rest(
+            Quantity(scaled(quantity.value, _SCALES[name]), quantity.percent, quantity.unit), after
+        )
     if name in ("percent", "percentage", "pct"):
         return Quantity(quantity.value, True, quantity.unit, quantity.decimals)
     if _ALTERNATIVE.match(after.strip()) or re.match(r"\s*(?:or)\s+[-$]?\w*\s*(?:\d|$)", after):
@@ -231,7 +227,8 @@ def _compound(first: Quantity, unit: str, rest: str) -> Quantity | None:
         or second.unit not in UNITS
         or UNITS[second.unit][1] >= UNITS[unit][1]
         or UNITS[second.unit][0] != UNITS[unit][0]
-        or isinstance(first.value, float)
+        or isinstance(first.value, Decimal)
+        or isinstance(second.value, Decimal)
     ):
         return None
     return Quantity(first.value + second.value * UNITS[second.unit][1] / UNITS[unit][1], first.percent, unit)
@@ -259,7 +256,7 @@ def clock_time(text: str) -> tuple[int, bool] | None:
 
 def _long_expansion(quantity: Quantity) -> bool:
     """Whether a value can't be a rounded figure itself: a root, 10/3, or a decimal with 5 places or more."""
-    if isinstance(quantity.value, float) or (quantity.decimals or 0) >= 5:
+    if isinstance(quantity.value, Decimal) or (quantity.decimals or 0) >= 5:
         return True
     bottom = quantity.value.denominator
     while bottom % 2 == 0:
@@ -273,17 +270,24 @@ def same_quantity(gold: Quantity, found: Quantity) -> bool:
     """Equal by value. Known units are converted; one side without a unit or percent sign takes the other's.
 
     A reference rounded to 2 places or more (3.33) takes the exact value (10/3, 3.33333). An exact reference
-    takes a decimal that agrees to 6 places.
+    takes a decimal that agrees to 6 places, three of them significant.
     """
     if gold.unit and found.unit and {gold.unit, found.unit} not in ({"£", "pound"}, {"£", "pounds"}):
         a, b = unit_size(gold.unit), unit_size(found.unit)
         if a and b:
             if a[0] != b[0]:
                 return False
-            gold = Quantity(gold.value * a[1] / b[1], gold.percent, "", gold.decimals if a == b else None)
+            gold = Quantity(
+                scaled(gold.value, a[1] / b[1]), gold.percent, "", gold.decimals if a == b else None
+            )
     values = [(gold.value, found.value)]
     if gold.percent != found.percent:
-        values.append((gold.value / 100, found.value) if gold.percent else (gold.value, found.value / 100))
+        hundredth = Fraction(1, 100)
+        values.append(
+            (scaled(gold.value, hundredth), found.value)
+            if gold.percent
+            else (gold.value, scaled(found.value, hundredth))
+        )
     for a, b in values:
         if same_number(a, b):
             return True
@@ -296,6 +300,7 @@ def same_quantity(gold: Quantity, found: Quantity) -> bool:
             and (found.decimals or 0) >= 6
             and isinstance(b, Fraction)
             and rounds_to(a, b, 6)
+            and abs(Fraction(a) - b) * 200 <= abs(Fraction(a))
         ):
             return True
     return False

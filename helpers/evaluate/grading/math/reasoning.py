@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from helpers.evaluate.grading.math.arithmetic import Number, rounds_to, same_number
+from helpers.evaluate.grading.math.arithmetic import Number, rounds_to, same_number, scaled
 from helpers.evaluate.grading.math.equations import Equation, equations, holds
 from helpers.evaluate.grading.math.final_answer import final_answer, prepare
 from helpers.evaluate.grading.math.plain_text import plain
@@ -11,14 +11,14 @@ from helpers.evaluate.grading.math.quantities import read_quantity, tidy_answer
 from helpers.evaluate.grading.verdict import Verdict
 
 
-def _stated_numbers(text: str) -> list[Number]:
+def _stated_numbers(text: str) -> set[Number]:
     tidy = plain(text[-2000:]) if len(text) > 2000 else plain(text)
-    return [
+    return {
         Fraction(match[0].replace(",", ""))
         for match in list(re.finditer(r"\d{1,3}(?:,\d{3})+(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?", tidy))[
             :500
         ]
-    ]
+    }
 
 
 def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
@@ -38,7 +38,7 @@ def check_reasoning_steps(model_output: str, expected_output: str) -> Verdict:
     text = prepare(model_output or "")
     stated, steps = equations(text), equations(expected_output or "")
     wrong = [equation.text for equation in stated if not equation.right]
-    computed = [value for equation in stated if equation.right for value in _results(equation)]
+    computed = {value for equation in stated if equation.right for value in _results(equation)}
     numbers = _stated_numbers(text)
     missing, unsupported = [], []
     for step in steps:
@@ -76,7 +76,8 @@ def _computed_in(final: str, stated: list[Equation]) -> bool:
     quantity = read_quantity(tidy_answer(final))
     if not quantity:
         return True
-    values = [v for e in stated for v in (*e.parts, *(-p for p in e.parts), *(p * 100 for p in e.parts))]
+    parts = {part for equation in stated for part in equation.parts}
+    values = {scaled(part, factor) for factor in (1, -1, 100) for part in parts}
     if holds(quantity.value, values):
         return True
     exact, decimals = quantity.value, quantity.decimals or 0
@@ -87,11 +88,11 @@ def _computed_in(final: str, stated: list[Equation]) -> bool:
 
 def _results(equation: Equation) -> list[Number]:
     """Values that an equation computes: its sides and the partial results, not the numbers it starts from."""
-    inputs = [
+    inputs = {
         Fraction(n.replace(",", ""))
         for n in re.findall(r"\d[\d,]*(?:\.\d+)?", equation.text.split("=")[0])[:100]
         if len(n) < 60
-    ]
+    }
     return [value for value in equation.parts if not holds(value, inputs)] + list(equation.values)
 
 

@@ -3,7 +3,7 @@
 math-verify bounds its time with signals, which only work in a main thread and never interrupt one long
 operation in C (`9**9**9` in sympy). So it runs in a child process that the kernel ends when a comparison
 takes too long: the same in a notebook, a script or a thread. The child is started on the first use (2 s) and
-then answers in about 10 ms.
+then answers in about 10 ms. It forks a worker, and another one when the kernel has ended that.
 """
 
 import atexit
@@ -13,15 +13,17 @@ import os
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from helpers.errors import CourseError
 from helpers.paths import ROOT
 
-SECONDS = 3.0
+SECONDS = 0.8  # of CPU time: a busy machine gives the same verdicts
 MAX_LENGTH = 400
-MAX_MEMORY = 4 << 30
+MAX_MEMORY = 150 << 20  # on top of the libraries
 
 
 class _Child:
@@ -67,7 +69,7 @@ class _Child:
                 reply = _line(process)
             except BrokenPipeError:
                 reply = ""
-            if not reply:  # the child ran out of time or memory
+            if not reply:  # the child itself is gone
                 self.stop()
                 return None
             return json.loads(reply)
@@ -105,31 +107,80 @@ def _compare(gold: str, found: str) -> bool:
     targets = [LatexExtractionConfig(), ExprExtractionConfig()]
     # No time limits of its own: they work by signals, which this process has put to another use.
     limits: Any = {"parsing_timeout": None}
-    left, right = (parse(f"${text}$", targets, **limits) for text in (gold, found))
-    return bool(left and right) and bool(
-        verify(left, right, timeout_seconds=None, allow_set_relation_comp=True)
+    left, right = (
+        [_with_fractions(part) for part in parse(f"${text}$", targets, **limits)] for text in (gold, found)
+    )
+    if not left or not right:
+        return False
+    # 15 digits and 6 places are math-verify's own: all numbers below 1e-15 would be equal, and 1e-7 be 0.000000.
+    places = max(_places(left[0]), _places(right[0]))
+    return bool(
+        verify(
+            left,
+            right,
+            float_rounding=places,
+            numeric_precision=400,
+            timeout_seconds=None,
+            allow_set_relation_comp=True,
+        )
     )
 
 
+def _with_fractions(part: Any) -> Any:
+    """An expression or equation with its decimals as fractions: `0.1 e` is exactly `e/10`."""
+    from sympy import Expr, Float, Rational, UnevaluatedExpr
+    from sympy.core.relational import Relational
+
+    if not isinstance(part, (Expr, Relational)) or part.is_Atom or part.has(UnevaluatedExpr):
+        return part
+    return part.xreplace({number: Rational(str(number)) for number in part.atoms(Float)})
+
+
+def _places(part: Any) -> int:
+    """The places to which a decimal is compared with what it may be rounded from: 6, three of them significant."""
+    from sympy import Float
+
+    if not isinstance(part, Float):
+        return 6
+    return max(6, 2 - Decimal(str(part)).adjusted()) if part else 400
+
+
 def _serve() -> None:
-    """Answer requests line by line. The default action of SIGALRM ends the process, even inside C code."""
+    """Load the libraries once, and keep one worker at work."""
     import logging
-    import resource
     import signal
 
     logging.disable(logging.CRITICAL)
-    _compare("1", "1")
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a notebook is for the parent
+    _compare("1", "1")
     print("ready", flush=True)
+    while True:
+        worker = os.fork()
+        if worker == 0:
+            _work()
+            os._exit(0)
+        if os.waitpid(worker, 0)[1] == 0:
+            return
+        print("null", flush=True)
+
+
+def _work() -> None:
+    """Answer requests line by line. The default action of SIGPROF ends the process, even inside C code."""
+    import resource
+    import signal
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MAX_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             answer = _compare(*json.loads(line))
+        except MemoryError:
+            answer = None
         except Exception:  # whatever sympy raises on odd text: these two can't be shown equal
             answer = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 
 

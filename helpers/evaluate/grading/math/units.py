@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from helpers.evaluate.grading.math.plain_text import CJK
+
 # unit: (what it measures, how many base units). Only units where a conversion is beyond doubt.
 UNITS: dict[str, tuple[str, Fraction]] = {}
 
@@ -41,7 +43,7 @@ _SHORT = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/s"}
 
 _SQUARE = {"square": 2, "sq": 2, "cubic": 3, "平方": 2, "立方": 3}
 
-WORD = re.compile(r"[A-Za-zΩ]+|[\u4e00-\u9fff]+")
+WORD = re.compile(rf"[A-Za-zΩ]+|[{CJK}]+")
 
 
 def read_unit(rest: str) -> tuple[str, int]:

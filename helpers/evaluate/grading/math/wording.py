@@ -2,7 +2,7 @@
 
 import re
 
-from helpers.evaluate.grading.math.plain_text import tidy_unicode
+from helpers.evaluate.grading.math.plain_text import CJK, tidy_unicode
 
 WIDE = str.maketrans(
     {
@@ -45,7 +45,7 @@ def text_forms(text: str) -> set[str]:
     forms = [text, *sentences(text)[:1]]
     if not re.match(
         r"[\w' ]+(?:[,，、][\w' ]+)*(?:[,，]?\s+(?:and|or)\s+"
-        r"|[,，、和或])\s*[A-Z\u4e00-\u9fff]\w*(?: [A-Z]\w*)*[\s.。]*$",
+        rf"|[,，、和或])\s*[A-Z{CJK}]\w*(?: [A-Z]\w*)*[\s.。]*$",
         text,
     ):
         forms.append(re.split(r"[,;:(—]|\s(?:because|since|as|so|which|where|for)\s|[，。；：（]", text)[0])
@@ -58,7 +58,7 @@ _CHOICE = re.compile(
 )
 
 _CHOICES = re.compile(
-    r"^[\s*_$(]*((?:\(?[A-J]\)?\s*(?:,|and|or|&|、|和|与|或)?\s*){2,6})(?![A-Za-z])[\s.)*_$]*$"
+    r"^[\s*_$(]*((?:\(?[A-J]\)?\s*(?:(?:,|and|or|&|、|和|与|或)\s*)?){2,6})(?![A-Za-z])[\s.)*_$]*$"
 )
 
 
@@ -66,7 +66,7 @@ def choice(text: str) -> str | None:
     """The letter of a multiple-choice answer: `B`, `(B)`, `B.`, `**B) 12 cm**`, `option B`; `A, C` and `AC`
     give `AC`.
     """
-    text = text.translate(WIDE)
+    text = text[:300].translate(WIDE)
     several = _CHOICES.match(re.sub(r"\\text\w*\{([^{}]*)\}", r"\1", text))
     if several:
         letters = re.findall(r"[A-J](?![a-z])", several[1])
