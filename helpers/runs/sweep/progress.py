@@ -15,7 +15,7 @@ from typing import Any
 from helpers.errors import RunError
 from helpers.runs.info import is_under_way
 from helpers.runs.sweep.plan import Sweep
-from helpers.text import clock
+from helpers.text import clock, red
 
 POLL_SECONDS = 0.5
 
@@ -77,6 +77,7 @@ class Watch:
             if entry.status == "done":
                 shared = entry.shared_from
                 text = f"as in {shared}" if shared else f"{clock(entry.seconds)}  {entry.summary}"
+                text += f". {red(manifest.flag)}" if stage == "evaluate" and manifest.flag else ""
                 found.append(((name, stage, entry.finished, shared), f"{head}  {stage:8} {text}"))
         if failure := manifest.failure:
             line = f"{head}  {failure.stage:8} FAILED: {failure.what}"
