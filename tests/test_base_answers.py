@@ -5,15 +5,20 @@ from typing import Any
 
 import pytest
 from commands import assert_one_message, course, tree
-from runs_for_tests import finish_stage, make_run
+from runs_for_tests import begin_stage, finish_stage, make_run
 from test_evaluation import Client
 
 from helpers.errors import RunError
+from helpers.evaluate.controls import Control
+from helpers.evaluate.evaluation import score_outputs
 from helpers.evaluate.promptings import CHAT, TRAINING, base_formats, strongest
+from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
 from helpers.files import read_jsonl, write_json, write_jsonl
 from helpers.runs.base_answers import OTHERS, SAMPLES, asked_of_base, base_answers, taken_over
 from helpers.runs.manifest import BaseAsked
+from helpers.runs.result_files import EVALUATION
+from helpers.runs.results import save_evaluation
 from helpers.runs.run import Run
 from helpers.runs.settings import settings_of
 from helpers.runs.stage import Stage
@@ -199,10 +204,26 @@ def test_the_strongest_way_of_asking_counts(right, name, correct):
     assert [row["output"] for row in rows] == [row["output"] for row in base["samples"]]
 
 
+def test_what_is_saved_is_of_the_strongest_way_and_has_the_controls():
+    run, base = base_of(lambda prompt: "Final answer: 4" if prompt.startswith("u>What") else "no")
+    begin_stage(run, "evaluate")
+    tuned = score_outputs(TEST_SET, [row["output"] for row in TEST_SET])
+    write_jsonl(run.file("evaluate/samples.jsonl"), tuned["samples"])
+    save_evaluation(Stage(run, "evaluate", settings_of("evaluate", {})), base, tuned)
+    found, entry = EVALUATION.read(run.path), run.stage("evaluate")
+    assert entry.summary == "accuracy 33% → 100% on 3 test problems"
+    assert (found.base, found.tuned, found.gained, found.lost) == (Score(1, 3), Score(3, 3), 2, 0)
+    assert entry.results.base_accuracy == 1 / 3 and entry.results.base_prompting == CHAT
+    assert found.controls == entry.results.controls and found.controls.mismatched == Control(0, 3)
+    assert found.controls.majority_answer == "0" and found.controls.majority == Control(1, 3)
+    assert found.base_promptings == entry.results.base_promptings == base["promptings"]
+    assert found.asked[0] == f"{CHAT}: accuracy 1/3 = 33.3%, 95% interval 6.1% to 79.2% (strongest)"
+
+
 def test_a_way_that_the_model_can_t_be_asked_in_is_named():
-    _, base = base_of(lambda prompt: "Final answer: 0", **{"/models/Small-1B": 400})
+    _, base = base_of(lambda prompt: "Final answer: 0", **{"/models/Small-1B": 300})
     left_out = {row.name: row.left_out for row in base["promptings"] if row.correct is None}
-    assert list(left_out) == [f"{CHAT}, 8 examples"] and "its context of 400" in left_out.popitem()[1]
+    assert list(left_out) == [f"{CHAT}, 8 examples"] and "its context of 300" in left_out.popitem()[1]
     formats, left_out = base_formats(get_format("guide", Letters()), [], TEST_SET, 96, None)
     assert list(formats) == [TRAINING] and set(left_out.values()) == {"the model has no chat template"}
 

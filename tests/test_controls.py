@@ -9,6 +9,7 @@ from test_tasks import BOB, LOOKALIKES
 
 from helpers.evaluate.controls import Control, Controls, score_controls
 from helpers.evaluate.evaluation import score_outputs
+from helpers.evaluate.grading import Verdict
 from helpers.evaluate.paired import before_after_table
 from helpers.evaluate.tasks import Task
 
@@ -22,7 +23,7 @@ class Lenient(Task):
 
     @property
     def grader(self):
-        return lambda output, reference: bool(output.strip())
+        return lambda output, reference: Verdict(bool(output.strip()), "any text will do")
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_measures_have_their_names_and_a_lenient_one_is_flagged(capsys):
     assert "mismatched answers, the references of other problems: exact match 0/10" in out
     out = course(capsys, "show", "sums")[1]
     assert "mean F1" not in out and "WARNING" not in out and "always answering '4'" in out
-    assert "the base model is the strongest of these: chat template" in out
+    assert "base model, asked in its strongest way on the test set: chat template\n" in out
     assert "chat template, 8 examples: not asked: there is no room" in out
 
 

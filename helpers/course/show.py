@@ -142,7 +142,7 @@ def _scores(run: "RunInfo", details: dict[str, Any]) -> list[str]:
         rows = [row[:-1] for row in rows]
     lines = [table(rows, right={1, 2})] if details["scores"] else []
     if found := run.evaluated:
-        lines.append(f"  the base model is the strongest of these: {found.base_prompting}")
+        lines.append(f"  base model, asked in its strongest way on the test set: {found.base_prompting}")
         lines += [f"    {prompting.text(run.task)}" for prompting in found.base_promptings]
         lines += [f"  {line}" for line in found.controls.lines(run.task)]
         lines += [red(f"  {run.flag}")] if run.flag else []

@@ -80,7 +80,9 @@ class Controls:
             for words, count in counts.items()
             if count > LENIENT * total
         ]
-        return f"WARNING: {'; '.join(found)}: it says little about being right" if found else ""
+        return (
+            f"WARNING: {' and '.join(found)}, so a high score says little about being right" if found else ""
+        )
 
     def lines(self, task: Task) -> list[str]:
         """The controls in words, a line each, without the warning."""

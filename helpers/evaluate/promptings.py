@@ -15,6 +15,7 @@ from typing import Any
 
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
+from helpers.text import plural
 from helpers.train.prompts import PromptFormat, as_messages, question_text
 
 EXAMPLES = 8
@@ -52,7 +53,7 @@ class Prompting:
         """In words: how it did, or why it was not asked so."""
         if self.correct is None:
             return f"not asked: {self.left_out}"
-        cut_off = f"; {self.cut_off} answers cut off" if self.cut_off else ""
+        cut_off = f"; {plural(self.cut_off, 'answer')} cut off" if self.cut_off else ""
         return f"{task.headline_of(Score(self.correct, self.total), self.mean_f1)}{cut_off}"
 
     def text(self, task: Task) -> str:

@@ -194,5 +194,7 @@ class Results:
                 words = f"manifest.json has no usable score of the {model}: {again}"
                 self.problems[f"manifest.json, {stage}"] = words
             else:
-                found[model] = self._run.task.headline_of(counts.score, entry.results and entry.results.mean_f1)
+                found[model] = self._run.task.headline_of(
+                    counts.score, entry.results and entry.results.mean_f1
+                )
         return found
