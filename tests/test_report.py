@@ -47,7 +47,7 @@ def test_a_complete_run(folder):
         "the run is complete",
         "Accuracy on the 10 test problems: base model 10.0% (1.8% to 40.4%) → tuned model 60.0% (31.3%",
         "those of the accuracy overlap",
-        "asked in 3 ways, and the strongest counts: chat template.",
+        "asked in 2 ways, and the strongest counts: chat template.",
         "mismatched answers, the references of other problems: accuracy 0/10",
         "always answering '4', the commonest in training: accuracy 1/10",
         "gained 6 and lost 1 against the base model. McNemar's exact test: p = 0.219",

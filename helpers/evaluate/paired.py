@@ -70,13 +70,13 @@ def before_after_table(
             follow the table.
         controls: of the same test set, to end with.
     """
-    name = task.measure if task else ""
+    measure = task.measure if task else ""
 
     def cell(row: dict[str, Any]) -> str:
         low, high = row["ci95"]
         return f"{row['correct']:3}/{row['total']:<3} {row['accuracy']:4.0%}  [{low:.0%}, {high:.0%}]"
 
-    lines = [f"{name:16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
+    lines = [f"{measure:16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
     for group in ("by_category", "by_template"):
         rows = [f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items()]
         lines += ["", *rows] if rows else []
