@@ -32,7 +32,14 @@ def test_two_runs(folder):
         ["run", "rank"],
         ["first", "4"],
         ["second", "16"],
-        ["second", "2026-11-20 10:00", "6 of 6", "10.0% (1.8% to 40.4%)", "70.0% (39.7% to 89.2%)"],
+        [
+            "second",
+            "2026-11-20 10:00",
+            "6 of 6",
+            "accuracy",
+            "10.0% (1.8% to 40.4%)",
+            "70.0% (39.7% to 89.2%)",
+        ],
         ["second to first", "+20.0", "3", "1", "4", "2", "0.625", "0.625"],  # p: 2 × (1 + 4) / 2⁴
         ["second", "tuned model, sampler", "accuracy", "7/10", "70.0%", "39.7% to 89.2%"],
         ["first", "vLLM to merged model", "2e-05", "0.0005", "yes"],
