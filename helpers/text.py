@@ -71,5 +71,5 @@ def _cell(text: str, width: int, to_the_right: bool) -> str:
 
 def red(text: str) -> str:
     """In red on a terminal and in a notebook, unless NO_COLOR is set; as it is where it goes to a file."""
-    shown = sys.stdout.isatty() or "ipykernel" in sys.modules
+    shown = sys.stdout.isatty() or type(sys.stdout).__module__ == "ipykernel.iostream"
     return f"\033[31m{text}\033[0m" if text and shown and not os.environ.get("NO_COLOR") else text

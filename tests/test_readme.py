@@ -340,8 +340,10 @@ def test_a_run_of_a_sweep_goes_on_and_has_learned_the_bookings(shell):
     shell.until("course run --resume --name bookings-ranks-01")
     evaluation = read_json(shell.run("bookings-ranks-01") / "evaluate/model_evaluation.json")
     assert evaluation["task"] == {"name": "extraction"} and evaluation["test_size"] == 13
-    assert evaluation["test_accuracy"] >= evaluation["base_accuracy"] + 0.3
-    assert evaluation["measures"]["tuned"]["field_f1"] > evaluation["measures"]["base"]["field_f1"]
+    asked = {row["name"]: row["correct"] for row in evaluation["base_promptings"]}
+    assert evaluation["test_correct"] >= asked["format of training"] + 4  # of 13
+    assert evaluation["base_correct"] == max(asked.values()), "eight examples alone may teach this format"
+    assert evaluation["measures"]["tuned"]["field_f1"] >= 0.5
 
 
 def test_every_example_was_run(shell):

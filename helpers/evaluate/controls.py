@@ -72,17 +72,16 @@ class Controls:
         if self.mismatched is None:
             return ""
         total = self.mismatched.total
-        counts = {f"{task.measure} passes": self.mismatched.correct}
+        counts = [(task.measure, "passes", self.mismatched.correct)]
         if self.mismatched.alike is not None:
-            counts[f"mean F1 gives {ALIKE:g} or more to"] = self.mismatched.alike
+            counts.append(("mean F1", f"gives {ALIKE:g} or more to", self.mismatched.alike))
         found = [
-            f"{words} {count} of {total} answers to other problems"
-            for words, count in counts.items()
+            f"{measure} {verb} {count} of {total} answers to other problems, so a high {measure} says little "
+            "about being right"
+            for measure, verb, count in counts
             if count > LENIENT * total
         ]
-        return (
-            f"WARNING: {' and '.join(found)}, so a high score says little about being right" if found else ""
-        )
+        return f"WARNING: {'; '.join(found)}" if found else ""
 
     def lines(self, task: Task) -> list[str]:
         """The controls in words, a line each, without the warning."""
