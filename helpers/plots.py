@@ -237,7 +237,7 @@ def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
 
 
 def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) -> "Figure":
-    """Loss and validation accuracy over training, the chosen checkpoint marked.
+    """Loss, and right answers on the validation part, over training, the chosen checkpoint marked.
 
     Args:
         metrics: lines of metrics.jsonl (`step`, `train_nll`).
@@ -276,7 +276,7 @@ def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) ->
         color="black",
         label=f"chosen: step {best['step']}",
     )
-    right.set(xlabel="optimizer step", ylabel="right answers, %", ylim=(-3, 103), title="Validation accuracy")
+    right.set(xlabel="optimizer step", ylabel="right answers, %", ylim=(-3, 103), title="Validation")
     right.legend(loc="lower right")
     return figure
 
@@ -337,7 +337,7 @@ MODEL_LOOKS = [("grey", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "
 
 
 def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
-    """Accuracy of each model of several runs, a dot with its 95% interval each.
+    """Right answers of each model of several runs, a dot with its 95% interval each.
 
     Args:
         runs: by the run's name, then by the model's: `accuracy`, `ci95`, `correct`, `total`. A run may lack a
@@ -380,7 +380,7 @@ UNITS = {
 
 
 def sweep_panels(rows: list[dict], swept: list[str], best: str, left_out: int = 0) -> "Figure":
-    """Validation accuracy against each setting of a sweep, a point a run with its 95% interval.
+    """Right answers on validation against each setting of a sweep, a point a run with its 95% interval.
 
     Values stand side by side in order, not to scale. In a panel, points of one shape agree in all other
     settings.

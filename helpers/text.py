@@ -1,6 +1,8 @@
 """Numbers and rows as people read them: times, sizes, plurals, columns; and text of others on a terminal."""
 
+import os
 import re
+import sys
 
 # What a terminal obeys instead of showing it: control characters but line break and tab, and what turns the
 # direction of writing. Half of a surrogate pair can't be printed at all.
@@ -61,6 +63,11 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
+def rate_text(rate: float, mean_f1: float | None = None) -> str:
+    """`57.5%`, and for free text `15.8%, mean F1 0.62`."""
+    return percent(rate) + ("" if mean_f1 is None else f", mean F1 {mean_f1:.2f}")
+
+
 def size_text(size: int | None) -> str:
     """Bytes as `812 B`, `36 MB`, `1.2 GB`; `–` for None."""
     if size is None:
@@ -91,3 +98,9 @@ def table(rows: list[list[str]], right: set[int] | frozenset[int] = frozenset())
 
 def _cell(text: str, width: int, to_the_right: bool) -> str:
     return text.rjust(width) if to_the_right else text.ljust(width)
+
+
+def red(text: str) -> str:
+    """In red on a terminal and in a notebook, unless NO_COLOR is set; as it is where it goes to a file."""
+    shown = sys.stdout.isatty() or type(sys.stdout).__module__ == "ipykernel.iostream"
+    return f"\033[31m{text}\033[0m" if text and shown and not os.environ.get("NO_COLOR") else text

@@ -4,7 +4,7 @@
     run = make_run("mine", right="yyn")             # of three test problems the tuned model gets two right
     finish_stage(run, "merge", results={"correct": 1})
 
-The base model gets the last test problem right and no other.
+The base model, asked in its chat template, gets the last test problem right and no other.
 """
 
 import json
@@ -18,6 +18,7 @@ from helpers.runs.settings import check_settings, settings_of
 from helpers.runs.stages import STAGES
 
 RIGHT = "yyyyynnnnn"
+ASKED = "chat template"
 MADE = datetime.fromisoformat("2026-11-20T10:00:00+00:00")
 MERGED = {  # a model as far as tests look into it; the tensors are those of no model
     "config.json": {"model_type": "llama"},
@@ -50,6 +51,22 @@ def make_run(
     run.update(**own | (manifest or {}))
     for stage in done:
         finish_stage(run, stage, right, text, **chosen)
+    return run
+
+
+def make_text_run(name: str = "texts", alike: int = 8) -> Run:
+    """A run of free text with mean F1s; `alike` of the ten mismatched answers share half of their words."""
+    run, found = make_run(name), controls(10, alike=alike)
+    path = run.file("evaluate/model_evaluation.json")
+    measures = {"base": {"mean_f1": 0.25}, "tuned": {"mean_f1": 0.5}}
+    changed = {"task": {"name": "text"}, "measures": measures, "controls": found}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    manifest = json.loads(run.manifest_path.read_text())
+    stages = manifest["stages"]
+    stages["split"]["results"]["task"] = {"name": "text"}
+    stages["evaluate"]["results"] |= {"base_mean_f1": 0.25, "test_mean_f1": 0.5, "controls": found}
+    stages["merge"]["results"]["mean_f1"] = stages["vllm"]["results"]["mean_f1"] = 0.5
+    run.manifest_path.write_text(json.dumps(manifest))
     return run
 
 
@@ -124,7 +141,12 @@ def results_of(run: Run, stage: str, right: str = RIGHT) -> dict[str, Any]:
         },
         "evaluate": lambda: {
             "base_accuracy": 1 / count,
+            "base_mean_f1": None,
+            "base_prompting": ASKED,
+            "base_promptings": promptings(count),
             "test_accuracy": wins / count,
+            "test_mean_f1": None,
+            "controls": controls(count),
             "p_value": 0.21875,
             "base_asked": _base_asked(run),
             "base_from": None,
@@ -148,12 +170,34 @@ def results_of(run: Run, stage: str, right: str = RIGHT) -> dict[str, Any]:
     }[stage]()
 
 
+def promptings(count: int) -> list[dict[str, Any]]:
+    """How the base model did in each way of asking."""
+    return [
+        {"name": ASKED, "total": count, "correct": 1, "cut_off": 1},
+        {"name": "chat template, 8 examples", "total": count, "left_out": "there is no room"},
+        {"name": "format of training", "total": count, "correct": 0},
+    ]
+
+
+def controls(count: int, passed: int = 0, alike: int | None = None) -> dict[str, Any]:
+    """The controls, `passed` of the mismatched answers being graded as right, and `alike` having an F1 of a
+    half or more; the latter is of free text only.
+    """
+    mean_f1 = None if alike is None else 0.25
+    return {
+        "mismatched": {"correct": passed, "total": count, "mean_f1": mean_f1, "alike": alike},
+        "majority": {"correct": 1, "total": count, "mean_f1": mean_f1, "alike": alike},
+        "majority_answer": "4",
+    }
+
+
 def _base_asked(run: Run) -> dict[str, Any]:
     own = run.manifest.stages.evaluate.settings
     return {
         "base_model": "/models/Small-1B",
         "backend": "stub",
         "test_set": "ef" * 32,
+        "examples": "fe" * 32,
         "prompt_format": "guide",
         "max_tokens": own.max_tokens,
         "temperature": own.temperature,
@@ -247,6 +291,9 @@ def _evaluate_files(right: str, text: str) -> dict[str, Any]:
         "base_correct": 1,
         "base_accuracy_ci95": list(Score(1, count).ci95),
         "base_from": None,
+        "base_prompting": ASKED,
+        "base_promptings": promptings(count),
+        "measure": "accuracy",
         "test_accuracy": wins / count,
         "test_correct": wins,
         "test_size": count,
@@ -257,6 +304,7 @@ def _evaluate_files(right: str, text: str) -> dict[str, Any]:
         "base_by_template": {},
         "task": {"name": "math"},
         "measures": {"base": {}, "tuned": {}},
+        "controls": controls(count),
         "gained": sum(flip["flip"] == "gained" for flip in flips),
         "lost": sum(flip["flip"] == "lost" for flip in flips),
         "p_value": 0.21875,
@@ -265,6 +313,7 @@ def _evaluate_files(right: str, text: str) -> dict[str, Any]:
         "model_evaluation.json": evaluation,
         "samples.jsonl": tuned,
         "base_samples.jsonl": base,
+        "base_other_samples.jsonl": [],
         "flips.jsonl": flips,
     }
 

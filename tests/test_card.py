@@ -68,7 +68,7 @@ def test_the_card_says_what_the_run_recorded():
         "hosted Tinker",
         "rank 8, alpha 32",
         "2,442,240",
-        "| base model | 1/120 | 0.8% |",
+        "| base model, asked in: chat template | 1/120 | 0.8% |",
         "| … unseen templates | 10/20 | 50.0% |",
         f"| tuned model, Tinker sampler | 90/120 | 75.0% | {low:.1%} to {high:.1%} |",
         "| this model, transformers | 90/120 |",
@@ -172,14 +172,29 @@ def test_the_hub_can_list_the_scores_of_this_model():
     found: Any = ModelCard.load(write_model_card(run)).data
     assert found.model_name == run.name
     assert [(row.metric_value, row.metric_name) for row in found.eval_results] == [
-        (0.75, "90 of 120 right, transformers"),
-        (0.75, "90 of 120 right, vLLM"),
+        (0.75, "accuracy, 90 of 120, transformers"),
+        (0.75, "accuracy, 90 of 120, vLLM"),
     ]
     assert {row.dataset_type for row in found.eval_results} == {"custom"}
     assert {row.dataset_name for row in found.eval_results} == {"held-out part of word_problems.json"}
     run = make_run(data_files="hub:nyu-mll/glue:sst2#train")
     found = ModelCard.load(write_model_card(run)).data
     assert {row.dataset_type for row in found.eval_results} == {"nyu-mll/glue"}
+
+
+def test_the_card_names_the_measures_of_free_text_and_warns():
+    run = runs_for_tests.make_text_run()
+    make_merged_folder(run.file("merge/merged_model"))
+    found: Any = ModelCard.load(write_model_card(run))
+    assert {row.metric_type for row in found.data.eval_results} == {"exact_match"}
+    for words in (
+        "|  | right | exact match | 95% interval | mean F1 (95% interval) |",
+        "| this model, vLLM | 5/10 | 50.0% | 23.7% to 76.3% | 0.50 (0.24 to 0.76) |",
+        "**WARNING: mean F1 gives 0.5 or more to 8 of 10 answers to other problems",
+        "| chat template, 8 examples | not asked: there is no room |",
+        "- mismatched answers, the references of other problems: exact match 0/10",
+    ):
+        assert words in found.text, words
 
 
 def test_every_heading_stands_apart_and_tables_hold_together():

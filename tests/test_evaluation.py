@@ -167,7 +167,7 @@ def test_a_request_that_fails_twice_is_reported_and_never_scored(error):
         return right(prompt, attempt)
 
     client = Client(broken)
-    with pytest.raises(BackendError, match=r"1 of 30 requests failed twice.*test record 3") as raised:
+    with pytest.raises(BackendError, match=r"1 of 30 requests failed twice.*request 3") as raised:
         evaluate_model(client, ROWS, Characters())
     assert (
         raised.value.failed == [3] and raised.value.__cause__ is error and max(client.attempts.values()) == 2

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 from commands import assert_one_message, course, real_course
-from runs_for_tests import begin_stage, finish_stage, make_run
+from runs_for_tests import begin_stage, finish_stage, make_run, make_text_run
 
 from helpers.errors import DataError
 from helpers.runs.failures import record_failure
@@ -25,13 +25,14 @@ def listed(capsys) -> dict[str, dict]:
     return {row["name"]: row for row in json.loads(course(capsys, "list", "--json")[1])}
 
 
-HEAD = '"format": 2, "name": "broken", "packages": {}, "created": "2026-11-20T10:00:00Z"'
+HEAD = '"format": 3, "name": "broken", "packages": {}, "created": "2026-11-20T10:00:00Z"'
 DAMAGE = {
     "cut off": ('{"name": "x", "cre', "can't be read"),
     "not UTF-8": (b"\xff\xfe\x00", "can't be read"),
     "a list": ("[]", "is damaged"),
     "of an earlier version": ('{"created": "2026-11-20T10:00:00+00:00", "stages": {}}', "an earlier version"),
-    "of a later version": ('{"format": 3}', "another version"),
+    "of the version before": ('{"format": 2, "name": "x", "stages": {}}', "an earlier version"),
+    "of a later version": ('{"format": 4}', "another version"),
     "a stage of text": (f'{{{HEAD}, "stages": {{"train": "done"}}}}', "stages.train"),
     "settings in a list": (f'{{{HEAD}, "settings": []}}', "settings"),
 }
@@ -146,6 +147,28 @@ def test_show(capsys):
     assert re.search(r"split/train.json +\d+.* kB", out)
     assert re.search(r"train +done +0:09 +train is done", out)
     assert "tinker 0.0.1   (now " in out and "nothing-such 1   (now not installed)" in out
+
+
+FLAG = "WARNING: mean F1 gives 0.5 or more to 8 of 10 answers to other problems"
+
+
+def test_measures_have_their_names_and_a_lenient_one_is_flagged(capsys):
+    make_run("sums")
+    make_text_run()
+    out = course(capsys, "list")[1]
+    assert re.search(r"sums .*  accuracy  +10.0%  +50.0%  ", out)
+    assert re.search(r"texts .*  exact match  10.0%, mean F1 0.25  50.0%, mean F1 0.50  ", out)
+    assert f"texts: {FLAG}" in out and "sums: WARNING" not in out
+    row = listed(capsys)["texts"]
+    assert (row["measure"], row["test_mean_f1"]) == ("exact match", 0.5) and FLAG in row["flag"]
+    out = course(capsys, "show", "texts")[1]
+    assert "exact match  95% interval    mean F1" in out and FLAG in out
+    assert re.search(r"merged model, vLLM +5/10 +50.0%  23.7% to 76.3%  0.50", out)
+    assert "mismatched answers, the references of other problems: exact match 0/10" in out
+    out = course(capsys, "show", "sums")[1]
+    assert "mean F1" not in out and "WARNING" not in out and "always answering '4'" in out
+    assert "base model, asked in its strongest way on the test set: chat template\n" in out
+    assert "chat template, 8 examples: not asked: there is no room" in out
 
 
 def test_show_as_json(capsys):

@@ -219,7 +219,7 @@ def test_the_manifest_says_what_was_done(reviews):
 
 def test_its_files_hold_together(reviews):
     evaluation = read_json(reviews / "evaluate/model_evaluation.json")
-    promised = "model_path model_name base_model base_accuracy test_accuracy test_correct test_size"
+    promised = "model_path model_name base_model base_accuracy test_accuracy test_correct test_size controls"
     assert {*promised.split(), "test_accuracy_ci95"} <= set(evaluation)
     assert evaluation["test_size"] == TESTED == len(read_jsonl(reviews / "evaluate/samples.jsonl"))
     assert evaluation["test_accuracy"] == evaluation["test_correct"] / evaluation["test_size"]
@@ -247,7 +247,8 @@ def test_chinese_reviews_are_learned_and_reach_vllm(reviews):
     evaluation = read_json(reviews / "evaluate/model_evaluation.json")
     base, tuned = (evaluation["measures"][name] for name in ("base", "tuned"))
     assert set(evaluation["by_category"]) == {"好评", "差评"} and tuned["macro_f1"] > base["macro_f1"]
-    floor = max(evaluation["base_accuracy"], tuned["majority_baseline"])
+    majority = evaluation["controls"]["majority"]
+    floor = max(evaluation["base_accuracy"], majority["correct"] / majority["total"])
     assert evaluation["test_accuracy"] >= floor + 0.2
     for stage in ("merge", "vllm"):
         assert abs(stages[stage]["results"]["accuracy"] - evaluation["test_accuracy"]) <= 0.1
@@ -339,8 +340,10 @@ def test_a_run_of_a_sweep_goes_on_and_has_learned_the_bookings(shell):
     shell.until("course run --resume --name bookings-ranks-01")
     evaluation = read_json(shell.run("bookings-ranks-01") / "evaluate/model_evaluation.json")
     assert evaluation["task"] == {"name": "extraction"} and evaluation["test_size"] == 13
-    assert evaluation["test_accuracy"] >= evaluation["base_accuracy"] + 0.3
-    assert evaluation["measures"]["tuned"]["field_f1"] > evaluation["measures"]["base"]["field_f1"]
+    asked = {row["name"]: row["correct"] for row in evaluation["base_promptings"]}
+    assert evaluation["test_correct"] >= asked["format of training"] + 4  # of 13
+    assert evaluation["base_correct"] == max(asked.values()), "eight examples alone may teach this format"
+    assert evaluation["measures"]["tuned"]["field_f1"] >= 0.5
 
 
 def test_every_example_was_run(shell):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from html_page import Page
-from runs_for_tests import PARITY, begin_stage, finish_stage, make_run
+from runs_for_tests import PARITY, begin_stage, finish_stage, make_run, make_text_run
 
 from helpers.errors import RunError
+from helpers.evaluate.score import Mean
 from helpers.files import write_json
 from helpers.runs import result_files
 from helpers.runs.info import readable_run
@@ -44,8 +45,11 @@ def test_a_complete_run(folder):
     for words in (
         "Small-1B, tuned on 64 examples of word_problems.json. Backend: stub. Made 2026-11-20 10:00 UTC",
         "the run is complete",
-        "base model 10.0% (1.8% to 40.4%) → tuned model 60.0% (31.3% to 83.2%)",
-        "they overlap",
+        "Accuracy on the 10 test problems: base model 10.0% (1.8% to 40.4%) → tuned model 60.0% (31.3%",
+        "those of the accuracy overlap",
+        "asked in 2 ways, and the strongest counts: chat template.",
+        "mismatched answers, the references of other problems: accuracy 0/10",
+        "always answering '4', the commonest in training: accuracy 1/10",
         "gained 6 and lost 1 against the base model. McNemar's exact test: p = 0.219",
         "Right: 6 of 6",
         "Wrong: 4 of 4",
@@ -53,7 +57,7 @@ def test_a_complete_run(folder):
         "Gained: 6 (only the tuned model is right)",
         "Lost: 1 (only the base model is right)",
         "All 10 are in evaluate/samples.jsonl",
-        "All 59 settings, by stage",
+        "All 58 settings, by stage",
         "0:54 in all",
     ):
         assert words in page.text, words
@@ -62,6 +66,7 @@ def test_a_complete_run(folder):
         ["train", "64", "0"],
         ["merged model, vLLM", "6/10", "60.0%", "31.3% to 83.2%"],
         ["vLLM, 4 at once", "123"],
+        ["chat template, 8 examples", "not asked: there is no room"],
         ["8", "0.222", "2/6"],
         ["merge", "0:09", "17%", ""],
     ):
@@ -87,17 +92,33 @@ def test_the_verdict_on_parity():
     }
 
 
+def test_free_text_is_shown_by_exact_match_and_mean_f1_and_flagged():
+    run = make_text_run()
+    page = Page(write_report(run))
+    low, high = Mean(0.5, 10).ci95
+    f1 = f"{low:.2f} to {high:.2f}"
+    assert "Exact match on the 10 test problems: base model 10.0%" in page.text
+    assert f"→ tuned model 50.0% (23.7% to 76.3%), mean F1 0.50 ({f1})" in page.text
+    assert ["merged model, vLLM", "5/10", "50.0%", "23.7% to 76.3%", "0.50", f1] in page.rows
+    flag = "WARNING: mean F1 gives 0.5 or more to 8 of 10 answers to other problems"
+    assert page.source.count(f'<p class="bad">{flag}') == 2 and "Accuracy" not in page.text
+    both = Page(write_comparison([run, make_text_run("fine", 0)], run.path.parent / "c.html"))
+    assert f"texts: {flag}" in both.text and "fine: WARNING" not in both.text
+    row = next(row for row in both.rows if row[:3] == ["fine", "tuned model, sampler", "exact match"])
+    assert row[-2:] == ["0.50", f1]
+
+
 def test_what_a_task_measures_beside_the_rate():
     run = make_run("mine")
     path = run.file("evaluate/model_evaluation.json")
     measures = {"base": {"mean_f1": 0.25}, "tuned": {"mean_f1": 0.5}}
     write_json(path, json.loads(path.read_text()) | {"task": {"name": "text"}, "measures": measures})
     page = Page(write_report(run))
-    assert re.search(r"mean f1 +25.0% → 50.0%", page.text)
+    assert re.search(r"mean F1 0.25, 95% interval 0.08 to 0.56 → 0.50, 95% interval 0.24 to 0.76", page.text)
     finish_stage(run, "split", results={"task": {"name": "classification", "labels": {"spam": 3, "ham": 2}}})
     page = Page(write_report(run))
     assert "An answer is right if it names the reference's label and no other" in page.text
-    assert "stage evaluate is stale" in page.text and re.search(r"mean f1 +25.0% → 50.0%", page.text)
+    assert "stage evaluate is stale" in page.text and "mean F1 0.25" in page.text
 
 
 def test_settings_of_several_stages_share_a_row():

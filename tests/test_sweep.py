@@ -58,7 +58,7 @@ def test_latest_and_the_table(capsys, folder, small_data, notebooks):
     status, out, err = course(capsys, *arguments)
     assert status == 0 and os.readlink(folder / "latest") == "s-02" and err == ""
     assert re.search(
-        r"s-02 +16  16/20  80% \[58%, 92%\]  0.001  5/10  50% \[24%, 76%\]  0:18  done, best by validation",
+        r"s-02 +16  16/20  80% \[58%, 92%\] +0.001  5/10  50% \[24%, 76%\] +0:18  done, best by validation",
         out,
     )
     assert (

@@ -61,6 +61,23 @@ def test_other_validation_problems_are_pointed_out(small_data):
     assert "not all split alike" not in results_text(alike, rows_with(alike, (5, 0.3), (6, 0.3)))
 
 
+def test_measures_have_their_names_and_a_lenient_one_is_flagged(small_data):
+    sweep = plan_sweep("s", grid({"rank": [2, 4]}), data_of(small_data))
+    rows = rows_with(sweep, (5, 0.3), (6, 0.3))
+    assert "validation, right answers (95%)" in results_text(sweep, rows)
+    test = {"correct": 9, "total": 10, "accuracy": 0.9, "ci95": [0.6, 0.98], "mean_f1": 0.75}
+    rows = [row | {"measure": "exact match", "flag": "WARNING: lenient", "test": test} for row in rows]
+    text = results_text(sweep, rows)
+    assert "validation, exact match (95%)" in text and "9/10  90% [60%, 98%], mean F1 0.75" in text
+    assert "s-01, s-02: WARNING: lenient" in text and "by highest exact match" in text
+    line = next(csv.DictReader(csv_text(sweep, rows).splitlines()))
+    assert (line["measure"], line["test_mean_f1"], line["flag"]) == (
+        "exact match",
+        "0.75",
+        "WARNING: lenient",
+    )
+
+
 def test_texts_with_commas_in_the_csv(small_data):
     sweep = plan_sweep("s", grid({"unseen_templates": ["ages,change", "ages"]}), data_of(small_data))
     assert [

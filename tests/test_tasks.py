@@ -3,13 +3,16 @@ in test_readme.py.
 """
 
 import json
+import re
 
 import pytest
 
 from helpers.data.split import Split, split_data
 from helpers.errors import DataError
-from helpers.evaluate.grading import check_fields, check_label, check_text
+from helpers.evaluate.evaluation import score_outputs
+from helpers.evaluate.grading import check_answer, check_fields, check_label
 from helpers.evaluate.paired import measures_text
+from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import TASKS, Task, choose_task, reference_of
 
 SPAM, MOODS, STARS = ["spam", "ham"], ["满意", "不满意", "垃圾邮件"], ["1", "2", "3", "-1", "1.5"]
@@ -159,30 +162,32 @@ def test_other_fields(output, reference, why):
     ["{" * 5000, "[" * 5000, '{"a":' * 3000, ": " * 5000, "a: " * 5000, "\0", '{"a": NaN}', '{"a": 1e999}'],
 )
 def test_hostile_texts_end_in_a_verdict(text):
-    for grader in (check_fields, check_text, lambda *pair: check_label(*pair, SPAM)):
+    for grader in (check_fields, check_answer, lambda *pair: check_label(*pair, SPAM)):
         assert grader(text, BOB).passed in (True, False)
 
 
 # text
 
 
+LOOKALIKES = [
+    f"Dear customer, your parcel number {n} has left our house in {n} Mill Road." for n in range(10, 18)
+]
+
+
 @pytest.mark.parametrize(
-    ("output", "reference", "threshold", "right"),
+    ("output", "reference", "right"),
     [
-        ("The red bike is fast.", "a red bike is fast", 1.0, True),
-        ("red bike", "the red bike is fast", 0.5, True),
-        ("red bike", "the red bike is fast", 0.7, False),
-        ("something else entirely", "the red bike is fast", 0.1, False),
-        ("", "the red bike", 0.1, False),
-        ("。", "。", 0.5, True),
-        ("红色的车很快", "红色的车很快。", 1.0, True),
-        ("我喜欢红色", "红色的车很快", 0.5, False),
-        ("１２ 个苹果", "12 个苹果", 1.0, True),
-        ("the red bike is not fast", "the red bike is fast", 0.5, True),  # a limit that README states
+        (" the Red bike is\nfast", "The red bike is fast.", True),
+        ("我喜欢红色", "我喜欢红色。", True),
+        ("the red bike is not fast", "the red bike is fast", False),
+        ("red bike", "the red bike", False),
+        ("bike red the", "the red bike", False),
+        (LOOKALIKES[0], LOOKALIKES[1], False),
+        ("", "the red bike", False),
     ],
 )
-def test_words_in_common(output, reference, threshold, right):
-    assert check_text(output, reference, threshold).passed == right
+def test_a_text_is_right_if_it_matches_exactly(output, reference, right):
+    assert Task("text").grader(output, reference).passed == right
 
 
 # the task of a run
@@ -236,7 +241,7 @@ def test_records_that_are_not_of_the_task(name, outputs, parts):
 def test_a_test_set_that_could_never_be_scored_stops_notebook_01(name, output, more):
     task, records = choose_task(name, rows([output] * 20, **more))
     with pytest.raises(DataError, match=f"can't be scored as {name}"):
-        task.finish(split_data(records))
+        task.check(split_data(records))
 
 
 def test_labels_are_stratified_and_noted():
@@ -245,8 +250,7 @@ def test_labels_are_stratified_and_noted():
     assert list(task.labels) == ["spam", "ham", "eggs"] and records[0]["category"] == "spam"
     split = split_data(records)
     assert sum(row["output"] == "ham" for row in split.test) in (2, 3)
-    task, notes = task.finish(split)
-    assert task.majority == "spam"
+    notes = task.check(split)
     assert any("occur once" in note and "eggs" in note for note in notes)
     assert any(note.startswith("unbalanced") and "'spam'" in note for note in notes)
 
@@ -259,7 +263,7 @@ def test_a_category_of_the_data_stays():
 def test_a_label_missing_in_the_test_part_is_noted():
     task, records = choose_task("classification", rows(["spam", "ham"] * 10))
     spam, ham = records[::2], records[1::2]
-    _, notes = task.finish(Split(spam + ham[:8], ham[8:], spam[8:]))
+    notes = task.check(Split(spam + ham[:8], ham[8:], spam[8:]))
     assert [note for note in notes if "missing in test: ham" in note]
 
 
@@ -267,15 +271,15 @@ def test_a_question_with_two_answers_is_noted():
     records = rows(["spam", "ham"] * 10)
     records[1]["instruction"] = records[0]["instruction"].upper()
     task, records = choose_task("classification", records)
-    _, notes = task.finish(split_data(records))
+    notes = task.check(split_data(records))
     assert [note for note in notes if "1 question with different answers" in note]
 
 
 def test_labels_under_another_task_are_pointed_out():
     task, records = choose_task("math", rows(["spam", "ham"] * 10))
-    assert "task=classification" in task.finish(split_data(records))[1][0]
+    assert "task=classification" in task.check(split_data(records))[0]
     task, records = choose_task("math", rows(["Final answer: 4", "Final answer: 5"] * 10))
-    assert task.finish(split_data(records))[1] == []
+    assert task.check(split_data(records)) == []
 
 
 def test_the_reference_of_a_text_is_its_output():
@@ -295,21 +299,18 @@ def samples(task: Task, pairs: list[tuple[str, str]]) -> list[dict]:
 
 
 def test_measures_of_a_classification():
-    task = Task("classification", {"spam": 6, "ham": 4, "eggs": 1}, majority="spam")
+    task = Task("classification", {"spam": 6, "ham": 4, "eggs": 1})
     pairs = [("spam", "spam"), ("spam", "spam"), ("spam", "ham"), ("Ham.", "ham"), ("who knows", "ham")]
     found = task.measures(samples(task, pairs))
     assert found["by_label"] == {"spam": {"correct": 2, "total": 2}, "ham": {"correct": 1, "total": 3}}
     assert found["confusion"]["ham"] == {"spam": 1, "ham": 1, "(none)": 1}
-    assert found["majority_baseline"] == 2 / 5
     assert found["macro_f1"] == pytest.approx(
         (4 / 5 + 2 / 4) / 2
     )  # spam: P 2/3, R 1; ham: P 1, R 1/3; eggs are not tested
     base = task.measures(samples(task, [("", expected) for _, expected in pairs]))
     assert json.loads(json.dumps(found)) == found
-    text = measures_text(task, base, found)
-    assert (
-        "majority baseline" in text and "40.0%" in text and "ham: 0 → 1 of 3" in text and "(none) 1" in text
-    )
+    text = measures_text(task, base, found, 5)
+    assert "macro f1" in text and "ham: 0 → 1 of 3" in text and "(none) 1" in text
 
 
 def test_measures_of_an_extraction():
@@ -325,10 +326,23 @@ def test_measures_of_an_extraction():
 
 def test_measures_of_texts_and_of_maths():
     task = Task("text")
-    assert task.measures(samples(task, [("red bike", "red bike"), ("blue", "red bike")]))[
-        "mean_f1"
-    ] == pytest.approx(0.5)
+    assert task.measures(samples(task, [("red bike", "red bike"), ("blue", "red bike")])) == {"mean_f1": 0.5}
+    assert Task().measures([{"output": "4", "expected": "4", "score": True}]) == {}
+    assert measures_text(Task(), {}, {}, 1) == ""
+
+
+def test_the_headline_of_lookalikes_is_exact_match_and_mean_f1():
+    """Once such a run was reported as 0% → 88%, with no right answer: F1 over a threshold."""
+    rows = [{"instruction": f"parcel {n}", "output": text} for n, text in enumerate(LOOKALIKES)]
+    said = score_outputs(rows, LOOKALIKES[1:] + LOOKALIKES[:1], Task("text").grader)
+    headline = Task("text").headline(said)
+    assert headline.score == Score(0, 8) and headline.mean_f1
+    assert headline.mean_f1.value > 0.7
+    assert re.fullmatch(
+        r"exact match 0/8 = 0\.0%, 95% interval 0\.0% to 32\.4%; mean F1 0\.8\d, 95% interval .*",
+        str(headline),
+    )
+    right = score_outputs(rows[:1], LOOKALIKES[:1], Task().grader)
     assert (
-        Task().measures([{"output": "4", "expected": "4", "score": True}]) == {}
-        and measures_text(Task(), {}, {}) == ""
+        str(Task().headline(right)).startswith("accuracy 1/1 = 100.0%") and not Task().headline(right).mean_f1
     )

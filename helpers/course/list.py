@@ -3,10 +3,13 @@
 import argparse
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers.course.arguments import add_command
-from helpers.text import percent, size_text, table
+from helpers.text import rate_text, red, size_text, table
+
+if TYPE_CHECKING:
+    from helpers.runs.info import RunInfo
 
 
 def add(commands: Any) -> None:
@@ -15,7 +18,7 @@ def add(commands: Any) -> None:
         "list",
         run,
         "the runs, newest first",
-        "One line a run: when it was made, accuracy of base and tuned model on the test set, size on disk, "
+        "One line a run: when it was made, how base and tuned model did on the test set, size on disk, "
         "stages done.",
         "course list",
         "course list --json | python -m json.tool",
@@ -34,15 +37,25 @@ def run(options: argparse.Namespace) -> int:
     if not runs:
         print(f"there is no run in {runs_dir()} yet: `course run` makes one")
         return 0
-    rows = [["run", "made (UTC)", "base", "test", "size", "stages done"]]
+    rows = [["run", "made (UTC)", "measure", "base", "test", "size", "stages done"]]
     for run in runs:
         name = f"{run.name} (latest)" if run.latest else run.name
-        scores = [percent(share) for share in run.accuracies] if run.accuracies else ["–", "–"]
-        rows.append([name, minute(run.created), *scores, size_text(run.bytes), run.progress])
-    print(table(rows, right={2, 3, 4}))
+        rows.append([name, minute(run.created), *_scores(run), size_text(run.bytes), run.progress])
+    print(table(rows, right={3, 4, 5}))
+    for run in runs:
+        if run.flag:
+            print(red(f"{run.name}: {run.flag}"))
     for sweep in find_sweeps():
         print(f"sweep {sweep.name}: `course show {sweep.name}` compares its runs")
     return 0
+
+
+def _scores(run: "RunInfo") -> list[str]:
+    """Name of the measure, base and tuned model."""
+    if (found := run.evaluated) is None:
+        return ["–", "–", "–"]
+    pairs = ((found.base_accuracy, found.base_mean_f1), (found.test_accuracy, found.test_mean_f1))
+    return [run.task.measure, *(rate_text(*pair) for pair in pairs)]
 
 
 def minute(when: datetime) -> str:

@@ -11,7 +11,7 @@ from helpers.course.arguments import add_command, add_settings, chosen_settings
 from helpers.course.interrupt import heed_ctrl_c
 from helpers.errors import RunError, UsageError
 from helpers.runs.stages import STAGES
-from helpers.text import clock, printable, table
+from helpers.text import clock, printable, red, table
 
 if TYPE_CHECKING:
     from helpers.runs.run import Run
@@ -253,6 +253,8 @@ def print_summary(run: "Run", stages: list[str], seconds: float) -> None:
     for stage, entry in entries.items():
         rows.append([stage, clock(entry.seconds), entry.summary, (entry.artefacts or [""])[0]])
     print("\n" + table(rows, right={1}))
+    if flag := run.manifest.flag:
+        print(red(flag))
     work: dict[str, float] = {}
     for entry in entries.values():
         for kind, spent in entry.work_seconds.items():

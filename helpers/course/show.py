@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.course import completers
 from helpers.course.arguments import add_command
 from helpers.course.list import minute
-from helpers.text import clock, percent, printable, size_text, table
+from helpers.text import clock, percent, printable, red, size_text, table
 
 if TYPE_CHECKING:
     from helpers.runs.info import RunInfo
@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         found = readable_run(options.run)
         print(json.dumps(describe(found), indent=2) if options.json else printable(page(found)))
+        if found.flag and not options.json:
+            print(red(found.flag))
     return 0
 
 
@@ -60,7 +62,7 @@ def describe(run: "RunInfo") -> dict[str, Any]:
     from helpers.runs.result_files import Results
 
     manifest, installed = run.manifest, package_versions()
-    split = manifest.stages.split
+    split, found = manifest.stages.split, run.evaluated
     results = Results(run)
     return summary(run) | {
         "base_model": manifest.base_model,
@@ -73,7 +75,9 @@ def describe(run: "RunInfo") -> dict[str, Any]:
         },
         "data": [row.model_dump(mode="json") for row in split.data] if split else [],
         "sources": [asdict(source) for source in split.results.sources] if split and split.results else [],
-        "scores": [{"model": name} | score.fields() for name, score in results.scores.items()],
+        "scores": [{"model": name} | headline.fields() for name, headline in results.headlines.items()],
+        "base_promptings": [asdict(prompting) for prompting in found.base_promptings] if found else [],
+        "controls": asdict(found.controls) if found else None,
         "problems": list(results.problems.values()),
         "artefacts": [asdict(row) for row in artefacts(run)],
         "packages": {
@@ -129,13 +133,20 @@ def _stages(run: "RunInfo", details: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _scores(_: "RunInfo", details: dict[str, Any]) -> list[str]:
-    rows = [["test set", "right", "rate", "95% interval"]]
+def _scores(run: "RunInfo", details: dict[str, Any]) -> list[str]:
+    rows = [["test set", "right", run.task.measure, "95% interval", "mean F1"]]
     for row in details["scores"]:
         low, high = row["ci95"]
-        right = f"{row['correct']}/{row['total']}"
-        rows.append([row["model"], right, percent(row["accuracy"]), f"{percent(low)} to {percent(high)}"])
+        right, rate = f"{row['correct']}/{row['total']}", percent(row["accuracy"])
+        mean_f1 = "–" if row["mean_f1"] is None else f"{row['mean_f1']:.2f}"
+        rows.append([row["model"], right, rate, f"{percent(low)} to {percent(high)}", mean_f1])
+    if run.task.name != "text":
+        rows = [row[:-1] for row in rows]
     lines = [table(rows, right={1, 2})] if details["scores"] else []
+    if found := run.evaluated:
+        lines.append(f"  base model, asked in its strongest way on the test set: {found.base_prompting}")
+        lines += [f"    {prompting.text(run.task)}" for prompting in found.base_promptings]
+        lines += [f"  {line}" for line in found.controls.lines(run.task)]
     return lines + [f"  problem: {problem}" for problem in details["problems"]]
 
 

@@ -12,7 +12,7 @@ from helpers.course.arguments import add_command, add_settings, chooses_settings
 from helpers.course.interrupt import ended_like_ctrl_c, heed_ctrl_c
 from helpers.errors import RunError, UsageError
 from helpers.runs.stages import STAGES
-from helpers.text import plural, printable
+from helpers.text import plural, printable, red
 
 if TYPE_CHECKING:
     from helpers.runs.sweep.plan import Sweep
@@ -216,7 +216,7 @@ def print_results(name: str, as_json: bool = False) -> int:
         RunError: there is no such sweep, or it is damaged.
     """
     from helpers.runs.sweep.plan import open_sweep
-    from helpers.runs.sweep.results import best_row, collect, results_text
+    from helpers.runs.sweep.results import best_row, collect, flags_text, results_text
 
     sweep = open_sweep(name)
     rows = collect(sweep)
@@ -227,6 +227,8 @@ def print_results(name: str, as_json: bool = False) -> int:
         print(json.dumps(found, indent=2))
     else:
         print("\n" + printable(results_text(sweep, rows)))
+        if flags := flags_text(rows):
+            print(red(flags))
         print(f"table, plot and a page that compares the runs: {sweep.folder}")
     not_done = [row for row in rows if row["status"] != "done"]
     if not_done:

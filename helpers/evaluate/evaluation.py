@@ -10,7 +10,7 @@ result.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from helpers.train.prompts import PromptFormat, get_format
 Grader = Callable[[str, str], Any]
 
 
-@worked("sampling")
 def evaluate_model(
     sampling_client: Any,
     test_data: Sequence[dict],
@@ -67,23 +66,54 @@ def evaluate_model(
         RequestsFailed: requests failed twice; its `failed` lists their indices. They never count as wrong
             answers.
     """
+    formats = {"": fmt or get_format("guide", tokenizer)}
+    sampling = Sampling(max_tokens, temperature, seed, max_in_flight=max_in_flight)
+    [result] = evaluate_formats(
+        sampling_client, test_data, formats, sampling, grader, samples_path, description
+    ).values()
+    if samples_path is not None:
+        write_jsonl(samples_path, result["samples"])
+    return result
+
+
+@worked("sampling")
+def evaluate_formats(
+    sampling_client: Any,
+    test_data: Sequence[dict],
+    formats: Mapping[str, PromptFormat],
+    sampling: Sampling,
+    grader: Grader,
+    samples_path: str | Path | None,
+    description: str,
+) -> dict[str, dict[str, Any]]:
+    """Ask the same problems in several formats, all at once. Writes no file, unless it is cut short.
+
+    Returns:
+        What `evaluate_model` gives, for each name of `formats`. `seconds` is the time of all together.
+
+    Raises:
+        DataError: the test set is empty, or a record has no instruction or output.
+        RequestsFailed: requests failed twice.
+    """
     test_data = check_test_data(test_data)
-    fmt = fmt or get_format("guide", tokenizer)
+    asked = [(fmt, example) for fmt in formats.values() for example in test_data]
     samples: dict[int, dict] = {}
 
-    def on_answer(index: int, response: Any) -> int:
-        sequence, example = response.sequences[0], test_data[index]
+    def on_answer(place: int, response: Any) -> int:
+        sequence, (fmt, example) = response.sequences[0], asked[place]
         prompt, output = fmt.tokenizer.decode(fmt.prompt_tokens(example)), fmt.answer_text(sequence.tokens)
-        samples[index] = sample_record(index, example, prompt, output, grader, **sequence_fields(sequence))
-        return int(samples[index]["score"])
+        samples[place] = sample_record(
+            place % len(test_data), example, prompt, output, grader, **sequence_fields(sequence)
+        )
+        return int(samples[place]["score"])
 
-    sampling = Sampling(max_tokens, temperature, seed, max_in_flight=max_in_flight)
     with _kept_if_cut_short(samples, samples_path):
-        seconds = sample_all(sampling_client, test_data, fmt, sampling, on_answer, description)
-    ordered = [samples[index] for index in sorted(samples)]
-    if samples_path is not None:
-        write_jsonl(samples_path, ordered)
-    return _result(ordered, seconds)
+        seconds = sample_all(sampling_client, asked, sampling, on_answer, description)
+    ordered, count = [samples[place] for place in sorted(samples)], len(test_data)
+    return {
+        name: _result(ordered[number * count : (number + 1) * count], seconds)
+        for number, name in enumerate(formats)
+    }
 
 
 def score_outputs(

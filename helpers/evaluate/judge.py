@@ -90,8 +90,7 @@ class ProofJudge:
 
         sample_all(
             self.sampling_client,
-            questions,
-            self.fmt,
+            [(self.fmt, question) for question in questions],
             Sampling(self.max_tokens, max_in_flight=self.max_in_flight),
             on_answer,
             "Judging proofs",

@@ -77,7 +77,7 @@ def evaluate_math_reasoning(
 
     heat = (0.0 if num_samples == 1 else 0.7) if temperature is None else temperature
     sampling = Sampling(max_tokens, heat, seed, num_samples, max_in_flight)
-    seconds = sample_all(sampling_client, test_data, fmt, sampling, on_answer, description)
+    seconds = sample_all(sampling_client, [(fmt, row) for row in test_data], sampling, on_answer, description)
     samples = [sample for index in sorted(by_problem) for sample in by_problem[index]]
     if judge is not None:
         _ask_judge(judge, [s for s in samples if _states_no_equation(test_data[s["index"]])])

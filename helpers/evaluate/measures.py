@@ -3,17 +3,16 @@
 from collections import Counter
 from typing import Any
 
-from helpers.evaluate.grading import label_in, read_fields
+from helpers.evaluate.grading import check_text, label_in, read_fields
 
 Pairs = list[tuple[str, str]]  # (answer, reference)
 
 
-def label_measures(pairs: Pairs, labels: list[str], majority: str) -> dict[str, Any]:
-    """Of a classification: `macro_f1`, `majority_baseline`, `by_label` and `confusion`.
+def label_measures(pairs: Pairs, labels: list[str]) -> dict[str, Any]:
+    """Of a classification: `macro_f1`, `by_label` and `confusion`.
 
     Args:
         labels: all that there are, commonest first.
-        majority: the commonest label of the training part.
     """
     from sklearn.metrics import f1_score
 
@@ -25,7 +24,6 @@ def label_measures(pairs: Pairs, labels: list[str], majority: str) -> dict[str, 
     f1 = f1_score(true, said, labels=tested, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
     return {
         "macro_f1": float(f1),
-        "majority_baseline": sum(label == majority for label in true) / len(true),
         "by_label": {
             label: {"correct": row.get(label, 0), "total": sum(row.values())}
             for label, row in confusion.items()
@@ -46,3 +44,8 @@ def field_measures(pairs: Pairs) -> dict[str, float]:
         "field_recall": same / wanted if wanted else 0.0,
         "field_f1": 2 * same / (found + wanted) if found + wanted else 0.0,
     }
+
+
+def text_f1(output: str, expected: str) -> float:
+    """F1 over the words that an answer shares with the reference, in [0, 1]."""
+    return check_text(output, expected).evidence["f1"]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from helpers.errors import DataError
+from helpers.evaluate.controls import Controls
+from helpers.evaluate.score import Mean
 from helpers.evaluate.tasks import Task
 
 
@@ -57,42 +59,50 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
     }
 
 
-def before_after_table(base: dict[str, Any], tuned: dict[str, Any], task: Task | None = None) -> str:
+def before_after_table(
+    base: dict[str, Any], tuned: dict[str, Any], task: Task | None = None, controls: Controls | None = None
+) -> str:
     """Two results of `evaluate_model` side by side: all, each category, each kind of template, and the task's
     measures.
 
     Args:
-        task: of the run; its measures, such as macro-F1, follow the table.
+        task: of the run; its name for the rate stands at the head, and its other measures, such as macro-F1,
+            follow the table.
+        controls: of the same test set, to end with.
     """
+    measure = task.measure if task else ""
 
     def cell(row: dict[str, Any]) -> str:
         low, high = row["ci95"]
         return f"{row['correct']:3}/{row['total']:<3} {row['accuracy']:4.0%}  [{low:.0%}, {high:.0%}]"
 
-    lines = [f"{'':16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
+    lines = [f"{measure:16} {'base':28} tuned", f"{'all':16} {cell(base):28} {cell(tuned)}"]
     for group in ("by_category", "by_template"):
         rows = [f"{name:16} {cell(base[group][name]):28} {cell(row)}" for name, row in tuned[group].items()]
         lines += ["", *rows] if rows else []
     if task and (base_measures := task.measures(base["samples"])):
-        lines += ["", measures_text(task, base_measures, task.measures(tuned["samples"]))]
+        lines += ["", measures_text(task, base_measures, task.measures(tuned["samples"]), tuned["total"])]
+    if task and controls:
+        lines += ["", controls.text(task)]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def measures_text(task: Task, base: dict[str, Any], tuned: dict[str, Any]) -> str:
+def measures_text(task: Task, base: dict[str, Any], tuned: dict[str, Any], total: int) -> str:
     """Measures of base and tuned model as lines of text; empty where there are none.
 
     Args:
         base, tuned: from `Task.measures`, of the same test records.
+        total: how many records.
     """
+    if task.name == "text":
+        return f"mean F1  {Mean(base['mean_f1'], total)} → {Mean(tuned['mean_f1'], total)}"
     lines = [
         f"{name.replace('_', ' '):18} {value:5.1%} → {tuned[name]:5.1%}"
         for name, value in base.items()
-        if isinstance(value, float) and name != "majority_baseline"
+        if isinstance(value, float)
     ]
     if task.name != "classification":
         return "\n".join(lines)
-    always = f"from always answering {task.majority!r}, the commonest label in training"
-    lines.insert(0, f"{'majority baseline':18} {tuned['majority_baseline']:5.1%}, {always}")
     lines += ["label: right of all, base → tuned; what the tuned model said"]
     for label, row in tuned["by_label"].items():
         said = ", ".join(f"{name} {count}" for name, count in tuned["confusion"][label].items())

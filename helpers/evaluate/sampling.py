@@ -48,8 +48,7 @@ class RequestsFailed(BackendError):
 
 def sample_all(
     client: Any,
-    test_data: Sequence[dict],
-    fmt: PromptFormat,
+    asked: Sequence[tuple[PromptFormat, dict]],
     sampling: Sampling,
     on_answer: Callable[[int, Any], int],
     description: str,
@@ -58,7 +57,8 @@ def sample_all(
     """Sample every prompt and hand each response on as it comes.
 
     Args:
-        on_answer: takes an index of `test_data` and the SDK's response, gives how many are right.
+        asked: each problem with the format in which it is asked.
+        on_answer: takes an index of `asked` and the SDK's response, gives how many are right.
         description: the progress bar's label.
         word: what the bar counts.
 
@@ -70,7 +70,7 @@ def sample_all(
         BackendError: the server is gone.
     """
     requests = [
-        _Request(index, _arguments(example, fmt, sampling)) for index, example in enumerate(test_data)
+        _Request(index, _arguments(example, fmt, sampling)) for index, (fmt, example) in enumerate(asked)
     ]
     failures: list[tuple[int, Any]] = []
     start = time.monotonic()
@@ -191,7 +191,7 @@ def _report(failures: list[tuple[int, Any]], total: int) -> None:
     known = isinstance(error, Exception)
     cause = f"{type(error).__name__}: {error}" if known else "the wrong number of answers came back"
     failure = RequestsFailed(
-        f"{len(failures)} of {total} requests failed twice; the first is test record {index}: {cause}",
+        f"{len(failures)} of {total} requests failed twice; the first is request {index}: {cause}",
         "no score is reported, since they can't count as wrong; check the backend and run this cell again",
     )
     failure.failed = [index for index, _ in failures]

@@ -3,28 +3,39 @@
 | task | an answer is right if | beside the rate of right answers |
 |---|---|---|
 | `math` | its final answer has the value of the reference's | steps, in notebook 03 |
-| `classification` | it names the reference's label and no other | by label, confusion, macro-F1, majority |
+| `classification` | it names the reference's label and no other | by label, confusion, macro-F1 |
 | `extraction` | all fields have the reference's values | precision, recall and F1 over fields |
-| `text` | its words overlap with the reference's: F1 of at least `text_threshold` | mean F1 |
+| `text` | it is the reference, but for case, spaces and end punctuation | mean F1 |
+
+The rate of right answers is called `accuracy`, and `exact match` for `text`: two good texts are seldom the
+same, so read the mean F1 beside it. All that prints a score takes these names from `Task.headline`.
 
 Notebook 01 chooses and checks it, and the manifest keeps it. All later notebooks take the grader from there,
 so that no run is graded in two ways:
 
     task, records = choose_task("classification", records)
-    task, notes = task.finish(split)
+    notes = task.check(split)
     evaluate_model(client, test_set, tokenizer, grader=task.grader)
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from helpers.data.split import Split
 from helpers.errors import DataError
-from helpers.evaluate.grading import check_fields, check_final_answer, check_label, check_text
+from helpers.evaluate.grading import (
+    check_answer,
+    check_fields,
+    check_final_answer,
+    check_label,
+    normalise,
+    read_fields,
+)
 from helpers.evaluate.grading.verdict import Verdict
-from helpers.evaluate.measures import field_measures, label_measures
+from helpers.evaluate.measures import field_measures, label_measures, text_f1
+from helpers.evaluate.score import Headline, Mean, Score
 
 TASKS = ("math", "classification", "extraction", "text")
 UNBALANCED = 4  # the commonest label has this many times the records of the rarest
@@ -39,14 +50,10 @@ class Task:
     Attributes:
         name: one of TASKS.
         labels: of a classification, commonest first, with their counts in all records.
-        threshold: F1 from which a free text is right.
-        majority: of a classification, the commonest label of the training part; empty before the split.
     """
 
     name: str = "math"
     labels: dict[str, int] = field(default_factory=dict)
-    threshold: float = 0.5
-    majority: str = ""
 
     def __str__(self) -> str:
         text = f"task {self.name}: an answer is right if {self.rule}"
@@ -60,17 +67,27 @@ class Task:
             "math": "its final answer has the same value as the reference's",
             "classification": "it names the reference's label and no other",
             "extraction": "it has the same fields as the reference, each with the same value",
-            "text": f"its words overlap with the reference's, with an F1 of at least {self.threshold:g}",
+            "text": "its text is the reference's, but for case, spaces and punctuation at the end",
         }[self.name]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the files of a run keep of it."""
-        own = {
-            "classification": {"labels": self.labels, "majority": self.majority},
-            "text": {"threshold": self.threshold},
-        }
-        return {"name": self.name} | own.get(self.name, {})
+        return {"name": self.name} | ({"labels": self.labels} if self.labels else {})
+
+    @property
+    def measure(self) -> str:
+        """What the rate of right answers is called, wherever it is shown."""
+        return "exact match" if self.name == "text" else "accuracy"
+
+    def headline(self, result: dict[str, Any]) -> Headline:
+        """What to say first of a result of `evaluate_model` or `score_outputs`."""
+        mean_f1 = self.measures(result["samples"]).get("mean_f1")
+        return self.headline_of(result["score"], mean_f1)
+
+    def headline_of(self, score: Score, mean_f1: float | None) -> Headline:
+        """The same, from a score and a mean F1 (None but for free text) that a file of a run holds."""
+        return Headline(self.measure, score, None if mean_f1 is None else Mean(mean_f1, score.total))
 
     @property
     def grader(self) -> Callable[[str, str], Verdict]:
@@ -78,9 +95,15 @@ class Task:
         if self.name == "classification":
             labels = list(self.labels)
             return lambda output, reference: check_label(output, reference, labels)
-        if self.name == "text":
-            return lambda output, reference: check_text(output, reference, self.threshold)
-        return {"math": check_final_answer, "extraction": check_fields}[self.name]
+        return {"math": check_final_answer, "extraction": check_fields, "text": check_answer}[self.name]
+
+    def meaning(self, reference: str) -> str:
+        """What counts of a reference: answers that are right for one are right for all with this meaning."""
+        if self.name == "math":
+            return check_final_answer("", reference).expected or reference
+        if self.name == "extraction":
+            return str(sorted((read_fields(reference) or {}).items()))
+        return normalise(reference)
 
     def measures(self, samples: Sequence[dict]) -> dict[str, Any]:
         """What to report beside the rate of right answers.
@@ -94,19 +117,18 @@ class Task:
         """
         pairs = [(sample["output"], sample["expected"]) for sample in samples]
         if self.name == "classification":
-            return label_measures(pairs, list(self.labels), self.majority)
+            return label_measures(pairs, list(self.labels))
         if self.name == "extraction":
             return field_measures(pairs)
         if self.name == "text":
-            return {"mean_f1": sum(self.grader(*pair).evidence["f1"] for pair in pairs) / len(pairs)}
+            return {"mean_f1": sum(text_f1(*pair) for pair in pairs) / len(pairs)}
         return {}
 
-    def finish(self, split: Split) -> tuple["Task", list[str]]:
+    def check(self, split: Split) -> list[str]:
         """Check the parts of a split, which was made of the records that `choose_task` gave.
 
         Returns:
-            The task, with what it needs to know of the training part, and notes on what makes a score worth
-            less.
+            Notes on what makes a score worth less.
 
         Raises:
             DataError: a test or validation record whose own output would be graded as wrong: no model could
@@ -115,11 +137,7 @@ class Task:
         _check_scorable(self, [*split.test, *split.validation])
         records = [*split.train, *split.validation, *split.test]
         notes = _conflicts(self, split.repeats) + _other_task(self, records)
-        if self.name != "classification":
-            return self, notes
-        train = _label_counts(split.train)
-        majority = train.most_common(1)[0][0]
-        return replace(self, majority=majority), notes + _label_notes(self, split)
+        return notes + (_label_notes(self, split) if self.name == "classification" else [])
 
 
 def reference_of(record: dict[str, Any]) -> str:
@@ -127,9 +145,7 @@ def reference_of(record: dict[str, Any]) -> str:
     return str(record.get("answer") or record["output"])
 
 
-def choose_task(
-    name: str, records: Sequence[dict[str, Any]], text_threshold: float = 0.5
-) -> tuple[Task, Records]:
+def choose_task(name: str, records: Sequence[dict[str, Any]]) -> tuple[Task, Records]:
     """The task, and the records for it.
 
     Those of a classification without categories get their label as category: the split then gives every label
@@ -139,21 +155,16 @@ def choose_task(
     Args:
         name: one of TASKS.
         records: all of them, before the split.
-        text_threshold: F1 from which a free text is right.
 
     Raises:
         DataError: there is no such task, or the records can't be of it.
     """
     if name not in TASKS:
         raise DataError(f"there is no task {name!r}", f"tasks are {', '.join(TASKS)}")
-    if not 0 < text_threshold <= 1:
-        raise DataError(
-            f"text_threshold is {text_threshold!r}", "it is an F1: over 0 and at most 1, such as 0.5"
-        )
     if name in ("extraction", "text"):
         records = [{key: value for key, value in row.items() if key != "answer"} for row in records]
     if name != "classification":
-        return Task(name, threshold=text_threshold), list(records)
+        return Task(name), list(records)
     task = Task(name, _labels(records))
     if not any(record.get("category") for record in records):
         records = [record | {"category": reference_of(record).strip()} for record in records]

@@ -5,27 +5,33 @@ takes them over when its setting `base_run` names a run that has them; `course s
 """
 
 import hashlib
-from collections.abc import Callable
+import json
 from typing import Any
 
 from helpers.errors import RunError
-from helpers.evaluate.evaluation import evaluate_model, score_outputs
+from helpers.evaluate.evaluation import evaluate_formats, score_outputs
+from helpers.evaluate.promptings import EXAMPLES, Prompting, base_formats, strongest
+from helpers.evaluate.sampling import Sampling
+from helpers.evaluate.tasks import Task
 from helpers.files import read_jsonl
 from helpers.runs.manifest import BaseAsked
 from helpers.runs.run import Run, open_run
 from helpers.runs.settings import settings_of
 from helpers.runs.stage import Stage
+from helpers.train.prompts import PromptFormat
 
 ASK_HERE = "leave it empty, and the base model is asked here: -p base_run="
-SAMPLES = "base_samples.jsonl"
+SAMPLES, OTHERS = "base_samples.jsonl", "base_other_samples.jsonl"
 GRADED = ("problem", "expected", "score", "why", "category", "template")
 
 
 def base_answers(
-    stage: Stage, backend: Any, client: Any, test_set: list[dict[str, Any]], fmt: Any
+    stage: Stage, backend: Any, client: Any, test_set: list[dict[str, Any]], fmt: PromptFormat
 ) -> dict[str, Any]:
-    """Score the base model on the test set, greedily or as the stage's settings say, into
-    `base_samples.jsonl`.
+    """Score the base model on the test set, greedily or as the stage's settings say, asked in the three ways
+    of `helpers.evaluate.promptings`.
+
+    The answers of the strongest go into `base_samples.jsonl`, the others into `base_other_samples.jsonl`.
 
     Args:
         stage: `evaluate`; its setting `base_run` may name a run to take the answers from.
@@ -35,42 +41,66 @@ def base_answers(
         fmt: the prompt format of training.
 
     Returns:
-        What `evaluate_model` gives, with `asked` (a `BaseAsked`) and `from_run`, the run that asked; None:
-        this one.
+        What `evaluate_model` gives for the strongest way, with `prompting` (its name), `promptings` (a
+        `Prompting` for each way), `asked` (a `BaseAsked`) and `from_run`, the run that asked; None: this one.
 
     Raises:
         RunError: `base_run` names a run that has no such answers, or asked something else.
     """
-    settings, grader = stage.settings, stage.task.grader
-    asked = asked_of_base(stage, backend, fmt.name)
+    settings, task = stage.settings, stage.task
+    asked, examples = asked_of_base(stage, backend, fmt.name), stage.examples("train")[:EXAMPLES]
+    context = _context(backend, stage.base_model)
+    formats, left_out = base_formats(fmt, examples, test_set, settings.max_tokens, context)
+    from_run = None
     if settings.base_run:
-        base = taken_over(settings.base_run, asked, test_set, fmt, grader)
-        stage.save(SAMPLES, base["samples"])
-        print(f"{base['total']} answers taken over from run {base['from_run']} and graded again")
-        return base | {"asked": asked}
-    base = evaluate_model(
-        client,
-        test_set,
-        fmt.tokenizer,
-        fmt=fmt,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        max_in_flight=settings.max_in_flight,
-        seed=settings.seed,
-        grader=grader,
-        samples_path=stage.file(SAMPLES),
-        description="Base model",
-    )
-    return base | {"asked": asked, "from_run": None}
+        results, from_run = taken_over(settings.base_run, asked, test_set, formats, task)
+        print(f"answers to {len(test_set)} problems taken over from run {from_run} and graded again")
+    else:
+        sampling = Sampling(
+            settings.max_tokens,
+            settings.temperature,
+            settings.seed,
+            max_in_flight=settings.max_in_flight,
+        )
+        results = evaluate_formats(
+            client, test_set, formats, sampling, task.grader, stage.file(SAMPLES), "Base model"
+        )
+    best = strongest(task, results)
+    _save(stage, results, best)
+    promptings = [Prompting.of(name, result, task) for name, result in results.items()]
+    promptings += [Prompting(name, len(test_set), left_out=reason) for name, reason in left_out.items()]
+    return results[best] | {
+        "prompting": best,
+        "promptings": promptings,
+        "asked": asked,
+        "from_run": from_run,
+    }
+
+
+def _save(stage: Stage, results: dict[str, dict[str, Any]], best: str) -> None:
+    rows = {
+        name: [{"prompting": name} | sample for sample in result["samples"]]
+        for name, result in results.items()
+    }
+    stage.save(SAMPLES, rows.pop(best))
+    stage.save(OTHERS, [row for others in rows.values() for row in others])
+
+
+def _context(backend: Any, base_model: str) -> int | None:
+    """The most tokens of prompt and answer together that the service takes; None if it does not say."""
+    offered = backend.rest_client.get_server_capabilities().result().supported_models
+    return next((model.max_context_length for model in offered if model.model_name == base_model), None)
 
 
 def asked_of_base(stage: Stage, backend: Any, prompt_format: str) -> BaseAsked:
     """All that decides what the base model answers. How many requests are under way at once does not."""
     settings = stage.settings
+    examples = json.dumps(stage.examples("train")[:EXAMPLES], ensure_ascii=False)
     return BaseAsked(
         base_model=stage.base_model,
         backend=backend.url if backend.kind == "url" else backend.kind,
         test_set=hashlib.sha256(stage.run.file("split/test_set.json").read_bytes()).hexdigest(),
+        examples=hashlib.sha256(examples.encode("utf-8", "replace")).hexdigest(),
         prompt_format=prompt_format,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
@@ -102,40 +132,50 @@ def taken_over(
     base_run: str,
     asked: BaseAsked,
     test_set: list[dict[str, Any]],
-    fmt: Any,
-    grader: Callable[[str, str], Any],
-) -> dict[str, Any]:
+    formats: dict[str, PromptFormat],
+    task: Task,
+) -> tuple[dict[str, dict[str, Any]], str]:
     """The base model's answers of another run, graded again by today's grader.
 
     Args:
         base_run: name of that run.
         asked: of the run that wants them.
         test_set: the problems.
-        fmt: the prompt format.
-        grader: the task's.
+        formats: the ways of asking, by name.
+        task: its grader judges the answers.
 
     Returns:
-        What `evaluate_model` gives, with `tokens` 0, because none were sampled, and `from_run`: the run that
-        asked.
+        What `evaluate_formats` gives, with `tokens` 0, because none were sampled, and the run that asked.
 
     Raises:
         RunError: there is no such run, it has no answers, or it asked something else.
     """
     other = open_run(base_run)
     results = _same(other, asked.model_dump())
-    old = read_jsonl(other.file(f"evaluate/{SAMPLES}"))
-    prompts = [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
-    if [sample.get("prompt") for sample in old] != prompts:
+    rows = [row for name in (SAMPLES, OTHERS) for row in read_jsonl(other.file(f"evaluate/{name}"))]
+    old = {name: [row for row in rows if row.get("prompting") == name] for name in formats}
+    prompts = {
+        name: [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
+        for name, fmt in formats.items()
+    }
+    count = sum(map(len, prompts.values()))
+    there = {name: [row.get("prompt") for row in answers] for name, answers in old.items()}
+    if len(rows) != count or there != prompts:
         raise RunError(
-            f"base_run={other.name!r}: its {SAMPLES} does not answer this run's {len(prompts)} prompts",
+            f"base_run={other.name!r}: its {SAMPLES} and {OTHERS} do not answer this run's {count} prompts",
             ASK_HERE,
         )
+    graded = {name: _graded(test_set, answers, task) for name, answers in old.items()}
+    return graded, results.base_from or other.name
+
+
+def _graded(test_set: list[dict[str, Any]], old: list[dict[str, Any]], task: Task) -> dict[str, Any]:
     outputs, reasons = zip(*((sample["output"], sample["stop_reason"]) for sample in old), strict=True)
-    graded = score_outputs(test_set, list(outputs), grader, stop_reasons=list(reasons))
+    graded = score_outputs(test_set, list(outputs), task.grader, stop_reasons=list(reasons))
     graded["samples"] = [
         sample | {key: new[key] for key in GRADED} for sample, new in zip(old, graded["samples"], strict=True)
     ]
-    return graded | {"from_run": results.base_from or other.name}
+    return graded
 
 
 def _same(other: Run, asked: dict[str, Any]) -> Any:
@@ -144,10 +184,8 @@ def _same(other: Run, asked: dict[str, Any]) -> Any:
     there = results.base_asked.model_dump()
     differ = [name for name, value in asked.items() if there[name] != value]
     if differ:
-        words = [
-            f"{name} {there[name]!r} there, {asked[name]!r} here" for name in differ if name != "test_set"
-        ]
-        words += ["another test set"] if "test_set" in differ else []
+        hashed = {"test_set": "another test set", "examples": "other examples"}
+        words = [hashed.get(name) or f"{name} {there[name]!r} there, {asked[name]!r} here" for name in differ]
         raise RunError(
             f"base_run={other.name!r}: the base model was asked something else there: {', '.join(words)}",
             ASK_HERE,

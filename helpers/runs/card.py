@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from helpers import local_model
 from helpers.data.hub import HUB
 from helpers.errors import RunError
-from helpers.evaluate.score import Score
+from helpers.evaluate.score import Headline, Score
+from helpers.evaluate.tasks import Task
 from helpers.files import read_json, write_text
 from helpers.runs.manifest import Manifest, Stages
 from helpers.runs.result_files import EVALUATION, MERGE_PARITY, VLLM_PARITY, Evaluation, Parity
@@ -80,18 +81,21 @@ def card_values(run: Run) -> dict[str, Any]:
     manifest = run.manifest
     stages = _stages_to_tell(run, manifest)
     evaluation = EVALUATION.read(run.path) if stages.evaluate else None
-    scores = _scores(stages, evaluation)
+    task = manifest.task
     base = base_model_of(manifest.base_model or "")
     places = _data_files(stages)
     return {
-        "front_matter": _front_matter(run.name, base, stages, places).to_yaml(),
+        "front_matter": _front_matter(run.name, base, stages, task, places).to_yaml(),
         "name": run.name,
         "base": base,
         "where": SERVICES.get(manifest.backend.kind if manifest.backend else "", "a Tinker server"),
         "stages": stages,
-        "task": stages.split.results.task if stages.split and stages.split.results else None,
+        "task": task if stages.split else None,
         "evaluation": evaluation,
-        "scores": [_score_row(name, score) for name, score in scores],
+        "score_head": ["", "right", task.measure, "95% interval"]
+        + (["mean F1 (95% interval)"] if task.name == "text" else []),
+        "scores": [_score_row(name, own, task) for name, own in _scores(stages, task, evaluation)],
+        "asked": [[row.name, row.told(task)] for row in evaluation.base_promptings] if evaluation else [],
         "stop": [f"`{text!r}`" for text in GUIDE_STOP],
         "guide_prompt": guide_prompt({"instruction": "…", "input": "…"}),
         "sources": [f"`{place}`" for place in places],
@@ -176,7 +180,9 @@ def _licence(card: str) -> str:
 # ---- the head
 
 
-def _front_matter(name: str, base: BaseModel, stages: Stages, places: list[str]) -> "ModelCardData":
+def _front_matter(
+    name: str, base: BaseModel, stages: Stages, task: Task, places: list[str]
+) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     return ModelCardData(
@@ -186,11 +192,11 @@ def _front_matter(name: str, base: BaseModel, stages: Stages, places: list[str])
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["tinker", "tinker-cookbook", "lora", "merged"],
-        eval_results=_eval_results(stages, places),
+        eval_results=_eval_results(stages, task, places),
     )
 
 
-def _eval_results(stages: Stages, places: list[str]) -> "list[EvalResult]":
+def _eval_results(stages: Stages, task: Task, places: list[str]) -> "list[EvalResult]":
     """This model's scores, as the hub lists them."""
     from huggingface_hub import EvalResult
 
@@ -200,39 +206,54 @@ def _eval_results(stages: Stages, places: list[str]) -> "list[EvalResult]":
             task_type="text-generation",
             dataset_type=re.split("[:@#]", on_hub[0])[0] if len(on_hub) == 1 else "custom",
             dataset_name=f"held-out part of {', '.join(places) or 'the data of its run'}",
-            metric_type="accuracy",
-            metric_value=round(score.accuracy, 4),
-            metric_name=f"{score.correct} of {score.total} right, {engine}",
+            metric_type=task.measure.replace(" ", "_"),  # the hub's names: accuracy, exact_match
+            metric_value=round(own.score.accuracy, 4),
+            metric_name=f"{task.measure}, {own.score.correct} of {own.score.total}, {engine}",
         )
-        for engine, score in _own_scores(stages)
+        for engine, own in _own_scores(stages, task)
     ]
 
 
 # ---- the tables
 
 
-def _own_scores(stages: Stages) -> list[tuple[str, Score]]:
+def _own_scores(stages: Stages, task: Task) -> list[tuple[str, Headline]]:
     """What the merged model scored, by engine."""
     entries = {"transformers": stages.merge, "vLLM": stages.vllm}
     return [
-        (engine, Score(entry.results.correct, entry.results.total))
+        (engine, task.headline_of(Score(entry.results.correct, entry.results.total), entry.results.mean_f1))
         for engine, entry in entries.items()
         if entry and entry.results
     ]
 
 
-def _scores(stages: Stages, evaluation: Evaluation | None) -> list[tuple[str, Score]]:
+def _scores(stages: Stages, task: Task, evaluation: Evaluation | None) -> list[tuple[str, Headline]]:
     rows = []
     if evaluation:
-        rows = [("base model", evaluation.base), ("tuned model, Tinker sampler", evaluation.tuned)]
-        rows += [(f"… {kind} templates", row.score) for kind, row in evaluation.by_template.items()]
-    return rows + [(f"this model, {engine}", score) for engine, score in _own_scores(stages)]
+        base, tuned = evaluation.headlines["base"], evaluation.headlines["tuned"]
+        rows = [
+            (f"base model, asked in: {evaluation.base_prompting}", base),
+            ("tuned model, Tinker sampler", tuned),
+        ]
+        rows += [
+            (f"… {kind} templates", task.headline_of(row.score, None))
+            for kind, row in evaluation.by_template.items()
+        ]
+    return rows + [(f"this model, {engine}", own) for engine, own in _own_scores(stages, task)]
 
 
-def _score_row(name: str, score: Score) -> list[str]:
-    low, high = score.ci95
-    interval = f"{percent(low)} to {percent(high)}"
-    return [name, f"{score.correct}/{score.total}", percent(score.accuracy), interval]
+def _score_row(name: str, headline: Headline, task: Task) -> list[str]:
+    score, (low, high) = headline.score, headline.score.ci95
+    cells = [name, f"{score.correct}/{score.total}", percent(score.accuracy)]
+    cells.append(f"{percent(low)} to {percent(high)}")
+    return [*cells, *_mean_f1(headline)] if task.name == "text" else cells
+
+
+def _mean_f1(headline: Headline) -> list[str]:
+    if not (mean := headline.mean_f1):
+        return ["–"]
+    low, high = mean.ci95
+    return [f"{mean.value:.2f} ({low:.2f} to {high:.2f})"]
 
 
 def _of_hub(place: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import DataError, RunError
+from helpers.evaluate.promptings import EXAMPLES
 from helpers.paths import ROOT
 from helpers.runs.prices import KINDS, cost
 from helpers.runs.run import Run
@@ -157,7 +158,7 @@ def _new_parts(own: Any) -> tuple[dict[str, Any], Any, dict[str, list[dict[str, 
     from helpers.evaluate.tasks import choose_task
 
     data = load_data(own.data_files, own.columns, own.instruction, ROOT, own.skip_bad)
-    task, rows = choose_task(own.task, data.records, own.text_threshold)
+    task, rows = choose_task(own.task, data.records)
     split = split_data(
         rows,
         own.test_size,
@@ -168,11 +169,10 @@ def _new_parts(own: Any) -> tuple[dict[str, Any], Any, dict[str, list[dict[str, 
         max_validation=own.max_validation,
         max_test=own.max_test,
     )
-    task, notes = task.finish(split)
     about = {
         "records": len(rows),
         "sources": [asdict(source) for source in data.sources],
-        "notes": split.report["notes"] + notes,
+        "notes": split.report["notes"] + task.check(split),
         "left_out": split.report["left_out"],
     }
     return about, task, {name: getattr(split, name) for name in PARTS}
@@ -285,7 +285,7 @@ def stage_work(stage: str, settings: Mapping[str, Any], parts: dict[str, Part]) 
     if stage == "train":
         return _train_work(own, parts)
     if stage == "evaluate":
-        return _evaluate_work(own, test)
+        return _evaluate_work(own, parts)
     if stage == "merge":
         asked = test.of(min(own.test_limit or test.records, test.records))
         compared = test.of(min(own.parity_prompts, test.records))
@@ -319,17 +319,19 @@ def _train_work(own: Any, parts: dict[str, Part]) -> Work:
     )
 
 
-def _evaluate_work(own: Any, test: Part) -> Work:
-    """Tuned model, and base model if its answers are not taken over; then some problems again, twice; then
-    some with several answers, the prompt read once.
+def _evaluate_work(own: Any, parts: dict[str, Part]) -> Work:
+    """Tuned model, and base model in three ways, one of them after examples, if its answers are not taken
+    over; then some problems again, twice; then some with several answers, the prompt read once.
     """
-    once = test.of(test.records if own.base_run else 2 * test.records)
+    test, shown = parts["test"], parts["train"].of(min(EXAMPLES, parts["train"].records))
+    once = test.of(test.records if own.base_run else 4 * test.records)
+    before = 0 if own.base_run else test.records * (shown.prompts + shown.answers)
     again = test.of(2 * min(own.subset, test.records))
     several = test.of(min(own.sampled_problems, test.records))
     answers = once.answers + again.answers + several.answers * own.samples_each
     count = once.records + again.records + several.records * own.samples_each
     return Work(
-        prefill=once.prompts + again.prompts + several.prompts,
+        prefill=once.prompts + before + again.prompts + several.prompts,
         sample=min(answers, count * own.max_tokens),
         written_at_most=count * own.max_tokens,
     )

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
+from helpers.evaluate.tasks import Task
 from helpers.paths import runs_dir
-from helpers.runs.manifest import Manifest
+from helpers.runs.manifest import EvaluateResults, Manifest
 from helpers.runs.run import RUN_LOCK, SWEEP_FILE, open_run
 from helpers.runs.stages import STAGES
 
@@ -84,12 +85,19 @@ class RunInfo:
         return ", ".join([f"{len(self.statuses) - len(other)} of {len(STAGES)}", *other])
 
     @property
-    def accuracies(self) -> tuple[float, float] | None:
-        """Accuracy of base and tuned model on the test set; None if notebook 03 is not done, or stale."""
-        evaluate = self.found.stages.evaluate if self.found else None
-        if evaluate is None or evaluate.status != "done" or evaluate.results is None:
-            return None
-        return evaluate.results.base_accuracy, evaluate.results.test_accuracy
+    def task(self) -> Task:
+        """What makes an answer right, and so what its scores are called."""
+        return self.found.task if self.found else Task()
+
+    @property
+    def evaluated(self) -> EvaluateResults | None:
+        """What notebook 03 found; None if it is not done, or stale."""
+        return self.found.evaluated if self.found else None
+
+    @property
+    def flag(self) -> str:
+        """A warning if the scores say little about being right; else empty."""
+        return self.found.flag if self.found else ""
 
 
 def find_runs() -> list[RunInfo]:
@@ -193,7 +201,7 @@ def readable_run(name: str) -> RunInfo:
 
 def summary(run: RunInfo) -> dict[str, Any]:
     """A run as JSON: what `course list --json` gives for each."""
-    base, test = run.accuracies or (None, None)
+    found = run.evaluated
     return {
         "name": run.name,
         "path": str(run.path),
@@ -202,7 +210,12 @@ def summary(run: RunInfo) -> dict[str, Any]:
         "state": run.state,
         "problem": run.problem,
         "stages": run.statuses,
-        "base_accuracy": base,
-        "test_accuracy": test,
+        "measure": run.task.measure if found else None,
+        "base_accuracy": found.base_accuracy if found else None,
+        "base_mean_f1": found.base_mean_f1 if found else None,
+        "base_prompting": found.base_prompting if found else None,
+        "test_accuracy": found.test_accuracy if found else None,
+        "test_mean_f1": found.test_mean_f1 if found else None,
+        "flag": run.flag,
         "bytes": run.bytes,
     }

@@ -7,13 +7,15 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.data.records import Source
 from helpers.data.rows import SKIPPED_FILE
 from helpers.errors import RunError
+from helpers.evaluate.controls import Controls
+from helpers.evaluate.promptings import Prompting
 from helpers.evaluate.tasks import Task
 from helpers.files import write_text
 from helpers.runs.settings import (
@@ -29,9 +31,10 @@ from helpers.runs.stages import STAGES, built_on
 from helpers.text import plural
 
 FORMAT = (
-    2  # raise it when a manifest of today could not be read by the code of yesterday, or the other way round
+    3  # raise it when a manifest of today could not be read by the code of yesterday, or the other way round
 )
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Status = Literal["started", "done", "stale"]
 
 
@@ -97,6 +100,7 @@ class BaseAsked(Part):
     base_model: str
     backend: str
     test_set: str  # SHA-256
+    examples: str  # SHA-256 of the training examples that one of the ways of asking shows
     prompt_format: str
     max_tokens: int
     temperature: float
@@ -104,9 +108,14 @@ class BaseAsked(Part):
 
 
 class EvaluateResults(Part):
-    base_accuracy: float = Field(ge=0, le=1)
-    test_accuracy: float = Field(ge=0, le=1)
-    p_value: float = Field(ge=0, le=1)
+    base_accuracy: Share  # of the strongest way of asking; the rate's name is that of the task's measure
+    base_mean_f1: Share | None  # of free text only
+    base_prompting: str  # the strongest way of asking
+    base_promptings: list[Prompting]
+    test_accuracy: Share
+    test_mean_f1: Share | None
+    controls: Controls
+    p_value: Share
     base_asked: BaseAsked
     base_from: str | None  # the run whose answers of the base model were taken over
 
@@ -137,6 +146,7 @@ class MergeResults(Part):
     correct: int
     total: int
     accuracy: float
+    mean_f1: Share | None = None  # of free text only
     parity_passed: bool
     max_abs_logprob_diff: float  # nats
 
@@ -145,6 +155,7 @@ class VllmResults(Part):
     correct: int
     total: int
     accuracy: float
+    mean_f1: Share | None = None
     parity_passed: bool
     max_abs_logprob_diff: float  # nats
     tokens_per_second: float
@@ -231,7 +242,7 @@ class BackendUsed(Part):
 class Manifest(Part):
     """All of it. Times are in UTC."""
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     name: str
     created: AwareDatetime
     packages: dict[str, str]
@@ -243,6 +254,23 @@ class Manifest(Part):
     sweep: str | None = None  # the sweep that the run belongs to
     failure: Failure | None = None  # until a stage is begun again
     stages: Stages = Stages()
+
+    @property
+    def task(self) -> Task:
+        """What makes an answer right, and so what its scores are called; that of math before the split."""
+        split = self.stages.split
+        return split.results.task if split and split.results else Task()
+
+    @property
+    def evaluated(self) -> EvaluateResults | None:
+        """What notebook 03 found; None if it is not done, or stale."""
+        evaluate = self.stages.evaluate
+        return evaluate.results if evaluate and evaluate.status == "done" else None
+
+    @property
+    def flag(self) -> str:
+        """A warning if the scores say little about being right; else empty."""
+        return self.evaluated.controls.flag(self.task) if self.evaluated else ""
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":

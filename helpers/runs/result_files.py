@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from helpers.errors import RunError
-from helpers.evaluate.score import Score
+from helpers.evaluate.score import Headline, Score
 from helpers.runs.info import RunInfo
 from helpers.runs.result_forms import (
     Checkpoint,
@@ -138,7 +138,7 @@ class Results:
     """All result files of a run. One whose stage has not made it, or that can't be used, is None.
 
     Attributes:
-        scores: right answers on the test set by the model's name, of stages that are done.
+        headlines: how the models did on the test set, by the model's name, of stages that are done.
         problems: what is wrong, and what to do, by the path of the file.
     """
 
@@ -155,7 +155,7 @@ class Results:
         self.merge_parity = self._read(MERGE_PARITY)
         self.vllm_parity = self._read(VLLM_PARITY)
         self.vllm_speed = self._read(VLLM_SPEED)
-        self.scores = self._scores()
+        self.headlines = self._headlines()
 
     def has(self, stage: str) -> bool:
         """Whether a stage has files to show: it is done or stale, or is training, which writes as it goes."""
@@ -172,11 +172,17 @@ class Results:
             self.problems[file.path] = f"{error.what}: {error.fix}"
             return None
 
-    def _scores(self) -> dict[str, Score]:
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The rates of right answers, by the model's name."""
+        return {model: headline.score for model, headline in self.headlines.items()}
+
+    def _headlines(self) -> dict[str, Headline]:
         found = {}
         stages = self._run.manifest.stages
         if self.evaluation and stages.is_done("evaluate"):
-            found = {"base model": self.evaluation.base, "tuned model, sampler": self.evaluation.tuned}
+            own = self.evaluation.headlines
+            found = {"base model": own["base"], "tuned model, sampler": own["tuned"]}
         for stage, model in (("merge", "merged model, transformers"), ("vllm", "merged model, vLLM")):
             entry = stages.get(stage)
             if not entry or entry.status != "done":
@@ -188,5 +194,7 @@ class Results:
                 words = f"manifest.json has no usable score of the {model}: {again}"
                 self.problems[f"manifest.json, {stage}"] = words
             else:
-                found[model] = counts.score
+                found[model] = self._run.task.headline_of(
+                    counts.score, entry.results and entry.results.mean_f1
+                )
         return found

@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
+from helpers.errors import DataError
+from helpers.evaluate.controls import Controls
 from helpers.evaluate.paired import measures_text
-from helpers.evaluate.score import Score
+from helpers.evaluate.promptings import Prompting
+from helpers.evaluate.score import Headline, Score
 from helpers.evaluate.tasks import Task
 
 Count = Annotated[int, Field(ge=0)]
@@ -55,7 +58,6 @@ class Measures(TypedDict, total=False):
     """What a task measures beside the rate of right answers; which of these, depends on the task."""
 
     macro_f1: Share
-    majority_baseline: Share
     by_label: dict[str, Right]
     confusion: dict[str, dict[str, Count]]
     field_precision: Share
@@ -70,7 +72,7 @@ class BaseAndTuned(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Base and tuned model on the test set."""
+    """Base and tuned model on the test set; the base model asked in the strongest of several ways."""
 
     base_correct: Count
     test_correct: Count
@@ -79,8 +81,11 @@ class Evaluation(BaseModel):
     by_category: dict[str, Counts]
     base_by_template: dict[str, Counts]
     by_template: dict[str, Counts]
+    base_prompting: str
+    base_promptings: list[Prompting]
     task: Task
     measures: BaseAndTuned
+    controls: Controls
     gained: Count
     lost: Count
     p_value: Share
@@ -90,9 +95,11 @@ class Evaluation(BaseModel):
         if self.test_size < max(self.base_correct, self.test_correct):
             raise ValueError(f"more are right than the {self.test_size} of the test set")
         try:
-            _ = self.measured
+            _ = self.measured, self.asked, self.controls.text(self.task)
         except KeyError as error:
             raise ValueError(f"measures name no {error}") from error
+        except DataError as error:
+            raise ValueError(error.what) from error
         return self
 
     @property
@@ -106,7 +113,25 @@ class Evaluation(BaseModel):
     @property
     def measured(self) -> list[str]:
         """The measures of the task, in lines of text; none for math."""
-        return measures_text(self.task, dict(self.measures.base), dict(self.measures.tuned)).splitlines()
+        base, tuned = dict(self.measures.base), dict(self.measures.tuned)
+        return measures_text(self.task, base, tuned, self.test_size).splitlines()
+
+    @property
+    def asked(self) -> list[str]:
+        """How the base model did in each way of asking, in lines of text, the strongest marked."""
+        return [
+            row.text(self.task) + (" (strongest)" if row.name == self.base_prompting else "")
+            for row in self.base_promptings
+        ]
+
+    @property
+    def headlines(self) -> dict[str, Headline]:
+        """What to say first of `base` and of `tuned`."""
+        scores = {"base": (self.base, self.measures.base), "tuned": (self.tuned, self.measures.tuned)}
+        return {
+            name: self.task.headline_of(score, measures.get("mean_f1"))
+            for name, (score, measures) in scores.items()
+        }
 
     @property
     def base_and_tuned(self) -> tuple[dict[str, Any], dict[str, Any]]:

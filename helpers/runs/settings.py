@@ -108,9 +108,6 @@ class SplitSettings(Settings):
     task: Literal["math", "classification", "extraction", "text"] = Field(
         "math", description="what makes an answer right"
     )
-    text_threshold: ShareOrAll = Field(
-        0.5, description="task text: F1 of words from which an answer is right"
-    )
     base_model: str = Field("", description=BASE_MODEL)
     prompt_format: str = Field("guide", description=PROMPT_FORMAT)
     test_size: Share = Field(0.2, description="share of all records kept for the test set")

@@ -13,11 +13,13 @@ from typing import Any
 from helpers.clock import work_done
 from helpers.data.split import load_part
 from helpers.errors import CourseError, RunError
+from helpers.evaluate.controls import Controls, score_controls
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
 from helpers.files import read_json, write_json, write_jsonl
 from helpers.runs.failures import report_failures
 from helpers.runs.manifest import BackendUsed
+from helpers.runs.result_files import EVALUATION
 from helpers.runs.run import Run, data_fingerprints, new_run, open_run
 from helpers.runs.settings import SETTINGS, TrainSettings, settings_of
 from helpers.runs.stages import STAGES
@@ -133,13 +135,18 @@ class Stage:
         """What notebooks 03 and 05 measured on the test set, one line each, for those that are done."""
         stages, lines = self.run.manifest.stages, []
         if stages.is_done("evaluate"):
-            found = read_json(self.run.file("evaluate/model_evaluation.json"))
-            lines.append(f"sampler: {Score(found['test_correct'], found['test_size'])}")
-            lines.append(f"base:    {Score(found['base_correct'], found['test_size'])}")
+            found = EVALUATION.read(self.run.path)
+            lines.append(f"sampler: {found.headlines['tuned']}")
+            lines.append(f"base:    {found.headlines['base']} ({found.base_prompting})")
         if stages.is_done("merge") and self.name != "merge":
             merged = self.run.stage("merge").results
-            lines.append(f"merged:  {Score(merged.correct, merged.total)}, in transformers")
+            score = Score(merged.correct, merged.total)
+            lines.append(f"merged:  {self.task.headline_of(score, merged.mean_f1)}, in transformers")
         return "\n".join(lines)
+
+    def controls(self) -> Controls:
+        """What the task's grader makes of answers that no model gave, on this run's test set."""
+        return score_controls(self.task, self.examples("test"), self.examples("train"))
 
     def uses(self, backend: Any, base_model: str) -> None:
         """Record the service that trains, and the base model."""
@@ -159,7 +166,7 @@ class Stage:
             summary: the key result in a few words, shown in the table at the end of `course run`.
             artefacts: files or folders in the stage's folder that the manifest should list, the most useful
                 first.
-            score: from `score_outputs`, for results that have `correct`, `total` and `accuracy`.
+            score: from `score_outputs`, for results that have `correct`, `total`, `accuracy` and `mean_f1`.
             parity: from `compare_logprobs`, for results that have `parity_passed` and `max_abs_logprob_diff`.
             results: the other fields of the stage's results in helpers.runs.manifest.
 
@@ -172,7 +179,9 @@ class Stage:
                 f"stage '{self.name}' did not write {', '.join(missing)}",
                 "run its notebook again from the top",
             )
-        results |= {name: score[name] for name in ("correct", "total", "accuracy")} if score else {}
+        if score:
+            results |= {name: score[name] for name in ("correct", "total", "accuracy")}
+            results |= {"mean_f1": self.task.measures(score["samples"]).get("mean_f1")}
         if parity:
             results |= {"parity_passed": parity["passed"]}
             results |= {"max_abs_logprob_diff": parity["max_abs_logprob_diff"]}

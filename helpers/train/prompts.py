@@ -72,7 +72,7 @@ class PromptFormat:
         """Token ids of the prompt, up to where the answer starts."""
         if self.renderer is None:
             return self.tokenizer.encode(guide_prompt(example), add_special_tokens=True)
-        return self.renderer.build_generation_prompt(_messages(example)[:-1]).to_ints()
+        return self.renderer.build_generation_prompt(as_messages(example)[:-1]).to_ints()
 
     def answer_tokens(self, example: dict[str, Any]) -> list[int]:
         """Token ids of the reference answer and of what ends it: what the model learns to write.
@@ -93,7 +93,7 @@ class PromptFormat:
                     )
             turn = GUIDE_TURNS["assistant"].format(answer)
             return self.tokenizer.encode(turn, add_special_tokens=False)
-        model_input, _ = self.renderer.build_supervised_example(_messages(example))
+        model_input, _ = self.renderer.build_supervised_example(as_messages(example))
         tokens = model_input.to_ints()
         return tokens[len(self.prompt_tokens(example)) :]
 
@@ -106,7 +106,8 @@ class PromptFormat:
         return text.strip()
 
 
-def _messages(example: dict[str, Any]) -> list[dict[str, str]]:
+def as_messages(example: dict[str, Any]) -> list[dict[str, str]]:
+    """A record as a chat of one turn: the question and its answer."""
     return [
         {"role": "user", "content": question_text(example, "chat")},
         {"role": "assistant", "content": example["output"].strip()},

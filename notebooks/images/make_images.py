@@ -73,6 +73,7 @@ def _scores(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
             f"{sizes['test']} to test",
         ),
         ("base model, test set", _with_interval(evaluation.base)),
+        *((f"… {row.name}", row.told(evaluation.task)) for row in evaluation.base_promptings),
         ("tuned model, test set", _with_interval(evaluation.tuned)),
         *(
             (f"… {kind} templates", _score(by_template[kind].score))

@@ -74,7 +74,7 @@ def _tell(path: Path, runs: list[RunInfo], problems: list[str], as_json: bool) -
         return
     rows = []
     for run in runs:
-        scores = [{"model": model} | score.fields() for model, score in Results(run).scores.items()]
+        scores = [{"model": model} | own.fields() for model, own in Results(run).headlines.items()]
         rows.append({"name": run.name, "state": run.state, "scores": scores})
     print(json.dumps({"path": str(path.absolute()), "runs": rows, "problems": problems}, indent=2))
 

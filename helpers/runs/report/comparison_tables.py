@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from helpers.evaluate.score import Score
+from helpers.evaluate.score import Headline
 from helpers.runs.info import RunInfo
 from helpers.runs.report.page import backend_kind, model_name
-from helpers.runs.report.render import NONE, Table, interval, minute, p_text, rate, small
+from helpers.runs.report.render import MEAN_F1, NONE, Table, minute, p_text, score_cells, small, told
 from helpers.runs.result_forms import Checkpoint, Parity, Step
 from helpers.runs.settings import OTHER_RUNS, written
 from helpers.runs.stages import STAGES
-from helpers.text import clock, percent
+from helpers.text import clock
 
-Scores = Mapping[str, Mapping[str, Score]]  # by run and model
+Headlines = Mapping[str, Mapping[str, Headline]]  # by run and model
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,26 @@ class Pair:
     adjusted: float
 
 
-def overview(runs: list[RunInfo], scores: Scores) -> Table:
+def overview(runs: list[RunInfo], headlines: Headlines) -> Table:
     """What a reader wants first."""
 
-    def told(run: RunInfo, model: str) -> str:
-        return rate(scores[run.name][model]) if model in scores[run.name] else NONE
+    def of(run: RunInfo, model: str) -> str:
+        return told(headlines[run.name][model]) if model in headlines[run.name] else NONE
 
     rows = [
         [
             run.name,
             minute(run.created),
             run.progress,
-            told(run, "base model"),
-            told(run, "tuned model, sampler"),
+            run.task.measure,
+            of(run, "base model"),
+            of(run, "tuned model, sampler"),
         ]
         for run in runs
     ]
     return Table(
         "The runs, in the order in which they were named; 95% intervals in brackets",
-        ["run", "made (UTC)", "stages done", "base model", "tuned model"],
+        ["run", "made (UTC)", "stages done", "measure", "base model", "tuned model"],
         rows,
         code=(0,),
     )
@@ -139,19 +140,14 @@ def changed_data(runs: list[RunInfo]) -> Table:
     )
 
 
-def scores(scores: Scores) -> Table:
+def scores(headlines: Headlines) -> Table:
     """Each model of each run."""
-    return Table(
-        "Right answers on the test set",
-        ["run", "model", "right", "rate", "95% interval"],
-        [
-            [name, model, f"{score.correct}/{score.total}", percent(score.accuracy), interval(score)]
-            for name, models in scores.items()
-            for model, score in models.items()
-        ],
-        right=(2, 3, 4),
-        code=(0,),
-    )
+    found = [(name, model, own) for name, models in headlines.items() for model, own in models.items()]
+    rows = [[name, model, own.measure, *score_cells(own)] for name, model, own in found]
+    head = ["run", "model", "measure", "right", "rate", "95% interval", *MEAN_F1]
+    if not any(own.mean_f1 for _, _, own in found):
+        head, rows = head[:-2], [row[:-2] for row in rows]
+    return Table("The test set", head, rows, right=range(3, 8), code=(0,))
 
 
 def pairs(pairs: Sequence[Pair]) -> Table:

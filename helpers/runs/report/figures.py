@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from helpers.evaluate.score import Score
+from helpers.evaluate.score import Headline
 from helpers.plots import accuracy_by_category, accuracy_by_run, curves, throughput_plot
 from helpers.runs.report.render import printable
 from helpers.runs.result_forms import Checkpoint, Evaluation, Speed, Step
@@ -123,7 +123,7 @@ def validation(checkpoints: list[Checkpoint], best: Checkpoint | None) -> Figure
     return _figure(
         "validation",
         caption,
-        lambda: curves(lines, RIGHT, "Validation accuracy", star=star, limits=limits),
+        lambda: curves(lines, RIGHT, "Validation", star=star, limits=limits),
     )
 
 
@@ -160,10 +160,10 @@ def throughput(speed: Speed) -> Figure:
 # Several runs, by their names
 
 
-def scores_by_run(runs: dict[str, dict[str, Score]]) -> Figure:
+def scores_by_run(runs: dict[str, dict[str, Headline]]) -> Figure:
     """The scores of each run's models."""
     fields = {
-        name: {model: score.fields() for model, score in scores.items()} for name, scores in runs.items()
+        name: {model: own.score.fields() for model, own in models.items()} for name, models in runs.items()
     }
     caption = "Right answers of each run's models on its own test set: a dot, and its 95% interval as a bar"
     return _figure("scores", caption, lambda: accuracy_by_run(fields))
@@ -189,4 +189,4 @@ def validation_rates(checkpoints: dict[str, list[Checkpoint]]) -> Figure:
     """Right answers on each run's validation part."""
     lines = {name: _rates(rows) for name, rows in checkpoints.items()}
     caption = "Right answers on each run's validation part over optimizer steps"
-    return _figure("validation", caption, lambda: curves(lines, RIGHT, "Validation accuracy"))
+    return _figure("validation", caption, lambda: curves(lines, RIGHT, "Validation"))

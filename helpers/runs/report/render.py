@@ -11,11 +11,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from helpers.evaluate.score import Score
+from helpers.evaluate.score import Headline, Score
 from helpers.runs.settings import written
 from helpers.text import clock, percent, plural, size_text
 
 NONE = "–"  # in a cell that has no value
+MEAN_F1 = ("mean F1", "its 95% interval")  # columns of free text
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,23 @@ def rate(score: Score) -> str:
     return f"{percent(score.accuracy)} ({interval(score)})"
 
 
+def told(headline: Headline) -> str:
+    """A rate with its interval, and the mean F1 of free text with its own."""
+    if not (mean := headline.mean_f1):
+        return rate(headline.score)
+    low, high = mean.ci95
+    return f"{rate(headline.score)}, mean F1 {mean.value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def score_cells(headline: Headline) -> list[str]:
+    """Right ones, rate and interval; then what MEAN_F1 names, of free text only."""
+    score, mean = headline.score, headline.mean_f1
+    cells = [f"{score.correct}/{score.total}", percent(score.accuracy), interval(score)]
+    if mean is None:
+        return [*cells, NONE, NONE]
+    return [*cells, f"{mean.value:.2f}", " to ".join(f"{end:.2f}" for end in mean.ci95)]
+
+
 def small(number: float) -> str:
     """Two digits that count, of a number that may be tiny."""
     return f"{number:.2g}"
@@ -80,6 +98,6 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (clock, interval, minute, p_text, percent, plural, rate, size_text, small, written)
+    filters = (clock, interval, minute, p_text, percent, plural, size_text, small, told, written)
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(template).render(**values) + "\n"

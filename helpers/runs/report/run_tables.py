@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from helpers.evaluate.score import Score
+from helpers.evaluate.score import Headline
 from helpers.runs.describe import Artefact, changed_settings
 from helpers.runs.info import RunInfo
 from helpers.runs.manifest import DataFile, Manifest, SplitResults
-from helpers.runs.report.render import NONE, Table, interval, small
-from helpers.runs.result_forms import Checkpoint, Counts, Parity, Speed
+from helpers.runs.report.render import MEAN_F1, NONE, Table, interval, score_cells, small
+from helpers.runs.result_forms import Checkpoint, Counts, Evaluation, Parity, Speed
 from helpers.runs.settings import written
 from helpers.text import clock, percent, size_text
 
@@ -57,17 +57,26 @@ def checkpoints(rows: list[Checkpoint]) -> Table:
     )
 
 
-def scores(scores: Mapping[str, Score]) -> Table:
+def scores(headlines: Mapping[str, Headline], measure: str) -> Table:
     """Each model on the test set."""
-    return Table(
-        "Right answers on the test set",
-        ["model", "right", "rate", "95% interval"],
-        [
-            [model, f"{score.correct}/{score.total}", percent(score.accuracy), interval(score)]
-            for model, score in scores.items()
-        ],
-        right=(1, 2, 3),
-    )
+    rows = [[model, *score_cells(headline)] for model, headline in headlines.items()]
+    head = ["model", "right", measure, "95% interval", *MEAN_F1]
+    if not any(headline.mean_f1 for headline in headlines.values()):
+        head, rows = head[:-2], [row[:-2] for row in rows]
+    return Table(f"The test set: {measure}", head, rows, right=range(1, 6))
+
+
+def base_model(evaluation: Evaluation) -> Table:
+    """The base model, in each way in which it was asked."""
+    rows = [
+        [_marked(row.name, row.name == evaluation.base_prompting), row.told(evaluation.task)]
+        for row in evaluation.base_promptings
+    ]
+    return Table("The base model, by how it was asked", ["asked in", "test set"], rows)
+
+
+def _marked(name: str, strongest: bool) -> str:
+    return f"{name}, the strongest" if strongest else name
 
 
 def by_kind(kind: str, base: Mapping[str, Counts], tuned: Mapping[str, Counts]) -> Table:

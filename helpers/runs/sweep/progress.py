@@ -15,7 +15,7 @@ from typing import Any
 from helpers.errors import RunError
 from helpers.runs.info import is_under_way
 from helpers.runs.sweep.plan import Sweep
-from helpers.text import clock, printable
+from helpers.text import clock, printable, red
 
 POLL_SECONDS = 0.5
 
@@ -34,7 +34,7 @@ class Watch:
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> "Watch":
-        self._seen.update(event for event, _ in self._events())
+        self._seen.update(event for event, *_ in self._events())
         self._thread.start()
         return self
 
@@ -53,22 +53,22 @@ class Watch:
 
     def _report(self) -> None:
         """Say what is new."""
-        for event, text in self._events():
+        for event, text, flag in self._events():
             if event not in self._seen:
                 self._seen.add(event)
                 if self._terminal:
                     self._draw("")
-                self._say(printable(text))
+                self._say(printable(text) + red(flag))
 
-    def _events(self) -> list[tuple[tuple[Any, ...], str]]:
-        """All that has happened in the runs so far: what tells it from others, and a line."""
+    def _events(self) -> list[tuple[tuple[Any, ...], str, str]]:
+        """All that has happened in the runs so far: what tells it from others, a line, and a warning."""
         found = []
         for number, name in enumerate(self._sweep.settings, start=1):
             with contextlib.suppress(RunError):  # deleted by somebody meanwhile; the job itself says so
                 found += self._events_of(number, name)
         return found
 
-    def _events_of(self, number: int, name: str) -> list[tuple[tuple[Any, ...], str]]:
+    def _events_of(self, number: int, name: str) -> list[tuple[tuple[Any, ...], str, str]]:
         sweep, found = self._sweep, []
         width = max(map(len, sweep.settings))
         head = f"[{number}/{len(sweep.settings)}] {name:{width}}  {sweep.text(name)}"
@@ -77,10 +77,11 @@ class Watch:
             if entry.status == "done":
                 shared = entry.shared_from
                 text = f"as in {shared}" if shared else f"{clock(entry.seconds)}  {entry.summary}"
-                found.append(((name, stage, entry.finished, shared), f"{head}  {stage:8} {text}"))
+                flag = f". {manifest.flag}" if stage == "evaluate" and manifest.flag else ""
+                found.append(((name, stage, entry.finished, shared), f"{head}  {stage:8} {text}", flag))
         if failure := manifest.failure:
             line = f"{head}  {failure.stage:8} FAILED: {failure.what}"
-            found.append(((name, failure.stage, failure.time), line))
+            found.append(((name, failure.stage, failure.time), line, ""))
         elif sweep.is_done(name) and name not in self._finished:
             self._finished.add(name)
             found.append(((name, "done"), self._count()))

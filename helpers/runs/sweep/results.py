@@ -18,7 +18,7 @@ from helpers.text import clock, table
 RESULTS, PLOT, PAGE = "results.csv", "metric.png", "report.html"
 LOG = "course.log"  # in the folder of a run: all that the last `course run` of the sweep printed
 SCORES = ("validation", "base", "test")
-LATER = (*SCORES, "validation_loss", "best_step", "seconds", "split_from", "base_from")
+LATER = (*SCORES, "validation_loss", "best_step", "seconds", "split_from", "base_from", "measure")
 
 
 def collect(sweep: Sweep) -> list[dict[str, Any]]:
@@ -27,8 +27,9 @@ def collect(sweep: Sweep) -> list[dict[str, Any]]:
     Returns:
         For each run `run`, `status` (`done`, `failed`, `under way`, `unfinished`, `not started`, `changed` or
         `damaged`), `settings` (the swept ones), `validation`, `base` and `test` (`correct`, `total`,
-        `accuracy`, `ci95`; None if not there), `validation_loss`, `best_step`, `seconds`, `split_from`,
-        `base_from`, `message` and `log`.
+        `accuracy`, `ci95`, and `mean_f1` of free text; None if not there), `measure` (what their rate is
+        called), `validation_loss`, `best_step`, `seconds`, `split_from`, `base_from`, `flag` (a warning on
+        the scores, or empty), `message` and `log`.
     """
     return [_row(sweep, name) for name in sweep.settings]
 
@@ -36,7 +37,7 @@ def collect(sweep: Sweep) -> list[dict[str, Any]]:
 def _row(sweep: Sweep, name: str) -> dict[str, Any]:
     run = sweep.run(name)
     row: dict[str, Any] = {"run": name, "status": "not started", "settings": sweep.setting(name)}
-    row |= dict.fromkeys(LATER) | {"message": "", "log": ""}
+    row |= dict.fromkeys(LATER) | {"flag": "", "message": "", "log": ""}
     if not run.path.exists():
         return row
     info = look_at(run.path)
@@ -78,13 +79,15 @@ def _scores(run: Run, manifest: Manifest) -> dict[str, Any]:
     row: dict[str, Any] = {
         "seconds": round(sum(entry.seconds or 0 for entry in stages.values()), 1) if stages else None,
         "split_from": stages["split"].shared_from if "split" in stages else None,
+        "measure": manifest.task.measure if "split" in stages else None,
+        "flag": manifest.flag,
     }
     if "train" in stages:
         best = BEST.read(run.path)
         row |= {"validation": best.score.fields(), "validation_loss": best.loss, "best_step": best.step}
     if "evaluate" in stages:
         found, results = EVALUATION.read(run.path), stages["evaluate"].results
-        row |= {"base": found.base.fields(), "test": found.tuned.fields()}
+        row |= {"base": found.headlines["base"].fields(), "test": found.headlines["tuned"].fields()}
         row["base_from"] = results.base_from if results else None
     return row
 
@@ -119,8 +122,9 @@ def _scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def results_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """The table, what to make of it, and where the rest is."""
-    best = best_row(sweep, rows)
-    head = ["run", *sweep.swept, "validation (95%)", "loss", "test (95%)", "time", "status"]
+    best, measure = best_row(sweep, rows), measure_of(rows)
+    scored = (f"validation, {measure} (95%)", "loss", f"test, {measure} (95%)")
+    head = ["run", *sweep.swept, *scored, "time", "status"]
     lines = [head]
     for row in rows:
         own = [written(row["settings"][name]) for name in sweep.swept]
@@ -142,12 +146,22 @@ def results_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     return "\n".join([*text, "", *_advice(sweep, rows, best)])
 
 
+def flags_text(rows: list[dict[str, Any]]) -> str:
+    """A line for each warning about a measure, with the runs that it is about."""
+    flags: dict[str, list[str]] = {}
+    for row in rows:
+        if row["flag"]:
+            flags.setdefault(row["flag"], []).append(row["run"])
+    return "\n".join(f"{', '.join(runs)}: {flag}" for flag, runs in flags.items())
+
+
 def _advice(sweep: Sweep, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> list[str]:
     if best is None:
         return ["no run has a validation score yet"] if "train" in sweep.stages else []
+    name = measure_of(rows)
     measure = {
-        "accuracy": "highest accuracy, of equals the lowest loss",
-        "loss": "lowest loss, of equals the highest accuracy",
+        "accuracy": f"highest {name}, of equals the lowest loss",
+        "loss": f"lowest loss, of equals the highest {name}",
     }[best_metric(sweep)]
     latest = "; runs/latest names it" if latest_name() == best["run"] else ""
     lines = [f"best by validation: {best['run']} ({sweep.text(best['run'])}), by {measure}{latest}"]
@@ -174,11 +188,18 @@ def _advice(sweep: Sweep, rows: list[dict[str, Any]], best: dict[str, Any] | Non
     return lines
 
 
+def measure_of(rows: list[dict[str, Any]]) -> str:
+    """What the rates of all runs are called; plain words if the runs differ in it, or none has any."""
+    names = {row["measure"] for row in rows if row["measure"]}
+    return names.pop() if len(names) == 1 else "right answers"
+
+
 def _score_text(score: dict[str, Any] | None) -> str:
     if score is None:
         return "–"
     low, high = score["ci95"]
-    return f"{score['correct']}/{score['total']} {score['accuracy']:4.0%} [{low:.0%}, {high:.0%}]"
+    mean_f1 = f", mean F1 {score['mean_f1']:.2f}" if score.get("mean_f1") is not None else ""
+    return f"{score['correct']}/{score['total']} {score['accuracy']:4.0%} [{low:.0%}, {high:.0%}]{mean_f1}"
 
 
 # To keep
@@ -216,10 +237,10 @@ def csv_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
         line |= row["settings"]
         for kind in SCORES:
             score = row[kind] or {"ci95": (None, None)}
-            line |= {f"{kind}_{key}": score.get(key) for key in ("correct", "total", "accuracy")}
+            line |= {f"{kind}_{key}": score.get(key) for key in ("correct", "total", "accuracy", "mean_f1")}
             line |= {f"{kind}_low": score["ci95"][0], f"{kind}_high": score["ci95"][1]}
-        rest = ("validation_loss", "best_step", "seconds", "split_from", "base_from", "message", "log")
-        lines.append(line | {key: row[key] for key in rest})
+        rest = ("measure", "validation_loss", "best_step", "seconds", "split_from", "base_from")
+        lines.append(line | {key: row[key] for key in (*rest, "flag", "message", "log")})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
