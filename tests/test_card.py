@@ -97,6 +97,12 @@ def test_the_card_tells_no_private_paths_and_addresses():
     assert "`mine`" in text and "base_model" not in text
 
 
+def test_names_are_no_markup():
+    hostile = "<img src=x onerror=alert(1)>"
+    text = write_model_card(make_run(base=f"/models/{hostile}", data_files=f"/data/{hostile}.json")).read_text()
+    assert "<img" not in text and text.count("&lt;img src=x") >= 2
+
+
 def test_stages_that_are_not_done_are_left_out():
     run = make_run(done=UNTIL_MERGE)
     text = write_model_card(run).read_text()

@@ -108,7 +108,7 @@ def expand(table: dict[str, str]) -> dict[str, str]:
     return {
         name: note
         for key, note in table.items()
-        for name in ({key.replace("[_async]", ""), key.replace("[_async]", "_async")})
+        for name in dict.fromkeys((key.replace("[_async]", ""), key.replace("[_async]", "_async")))
     }
 
 
