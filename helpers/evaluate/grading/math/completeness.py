@@ -173,7 +173,7 @@ def _concludes(text: str, end: str, last_line: str) -> Verdict:
 
 
 def _few_words(text: str) -> bool:
-    """At most three words. Where no spaces part them, two letters make a word, and more will do around a number."""
+    """At most three words. Where no spaces part them, two letters make one, and digits make a few."""
     letters = re.findall(f"[{CJK}]", text)
     others = re.sub(f"[{CJK}，、]+", " ", text)
     return len(letters) / 2 + len(others.split()) <= 3 or bool(letters and re.search(r"\d", others))

@@ -112,7 +112,7 @@ def _compare(gold: str, found: str) -> bool:
     )
     if not left or not right:
         return False
-    # 15 digits and 6 places are math-verify's own: all numbers below 1e-15 would be equal, and 1e-7 be 0.000000.
+    # By math-verify's own 15 digits and 6 places, all numbers below 1e-15 are equal, and 1e-7 is 0.000000.
     places = max(_places(left[0]), _places(right[0]))
     return bool(
         verify(
@@ -137,7 +137,7 @@ def _with_fractions(part: Any) -> Any:
 
 
 def _places(part: Any) -> int:
-    """The places to which a decimal is compared with what it may be rounded from: 6, three of them significant."""
+    """The places to which a decimal is compared with what it is rounded from: 6, three of them not 0."""
     from sympy import Float
 
     if not isinstance(part, Float):
