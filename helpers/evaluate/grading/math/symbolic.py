@@ -152,14 +152,14 @@ def _serve() -> None:
 
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a notebook is for the parent
-    _compare("1", "1")
+    _compare("x(x+1)", "x^2+x")  # each worker starts with what this has loaded
     print("ready", flush=True)
     while True:
         worker = os.fork()
         if worker == 0:
             _work()
             os._exit(0)
-        if os.waitpid(worker, 0)[1] == 0:
+        if os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) != -signal.SIGPROF:
             return
         print("null", flush=True)
 
@@ -170,8 +170,9 @@ def _work() -> None:
     import signal
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MAX_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit, hard = pages * resource.getpagesize() + MAX_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
