@@ -8,9 +8,9 @@
     check_fields('{"city": "Rome", "nights": 3}', "nights: 3\\ncity: Rome")      # all fields, the same values
     check_text("a red bike", "the red bike", 0.5)               # shares enough words
 
-Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away:
-texts and numbers are bounded, and what is not plain arithmetic goes to math-verify in a process with a time
-limit.
+Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away: one
+of 100 kB takes a second and 200 MB at most. Texts and numbers are bounded, and what is not plain arithmetic
+goes to math-verify in a process with limits.
 """
 
 from helpers.evaluate.grading.fields import check_fields, read_fields

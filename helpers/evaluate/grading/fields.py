@@ -5,10 +5,8 @@ Right is one with all fields of the reference, no other, and the same values. Wh
 
 - the order of fields; case, spaces and full-width forms; punctuation at the end of a value;
 - how a plain number is written: `3`, `3.0` and `"3"` are one, `1,200` and `1200` too. Dates, codes with zeros
-in front and numbers
-  with a unit are text: `2024-01-05` is not `2024-1-5`;
-- null and empty fields, which count as not stated. So `{}`, `[]` and `{"person": null}` are the same, and right
-where the reference holds no more.
+  in front and numbers with a unit are text: `2024-01-05` is not `2024-1-5`;
+- null and empty fields, which count as not stated. So `{}`, `[]` and `{"person": null}` are the same.
 
 Objects and lists inside count by their parts (`address.city`, `items.0`), lists in order. An answer with two
 different objects, or with one field twice, can't be read.

@@ -10,7 +10,7 @@ import string
 import unicodedata
 from collections import Counter
 
-from helpers.evaluate.grading.answer_text import without_extras
+from helpers.evaluate.grading.answer_text import short_runs, without_extras
 from helpers.evaluate.grading.verdict import Verdict
 
 # Scripts that put no spaces between words, or (Korean) few, and their marks above and below letters.
@@ -27,10 +27,10 @@ def check_text(model_output: str, expected_output: str, threshold: float = 0.5) 
     Args:
         threshold: the F1 from which it is right.
     """
-    answer = without_extras(model_output).strip()
+    answer, reference = short_runs(without_extras(model_output)).strip(), short_runs(expected_output)
     if not answer:
         return Verdict(False, "the answer is empty", None, expected_output[:500], {"f1": 0.0})
-    f1 = token_f1(*(unicodedata.normalize("NFKC", text) for text in (answer, expected_output)))
+    f1 = token_f1(*(unicodedata.normalize("NFKC", text) for text in (answer, reference)))
     why = f"F1 {f1:.2f} with the reference; right from {threshold:g}"
     return Verdict(f1 >= threshold, why, answer[:500], expected_output[:500], {"f1": f1})
 

@@ -4,6 +4,7 @@ Right is an answer that names the reference's label and no other one. What count
 
 - case, spaces, `_` and `-` between words, quotes, punctuation, and full-width forms make no difference;
 - after `Label:`, `Category:`, `类别：` and the like, only what follows counts: reasons may come before;
+- where labels are letters, `a` before a word is the article, and `I` the pronoun: `A good one is B` names B;
 - a label inside a longer word (`ham` in `hamster`) is not named, nor is one that is denied (`not spam`,
 `不是垃圾邮件`);
 - two different labels make no answer, and no label makes none.
@@ -25,6 +26,10 @@ _BEFORE, _AFTER = (
     rf"(?<![^\W{_CJK}])(?<!-)(?<!\d[.,])",
     rf"(?![^\W{_CJK}])(?!-\w)(?![.,]\d)",
 )  # no letter, digit or hyphen goes on
+_NO_WORD = (  # "A is right" names a label; other words make an article or a pronoun of it
+    r"(?!['’](?:m|d|ll|ve)\b"
+    r"|[ \t]+(?!(?:is|and|or|but|because|since|as|for|with|seems|fits|looks|applies)\b)[a-z])"
+)
 _MARK = re.compile(
     r"(?:\b(?:label|category|class|classification|sentiment|topic|intent|answer)\b|类别|分类|标签|情感|答案|结果)"
     r"[\"'*_\s]*(?::|=|\bis\b|是|为)"
@@ -102,7 +107,8 @@ def _pattern(label: str) -> re.Pattern:
     bare = _bare(label)
     words = r"[\s_-]+".join(map(re.escape, bare.split()))
     before = _BEFORE if re.match(r"\w", bare) else r"(?<!\w)"
-    return re.compile(before + words + (_AFTER if re.search(r"\w$", bare) else ""))
+    after = _AFTER if re.search(r"\w$", bare) else ""
+    return re.compile(before + words + after + (_NO_WORD if bare in ("a", "i") else ""))
 
 
 def _denied(text: str, start: int, end: int) -> bool:

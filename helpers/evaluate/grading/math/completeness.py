@@ -6,6 +6,7 @@ import unicodedata
 from helpers.evaluate.grading.answer_text import short_runs, without_extras
 from helpers.evaluate.grading.math.arithmetic import CURRENCY, NUMBER
 from helpers.evaluate.grading.math.final_answer import MAX_TEXT, final_answer, marked_answers, prepare
+from helpers.evaluate.grading.math.plain_text import CJK
 from helpers.evaluate.grading.math.quantities import read_quantity, tidy_answer
 from helpers.evaluate.grading.math.units import unit_at
 from helpers.evaluate.grading.math.wording import WIDE, sentences
@@ -15,7 +16,9 @@ _DANGLING = re.compile(
     r"(?:\b(?:therefore|thus|hence|so|because|since|and|or|but|the|an?|is|are|was|of|to|that|we|which|with"
     r"|for|by|if|then|let|in|from|as|have|has|"
     r"implies|consequently|equals|gives|get)|因此|所以|因为|由于|故|则|即|得|为|是|设|从而|[-+*/=<>≤≥,:;(\[{、，：；∈^_&]"
-    r"|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies))\s*$",
+    r"|\\(?:times|cdot|frac|sqrt|le|ge|in|Rightarrow|implies)"
+    r"|(?<![没所])有|(?<!不)需要?|共|总计|等于|还剩|剩[下余]|和|与|或|但|而|如果|那么|把|被|给|从|[はがをへ을를]"
+    r"|(?<!\d)(?<!\d\s)[€£¥₹₩₽])\s*$",
     re.IGNORECASE,
 )
 
@@ -70,7 +73,9 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
     Args:
         model_output: what the model wrote.
         stop_reason: `stop` or `length`, as Tinker and vLLM report it. It knows whether the token limit cut
-            the text, so it decides. Without one, the text must have a conclusion, and leave nothing open.
+            the text, so it decides. Without one, the text must have a conclusion, and leave nothing open. So
+            must a proof in any case: `stop` may also be a stop text, such as the empty line that ends an
+            answer of the guide, and proofs have paragraphs.
     """
     text = short_runs(model_output or "").strip()
     if not text:
@@ -78,7 +83,7 @@ def check_completeness(model_output: str, stop_reason: str | None = None) -> Ver
     reason = str(stop_reason or "").lower().rsplit(".", 1)[-1]
     if reason in _CUT:
         return Verdict(False, "cut off by the token limit", evidence={"stop_reason": str(stop_reason)})
-    if reason in _ENDED:
+    if reason in _ENDED and not (reason == "stop" and _PROOF.search(text)):
         return Verdict(True, "the model ended it", evidence={"stop_reason": str(stop_reason)})
     return _read_to_its_end(text)
 
@@ -103,9 +108,22 @@ def _read_to_its_end(text: str) -> Verdict:
     command = re.search(r"\\([a-zA-Z]*)$", end)
     if (command and command[1] not in _WHOLE_COMMANDS) or _dangles(end):
         return Verdict(False, f"ends in the middle: {end[-40:]!r}", evidence={"end": end[-40:]})
-    if re.fullmatch(r"[#*\s]*(?:step|步骤|第)\s*\d+\s*步?\W*", last_line, re.IGNORECASE):
+    if _STEP_HEAD.fullmatch(last_line) or _item_without_text(text, last_line):
         return Verdict(False, "ends with the head of a step", evidence={"end": last_line})
     return _concludes(text, end, last_line)
+
+
+_STEP_HEAD = re.compile(r"[#*\s]*(?:step|步骤|第)\s*[\d一二三四五六七八九十]+\s*步?\W*", re.IGNORECASE)
+
+
+def _item_without_text(text: str, last_line: str) -> bool:
+    """Whether a last line holds only the mark that follows an earlier item's: `3.` after `2. b`."""
+    mark = re.fullmatch(r"[(（]?(\d{1,2}|[a-z])[.)）、:]|([①-⑳])", last_line)
+    if not mark:
+        return False
+    this = mark[1] or mark[2]
+    before = str(int(this) - 1) if this.isdecimal() else chr(ord(this) - 1)
+    return bool(re.search(rf"^[^\w\n]*+{re.escape(before)}[^\w\n]", text, re.MULTILINE))
 
 
 def _dangles(end: str) -> bool:
@@ -135,7 +153,9 @@ def _concludes(text: str, end: str, last_line: str) -> Verdict:
         return Verdict(False, "ends on a step, without a conclusion", evidence={"end": last_line[-80:]})
     closed = re.search(r"[.!。！)\]}]$", end.translate(WIDE))
     if _QED.search(last_line) or (
-        "\n" not in end and len(end) <= 60 and (closed or len(end.split()) <= 3 or re.search(r"[\d%$]$", end))
+        "\n" not in end
+        and len(end) <= 60
+        and (closed or _few_words(end) or re.search(rf"[\d%{CURRENCY}]$", end))
     ):
         return Verdict(True, "it ends with its conclusion")
     result = re.search(rf".*=\s*[{CURRENCY}]?{NUMBER}(?P<rest>.*)$", last_line)
@@ -152,11 +172,23 @@ def _concludes(text: str, end: str, last_line: str) -> Verdict:
     return Verdict(False, "it has no conclusion", evidence={"end": end[-80:]})
 
 
+def _few_words(text: str) -> bool:
+    """At most three words. Where no spaces part them, two letters make one, and digits make a few."""
+    letters = re.findall(f"[{CJK}]", text)
+    others = re.sub(f"[{CJK}，、]+", " ", text)
+    return len(letters) / 2 + len(others.split()) <= 3 or bool(letters and re.search(r"\d", others))
+
+
 def _stands_out(text: str, last_line: str) -> bool:
     """Whether the last line is bold, a formula, or a row of a table."""
     if re.fullmatch(r"\*\*[^*]+\*\*|\\[(\[].+|\|.*\d.*\|?|\$[^$]+", last_line):
         return True
     return text.rstrip().rsplit("\n", 1)[-1].startswith(("**", "\\(", "\\[", "$", "|"))
+
+
+_OPEN_DOLLAR = re.compile(
+    r"\$[^$\d\s][^$\n]*[=^\\_]|\$\d[^$\n]*\\[a-z]|(?<!\d)(?<!\d\s)\$\s*$"
+)  # of a formula, or of money: "It costs $"
 
 
 def _left_open(text: str) -> str:
@@ -168,7 +200,7 @@ def _left_open(text: str) -> str:
     if len(re.findall(r"(?<!\\)\$\$", text)) % 2:
         return "$$"
     dollars = [match.start() for match in re.finditer(r"(?<!\\)\$", text)]
-    if len(dollars) % 2 and re.match(r"\$[^$\d\s][^$\n]*[=^\\_]|\$\d[^$\n]*\\[a-z]", text[dollars[-1] :]):
+    if len(dollars) % 2 and _OPEN_DOLLAR.match(text, dollars[-1]):
         return "$"
     if text.count("\\[") > text.count("\\]"):
         return "\\["

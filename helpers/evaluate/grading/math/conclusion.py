@@ -171,7 +171,7 @@ def _found_not_given(text: str, items: list[Place]) -> Place:
     if len(items) == 1:
         return items[0]
     for item in reversed(items):
-        before = text[: item[0]]
+        before = text[max(0, item[0] - 200) : item[0]]
         given = _GIVEN.search(before) or re.search(
             r"\d.*\sto (?!\d)[a-z]+\b(?:(?!\b(?:is|are)\b).)*$", before
         )

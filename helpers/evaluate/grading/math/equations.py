@@ -1,6 +1,7 @@
 """The equations that a text states, and whether each is right."""
 
 import re
+import unicodedata
 from collections.abc import Set
 from dataclasses import dataclass
 from decimal import Decimal
@@ -115,8 +116,15 @@ def _nouns(text: str) -> set[str]:
     return {word.lower().rstrip("s.") for word in re.findall(r"[A-Za-z]{2,}", text)} - {"sqrt", "pi", "step"}
 
 
+# The head of an item that follows others in its line: "(2) ", "2. ", "b) ", "Step 2: ", "第二步：".
+_ITEM = (
+    r"(?<=[\w)%.;,。；，]\s)(?:\((?:\d{1,2}|[a-z])\)\s+(?=[\w($\\])|(?:\d{1,2}[.)]|[a-z]\))\s+(?=[\w($\\])"
+    r"|(?:Step|STEP|step)\s*\d{1,2}\s*[:.]\s)|(?:步骤|第)[\d一二三四五六七八九十]{1,3}步?[:：]"
+)
+
 _BREAK = re.compile(
-    r"\n|\s+and\s+(?=[A-Za-z]\w*\s*=)|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\"
+    rf"\n|\||[①-⑳]|{_ITEM}"
+    r"|\s+and\s+(?=[A-Za-z]\w*\s*=)|(?<=[a-z\d)%][.;])\s+(?=[A-Z\d$(])|[。；]|\\\\"
     r"|(?<=[a-z\d)]),\s+(?=[\d(a-zA-Z$])|\\\]|\\\)(?=[\s,.;])"
 )
 
@@ -128,16 +136,20 @@ _REMAINDER = re.compile(
 )
 
 
+# What stands beside the arithmetic: "(clips)", "（元/个）", "(cm^2)", but not "(x)" or "(pi)".
+_REMARK = re.compile(
+    rf"[（(\[]\s*(?!(?:pi|sqrt)\b)(?:[A-Za-z]{{2,}}|m\b|[{CJK}])(?:[A-Za-z\s{CJK}.,!'/²³-]|\^\d){{0,60}}[)）\]]"
+    r"(?P<next>\s*(?=\d))?|\ufe0f"
+)
+
+
 def _in_signs(text: str) -> str:
     """A solution with signs for words, without units that look like arithmetic, one equation a line."""
     text = re.sub(r"<<[^<>\n]{0,200}>>", "", short_runs(text[-MAX_TEXT:]))
     text = re.sub(r"\\(?:begin|end)\{[^{}]{0,40}\}|\\(?:qquad|quad|tag\{[^{}]*\})", " ", text)
     text = re.sub(r"(?:\\\\|\n)[\s&]{0,20}=(?!=)", " = ", text)
-    text = re.sub(
-        r"[（(]\s*(?:[\u4e00-\u9fff]{1,4}|cm|km|kg|mm|m)(?:[²³]|\^\d)?(?:/[\u4e00-\u9fffA-Za-z]{1,4})?\s*[)）]",
-        " ",
-        text,
-    )
+    text = "".join(" " if unicodedata.category(char) == "So" else char for char in text)  # ✓ and the like
+    text = _REMARK.sub(lambda remark: " " if remark["next"] is None else "\n", text)
     for words, sign in _WORDS_FOR_SIGNS.items():
         text = re.sub(rf"(?<=[\d%])\s+(?:{words})\s+(?=[{CURRENCY}]?\d)", f" {sign} ", text)
     text = re.sub(rf"(\d%|\d\s*/\s*\d+\)*)\s+of\s+(?=[{CURRENCY}(]?\d)", r"\1 * ", text)
@@ -161,7 +173,7 @@ def _plain_line(line: str) -> str:
         " * ",
         line.replace("\\", " "),
     )
-    line = re.sub(r"^\s*[-*•]\s+(?=\S)", "", line)
+    line = re.sub(r"^[\s>]*[-*•]\s+(?:\[[ xX]\]\s)?(?=\S)|^[\s>]+", "", line)
     return re.sub(
         r"^\s*(?:step|步骤|第)?\s*\d+\s*步?\s*(?:\.(?!\d)|[:)、])\s*(?=\S)", "", line, flags=re.IGNORECASE
     )

@@ -1,4 +1,4 @@
-"""Numbers as Chinese, Japanese and Korean write them: `三分之二`, `百分之二十五`, `3万5千`, `十二点五`, `스물다섯`.
+"""Numbers in Chinese, Japanese and Korean: `三分之二`, `百分之二十五`, `3万5千`, `十二点五`, `스물다섯`.
 
 Their grammar is closed: digits, six units that multiply, a point, a sign, a fraction. So it is read here, to
 exact fractions. Libraries for it give floats, and know one language each.
@@ -14,27 +14,20 @@ _DIGITS = "零〇○영공 一壹일 二贰貳弐两兩이 三叁參参삼 四�
 _VALUES = str.maketrans({char: str(n) for n, chars in enumerate(_DIGITS.split()) for char in chars})
 _SAME = str.maketrans("萬만億억조千仟천佰백拾십點점", "万万亿亿兆千千千百百十十点点", " ")
 _UNITS = {"兆": 10**12, "亿": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
-_KOREAN_TENS = {
-    "열": 1,
-    "스물": 2,
-    "스무": 2,
-    "서른": 3,
-    "마흔": 4,
-    "쉰": 5,
-    "예순": 6,
-    "일흔": 7,
-    "여든": 8,
-    "아흔": 9,
-}
-_KOREAN_ONES = {"하나": 1, "한": 1, "둘": 2, "두": 2, "셋": 3, "세": 3, "넷": 4, "네": 4, "다섯": 5}
-_KOREAN_ONES |= {"여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9}
-_KOREAN = re.compile(rf"({'|'.join(_KOREAN_TENS)})?({'|'.join(_KOREAN_ONES)})?")
+_KOREAN_TENS = ["", "열", "스물", "서른", "마흔", "쉰", "예순", "일흔", "여든", "아흔"]
+_KOREAN_ONES = ["", "하나", "둘", "셋", "넷", "다섯", "여섯", "일곱", "여덟", "아홉"]
+_KOREAN = {
+    tens + ones: 10 * place + value
+    for place, tens in enumerate(_KOREAN_TENS)
+    for value, word in enumerate(_KOREAN_ONES)
+    for ones in (word, {"하나": "한", "둘": "두", "셋": "세", "넷": "네"}.get(word, word))
+    if tens + ones
+} | {"스무": 20}
 
 _NUMERAL = _DIGITS.replace(" ", "") + "兆조億亿억萬万만百佰백十拾십"
 _RUN = (
-    rf"(?:(?:\d[\d,]*+(?:\.\d+)?+|[{_NUMERAL}]|[點点]|\s?점\s?(?=[{_NUMERAL}])|(?<=[만억조])\s(?=[{_NUMERAL}])"
-    rf"|[千仟천](?![米克瓦卡帕赫]))++|(?=[{''.join(sorted({w[0] for w in _KOREAN_TENS | _KOREAN_ONES}))}])"
-    rf"{_KOREAN.pattern.replace('(', '(?:')})"
+    rf"(?:(?:\d[\d,]*+(?:\.\d+)?+|[{_NUMERAL}]|[千仟천](?![米克瓦卡帕赫])|[點点]|\s?점\s?(?=[{_NUMERAL}])"
+    rf"|(?<=[만억조])\s(?=[{_NUMERAL}]))++|{'|'.join(sorted(_KOREAN, key=len, reverse=True))})"
 )
 # What may stand before a number and after it. No other word may: 三角形 and 一共 hold no number.
 _BEFORE = rf"(?:(?<![{CJK}\d.,])|(?<=[有是为為共约約得和或与與は]))"
@@ -57,8 +50,8 @@ def with_digits(text: str) -> str:
     if text.isascii():
         return text
     if ratio := _RATIO.fullmatch(text.strip(" .。")):
-        sides = [value_in_words(side) for side in ratio.groups()]
-        return ":".join(_written(side) if side is not None else "?" for side in sides)
+        left, right = map(value_in_words, ratio.groups())
+        return text if left is None or right is None else f"{_written(left)}:{_written(right)}"
     return _PHRASE.sub(_rewritten, _HALF.sub("1/2", text))
 
 
@@ -80,7 +73,8 @@ def _rewritten(match: re.Match) -> str:
 
 
 def _written(value: Fraction) -> str:
-    return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
+    whole = value.denominator == 1
+    return str(value.numerator) if whole else f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
 
 
 def value_in_words(text: str) -> Fraction | None:
@@ -88,9 +82,8 @@ def value_in_words(text: str) -> Fraction | None:
 
     Digits in a row are read one by one: `二〇二六` is 2026.
     """
-    if native := _KOREAN.fullmatch(text):
-        tens, ones = _KOREAN_TENS.get(native[1], 0), _KOREAN_ONES.get(native[2], 0)
-        return Fraction(10 * tens + ones) if tens + ones else None
+    if text in _KOREAN:
+        return Fraction(_KOREAN[text])
     return _value(text.translate(_SAME)) if len(text) <= 40 else None
 
 
@@ -112,7 +105,7 @@ def _value(text: str) -> Fraction | None:
 
 
 def _rest(low: str, size: int, counted: bool) -> Fraction | None:
-    """What follows a unit. A single digit counts the next smaller one: `一万二` is 12000 (but `일만이` 10002)."""
+    """What follows a unit. A digit alone counts the next one: `一万二` is 12000 (Korean `일만이`: 10002)."""
     if not low:
         return Fraction(0)
     if size >= 100 and counted and low in "123456789一二三四五六七八九":

@@ -96,7 +96,7 @@ def read_quantity(text: str) -> Quantity | None:
     Two numbers offered as one answer (`3 or 4`) are no quantity.
     """
     text = _HEDGE.sub("", text).strip()
-    text = re.sub(r"^(?:negative|minus|负)\s*(?=[\d$(])", "-", text, flags=re.IGNORECASE)
+    text = re.sub(r"^(?:negative|minus)\s*(?=[\d$(])", "-", text, flags=re.IGNORECASE)
     if text.startswith("-") and (words := number_words(text[1:])) is not None:
         return Quantity(Fraction(-words))
     words = number_words(text)

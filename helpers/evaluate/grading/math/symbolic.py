@@ -112,7 +112,7 @@ def _compare(gold: str, found: str) -> bool:
     )
     if not left or not right:
         return False
-    # 15 digits and 6 places are math-verify's own: all numbers below 1e-15 would be equal, and 1e-7 be 0.000000.
+    # By math-verify's own 15 digits and 6 places, all numbers below 1e-15 are equal, and 1e-7 is 0.000000.
     places = max(_places(left[0]), _places(right[0]))
     return bool(
         verify(
@@ -137,7 +137,7 @@ def _with_fractions(part: Any) -> Any:
 
 
 def _places(part: Any) -> int:
-    """The places to which a decimal is compared with what it may be rounded from: 6, three of them significant."""
+    """The places to which a decimal is compared with what it is rounded from: 6, three of them not 0."""
     from sympy import Float
 
     if not isinstance(part, Float):
@@ -152,14 +152,14 @@ def _serve() -> None:
 
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a notebook is for the parent
-    _compare("1", "1")
+    _compare("x(x+1)", "x^2+x")  # each worker starts with what this has loaded
     print("ready", flush=True)
     while True:
         worker = os.fork()
         if worker == 0:
             _work()
             os._exit(0)
-        if os.waitpid(worker, 0)[1] == 0:
+        if os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) != -signal.SIGPROF:
             return
         print("null", flush=True)
 
@@ -170,8 +170,9 @@ def _work() -> None:
     import signal
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MAX_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit, hard = pages * resource.getpagesize() + MAX_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
