@@ -99,7 +99,9 @@ def test_the_card_tells_no_private_paths_and_addresses():
 
 def test_names_are_no_markup():
     hostile = "<img src=x onerror=alert(1)>"
-    text = write_model_card(make_run(base=f"/models/{hostile}", data_files=f"/data/{hostile}.json")).read_text()
+    text = write_model_card(
+        make_run(base=f"/models/{hostile}", data_files=f"/data/{hostile}.json")
+    ).read_text()
     assert "<img" not in text and text.count("&lt;img src=x") >= 2
 
 

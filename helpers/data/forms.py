@@ -34,6 +34,7 @@ KEPT = {
     "id": (str, int),
 }
 
+_THOUSANDS = re.compile(r"(?<![\d,(])\d{1,3}(,\d{3})+(?![\d,)])")  # not the members of `(1,234)`
 FORMS = "records need 'instruction' and 'output', or 'question' and 'answer' (or 'solution'), or 'messages'"
 
 
@@ -148,8 +149,7 @@ def _from_gsm8k(row: dict[str, Any]) -> dict[str, Any]:
     record = {"instruction": text_of(row, "question"), "input": "", "output": text_of(row, "answer")}
     final = re.search(r"####\s*(\S+)\s*$", record["output"])
     if final:
-        thousands = re.search(r"(?<![\d,])\d{1,3}(,\d{3})+(?![\d,])", final[1])
-        record["answer"] = final[1].replace(",", "") if thousands else final[1]
+        record["answer"] = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), final[1])
     return record
 
 

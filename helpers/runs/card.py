@@ -55,7 +55,9 @@ def write_model_card(run: Run) -> Path:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: str(value).replace("<", "&lt;"),  # the hub renders HTML that stands in Markdown
+        finalize=lambda value: str(value).replace(
+            "<", "&lt;"
+        ),  # the hub renders HTML that stands in Markdown
     )
     environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     card = ModelCard(environment.get_template("model_card.md.jinja").render(card_values(run)))
