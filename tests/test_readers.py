@@ -297,5 +297,5 @@ def test_repeats_and_contradictions_are_counted():
     task, rows = choose_task("math", records)
     split = split_data(rows, max_test=2, max_validation=2)
     assert "11 of 51 records ask exactly what an earlier one asks" in split.report["notes"][0]
-    assert "1 question with different answers" in task.finish(split)[1][0]
+    assert "1 question with different answers" in task.check(split)[0]
     assert split_data(records[:40]).report["notes"] == []
