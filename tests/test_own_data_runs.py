@@ -72,10 +72,12 @@ def test_a_run_is_refused_before_it_starts(arguments, parts, capsys, folder):
 def test_a_run_without_its_bad_records(small_data, folder):
     """Through the real notebook: what the terminal, the manifest and the split folder say."""
     rows = read_json(small_data)
+    rows[0]["source"] = "a book"
     write_json(small_data, [*rows, {"instruction": "\x1b]0;no answer"}, *rows[:2]])
     arguments = ["--name", "mine", "--until", "split", "--data", small_data, "--skip-bad"]
     result = real_course("run", *arguments)
     assert result.returncode == 0, result.stderr
+    assert f"note: {small_data}: not used: source\n" in result.stdout
     assert f"note: {small_data}: 1 row left out: see split/skipped.jsonl" in result.stdout
     assert "note: 2 of 42 records ask exactly what an earlier one asks" in result.stdout
     split = Run(folder / "mine").stage("split")

@@ -36,6 +36,8 @@ def write(path: Path, content: str | bytes | list) -> Path:
     ("row", "parts"),
     [
         (GUIDE | {"history": [["q", "a"]]}, ["'history'", "one question and one answer"]),
+        (chat(*ASKED) | {"tools": [{"name": "f"}]}, ["'tools'", "one question and one answer"]),
+        ({"question": "q", "answer": "#### 1", "image": "a.png"}, ["'image'", "into the text"]),
         (chat(*ASKED, reasoning_content="so"), ["message 1", "'reasoning_content'"]),
         (chat(*ASKED, thinking="so", audio={"id": 1}), ["message 1", "'thinking', 'audio'"]),
         (chat(*ASKED, weight=1), ["message 1", "'weight'"]),
@@ -107,6 +109,22 @@ def test_every_row_counts_for_what_is_used(tmp_path):
     [source] = load_data(str(write(tmp_path / "a.json", rows))).sources
     assert source.unused == ["stars"] and source.form == "JSON, guide or Alpaca and GSM8K"
     assert source.columns["instruction"] == "instruction or system, then instruction or question"
+
+
+def test_fields_that_go_nowhere_are_named(tmp_path, capsys):
+    rows = [GUIDE | {"id": 3, "source": "\x1b[1m"}, GUIDE | {"history": [], "images": None, "stars": 1}]
+    path = write(tmp_path / "a.json", rows)
+    plain = write(tmp_path / "b.json", [GUIDE])
+    assert load_json_files([path, plain])[0] == GUIDE | {"input": "", "id": 3}
+    assert capsys.readouterr().out == f"{path}: not used: source, stars\n"
+    assert load_data(str(path)).sources[0].unused == ["source", "stars"]
+
+
+def test_a_picture_is_left_out_only_by_a_user_who_names_the_columns(tmp_path):
+    path = str(write(tmp_path / "a.json", [{"prompt": "p", "completion": "c", "image": "a.png"}]))
+    with pytest.raises(DataError, match="'image' is filled"):
+        load_data(path)
+    assert load_data(path, "instruction=prompt,output=completion").sources[0].unused == ["image"]
 
 
 NUMBER = "1" * 5000

@@ -34,6 +34,20 @@ KEPT = {
     "id": (str, int),
 }
 
+# Fields that hold a part of the question or of the answer: without it, the record says something else.
+BESIDE_TEXT = (
+    "history",
+    "tools",
+    "functions",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+    "reasoning_content",
+)
+
 _THOUSANDS = re.compile(r"(?<![\d,(])\d{1,3}(,\d{3})+(?![\d,)])")  # not the members of `(1,234)`
 FORMS = "records need 'instruction' and 'output', or 'question' and 'answer' (or 'solution'), or 'messages'"
 
@@ -62,7 +76,7 @@ def known_form(row: dict[str, Any]) -> Form | None:
         asked = "system, then instruction" if row.get("system") else "instruction"
         own = {"instruction": asked, "input": "input", "output": "output"}
         columns = {name: column for name, column in own.items() if name in row} | kept
-        return _form("guide or Alpaca", columns, _from_guide, *columns, "system", "history")
+        return _form("guide or Alpaca", columns, _from_guide, *columns, "system")
     if turns := [name for name in chat.COLUMNS if name in row]:
         columns = {"instruction": f"{turns[0]}: system and user", "output": f"{turns[0]}: assistant"} | kept
         return _form("chat", columns, _from_chat, turns[0], "system", *kept)
@@ -96,6 +110,7 @@ def normalise_record(row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"the record is {kind_of(row)}, not an object with fields", FORMS)
     if form := known_form(row):
+        check_text_only(row)
         return form.read(row)
     for asked, answer in (("instruction", "output"), ("question", "answer")):
         if asked in row:
@@ -103,12 +118,21 @@ def normalise_record(row: Any) -> dict[str, Any]:
     raise DataError(f"no known form of record; its fields are {', '.join(map(repr, row)) or 'none'}", FORMS)
 
 
+def check_text_only(row: dict[str, Any]) -> None:
+    """Refuse a row with a part of its question or answer in a field of BESIDE_TEXT.
+
+    Raises:
+        DataError: names the field.
+    """
+    for field in BESIDE_TEXT:
+        if row.get(field) not in (None, "", "[]", [], {}):  # "[]" in a table
+            raise DataError(
+                f"field {field!r} is filled; the course trains on one question and one answer, both text",
+                "write what it holds into the text, or take it out; with --columns, only what you name is read",
+            )
+
+
 def _from_guide(row: dict[str, Any]) -> dict[str, Any]:
-    if str(row.get("history") or "[]") != "[]":
-        raise DataError(
-            "field 'history' holds earlier turns; the course trains on one question and one answer",
-            "take such records out, or write the earlier turns into the instruction",
-        )
     system = text_of(row, "system", needed=False).strip()
     record = {
         "instruction": "\n".join(filter(None, [system, text_of(row, "instruction")])),

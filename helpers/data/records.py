@@ -20,7 +20,7 @@ from typing import Any
 
 from helpers.data.columns import apply_columns, check_columns, guess_columns, parse_columns
 from helpers.data.csv_files import read_csv
-from helpers.data.forms import known_form, normalise_record
+from helpers.data.forms import BESIDE_TEXT, check_text_only, known_form, normalise_record
 from helpers.data.hub import HUB, load_hub
 from helpers.data.json_files import json_lines, json_list
 from helpers.data.rows import BadRow, Row, refuse, save_skipped
@@ -134,7 +134,7 @@ def _one_source(
     place: Path | str, name: str, rows: list[Row], kind: str, chosen: dict[str, str], instruction: str
 ) -> tuple[list[dict[str, Any]], Source, list[BadRow]]:
     """Records of one source, how it was read, and its rows that can't be used."""
-    readable = [row.value for row in rows if row.fault is None and isinstance(row.value, dict)]
+    readable = _readable(rows)
     known = sum(known_form(row) is not None for row in readable)
     if not readable or (not chosen and not instruction and known * 2 > len(readable)):
         records, bad = _records(place, rows, normalise_record)
@@ -144,8 +144,18 @@ def _one_source(
     used = chosen or guess_columns(names, name, instruction)
     check_columns(used, names, name, instruction)
     unused = [column for column in names if column not in used.values()]
-    records, bad = _records(place, rows, lambda row: apply_columns(row, used, instruction))
+
+    def make(row: dict[str, Any]) -> dict[str, Any]:
+        if not chosen:
+            check_text_only(row)
+        return apply_columns(row, used, instruction)
+
+    records, bad = _records(place, rows, make)
     return records, Source(name, kind, len(records), used, unused, len(bad)), bad
+
+
+def _readable(rows: list[Row]) -> list[dict[str, Any]]:
+    return [row.value for row in rows if row.fault is None and isinstance(row.value, dict)]
 
 
 def _records(
@@ -173,13 +183,14 @@ def _forms(rows: list[dict[str, Any]]) -> tuple[str, dict[str, str], list[str]]:
             forms[form.name] = None
             for name, column in form.columns.items():
                 columns.setdefault(name, {})[column] = None
-            unused |= dict.fromkeys(column for column in row if column not in form.used)
+            known = {*form.used, *BESIDE_TEXT}
+            unused |= dict.fromkeys(column for column in row if column not in known)
     return " and ".join(forms), {name: " or ".join(found) for name, found in columns.items()}, list(unused)
 
 
 def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
     """Read examples from one or more `.json` (a list of records) and `.jsonl` (a record a line) files, in
-    order.
+    order. Prints a line for each file with fields that are not used.
 
     Args:
         paths: one path or several; the forms of record may differ from file to file and within one.
@@ -200,10 +211,14 @@ def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, 
                 f"{path} is neither .json nor .jsonl",
                 "name a .json file (a list of records) or a .jsonl file",
             )
-    read = [_records(path, _read_file(path)[0], normalise_record) for path in map(Path, paths)]
+    files = [(path, _read_file(path)[0]) for path in map(Path, paths)]
+    read = [_records(path, rows, normalise_record) for path, rows in files]
     records = [record for found, _ in read for record in found]
     if bad := [row for _, wrong in read for row in wrong]:
         raise refuse(bad, len(records) + len(bad))
+    for path, rows in files:
+        if unused := _forms(_readable(rows))[2]:
+            print(printable(f"{path}: not used: {', '.join(unused)}"), flush=True)
     return records
 
 

@@ -77,13 +77,16 @@ class SplitResults(Part):
 
     @property
     def remarks(self) -> list[str]:
-        """What to know of the data: rows that were left out, and the notes."""
+        """What to know of the data: columns and rows that were left out, and the notes."""
+        unused = [
+            f"{source.name}: not used: {', '.join(source.unused)}" for source in self.sources if source.unused
+        ]
         skipped = [
             f"{source.name}: {plural(source.skipped, 'row')} left out: see split/{SKIPPED_FILE}"
             for source in self.sources
             if source.skipped
         ]
-        return skipped + self.notes
+        return unused + skipped + self.notes
 
 
 class TrainResults(Part):
