@@ -128,7 +128,7 @@ def check_text_only(row: dict[str, Any]) -> None:
         if row.get(field) not in (None, "", "[]", [], {}):  # "[]" in a table
             raise DataError(
                 f"field {field!r} is filled; the course trains on one question and one answer, both text",
-                "write what it holds into the text, or take it out; with --columns, only what you name is read",
+                "write what it holds into the text, or take it out; --columns reads only what you name",
             )
 
 
