@@ -24,7 +24,7 @@ notebooks: install  ## developers: run the notebooks and keep their outputs, to 
 	.venv/bin/python tests/refresh_notebooks.py
 
 lock:            ## developers: resolve pyproject.toml into requirements.lock
-	@$(PYTHON) install.py --lock
+	@$(PYTHON) tests/make_lock.py
 
 bench: install   ## developers: measure the stub backend beside PEFT, transformers and vLLM on this machine (about 20 minutes)
 	.venv/bin/python tests/bench.py $(ARGS)

@@ -3,7 +3,6 @@
 
     python3 install.py           into .venv, which it makes (`make run` and `make test` call this)
     python  install.py --here    into the active conda or virtual environment
-    python3 install.py --lock    developers: resolve pyproject.toml into requirements.lock anew
 
 It runs on the system's Python with the standard library alone, and its syntax is kept plain enough for an old
 Python 3 to read it and say that it is too old.
@@ -23,10 +22,10 @@ PROJECT = os.path.join(ROOT, "pyproject.toml")
 STAMP, LOG = "tinker-course.json", "tinker-course-install.log"
 
 OLDEST, NEWEST = (3, 11), (3, 13)
+CHECKED = ["--no-deps", "--require-hashes"]  # for pip: only files whose hashes the lock lists
 DISK_NEEDED = 5.0  # GB: 3.6 for the environment, the rest for pip's downloads on their way
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_SECONDS = 4
-UV = "uv==0.13.9"  # resolves the lock; pinned so that the lock's form stays the same
 
 # Runs in the environment's own Python: prints, as JSON, what the lock asks for and the environment lacks. pip
 # writes RECORD last, so a package without one was cut off half-way.
@@ -39,7 +38,7 @@ for d in m.distributions():
     if d.metadata["Name"]:
         have[name(d.metadata["Name"])] = d.version if d.read_text("RECORD") else "half of it"
 lines = [line.strip() for line in open(sys.argv[1], encoding="utf-8")]
-wanted = [Requirement(line) for line in lines if line and line[0] not in "#-"]
+wanted = [Requirement(line.rstrip("\\ ")) for line in lines if line and line[0] not in "#-"]
 wanted = [r for r in wanted if not r.marker or r.marker.evaluate()]
 wrong = {}
 for r in wanted:
@@ -58,6 +57,10 @@ print(json.dumps({"wrong": wrong, "count": len(wanted), "cuda_libraries_missing"
 
 class InstallError(Exception):
     """What is wrong and what to do, in one text."""
+
+
+class NotOffered(InstallError):
+    """No package index has such a version for this Python."""
 
 
 def refusal(version, system, machine):
@@ -130,13 +133,10 @@ def install(prefix):
         say(announcement(len(state["wrong"]), state["count"], prefix))
         if "torch" in state["wrong"]:
             install_torch(python)
-        pip(python, ["--no-deps", "-r", LOCK], "packages", state["count"])
+        pip(python, [*CHECKED, "-r", LOCK], "packages", state["count"])
         state = compare(python)
     if state["cuda_libraries_missing"]:
-        say("The CPU build of PyTorch could not be had, so the CUDA build came. It runs on the CPU too, but")
-        say("needs NVIDIA's libraries, about 3 GB more. Installing them.")
-        check_disk(prefix)
-        pip(python, ["-c", LOCK, "torch=={}".format(pinned("torch"))], "CUDA libraries", 20)
+        install_cuda_libraries(python, state["cuda_libraries_missing"])
     if state["wrong"]:
         names = ", ".join(
             "{}{} (found: {})".format(name, *pair) for name, pair in sorted(state["wrong"].items())[:5]
@@ -203,21 +203,52 @@ def clear_halves(prefix, names):
 def install_torch(python):
     """Install torch alone, as the CPU build: most machines' default index has a CUDA build of several GB.
 
-    Where the CPU index can't be reached, torch comes from wherever pip is set up to look.
+    Where the CPU build can't be had, torch comes from wherever pip is set up to look.
     """
-    version = pinned("torch")
-    if reachable(CPU_INDEX + "/torch/"):
-        try:
-            pip(
-                python,
-                ["--no-deps", "--extra-index-url", CPU_INDEX, f"torch=={version}+cpu"],
-                "PyTorch",
-                1,
-            )
-            return
-        except InstallError:
-            say("The CPU index has no PyTorch for this Python; taking it from pip's usual place.")
-    pip(python, ["--no-deps", f"torch=={version}"], "PyTorch", 1)
+    pin, hashes = torch_entry()
+    index = ["--extra-index-url", CPU_INDEX] if reachable(CPU_INDEX + "/torch/") else []
+    try:
+        pip_from(python, [*CHECKED, *index, "-r"], written(pin + "+cpu", hashes), "PyTorch", 1)
+    except NotOffered:
+        pip_from(python, [*CHECKED, "-r"], written(pin, hashes), "PyTorch", 1)
+
+
+def install_cuda_libraries(python, names):
+    """Install what the CUDA build of torch asks for. It is not in the lock, so pip can't check its files."""
+    say("The CPU build of PyTorch could not be had, so the CUDA build came. It runs on the CPU too, but")
+    say("needs NVIDIA's libraries, about 3 GB more. Installing them, without a check of their hashes, since")
+    say("requirements.lock doesn't list them: {}.".format(", ".join(sorted(names))))
+    check_disk(os.path.dirname(os.path.dirname(python)))
+    pins = [pin for pin, _ in entries(read_lock())]
+    pip_from(python, [torch_entry()[0], "-c"], "\n".join(pins), "CUDA libraries", 20)
+
+
+def read_lock():
+    """The text of the lock."""
+    with open(LOCK, encoding="utf-8") as file:
+        return file.read()
+
+
+def torch_entry():
+    """torch's pin in the lock, and its hashes."""
+    return next(entry for entry in entries(read_lock()) if entry[0].startswith("torch=="))
+
+
+def entries(text):
+    """A lock's pins in order, each with its hashes: [("torch==2.13.0", ["sha256:6746…", …]), …]."""
+    found = []
+    for line in text.splitlines():
+        line = line.strip().rstrip("\\ ")
+        if line.startswith("--hash="):
+            found[-1][1].append(line[len("--hash=") :])
+        elif line and not line.startswith("#"):
+            found.append((line, []))
+    return found
+
+
+def written(pin, hashes):
+    """An entry of the lock as text, without a line break at its end."""
+    return " \\\n    ".join([pin] + ["--hash=" + digest for digest in hashes])
 
 
 def reachable(url):
@@ -241,15 +272,14 @@ def reachable(url):
     return bool(answers and answers[0])
 
 
-def pinned(name):
-    """The version that the lock pins for package `name`."""
-    with open(LOCK, encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(name + "=="):
-                return line.split("==")[1].split(";")[0].strip()
-    raise InstallError(
-        f"requirements.lock does not pin {name}.\n-> Get the file again: git checkout requirements.lock"
-    )
+def pip_from(python, arguments, text, what, count):
+    """Run `pip install` with `arguments` and the name of a file that holds `text`."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        pip(python, [*arguments, file.name], what, count)
 
 
 def pip(python, arguments, what, count):
@@ -272,7 +302,8 @@ def pip(python, arguments, what, count):
         output.seek(start)
         words = output.read()
     if process.returncode:
-        raise InstallError(failure(words, what, log))
+        kind = NotOffered if "No matching distribution" in words else InstallError
+        raise kind(failure(words, what, log, python))
 
 
 def watch(process, log, start, what, count):
@@ -301,8 +332,18 @@ def watch(process, log, start, what, count):
         sys.stdout.write("\r" + " " * 70 + "\r")
 
 
-def failure(words, what, log):
+def failure(words, what, log, python):
     """pip's own errors, and what may fix them."""
+    import re
+
+    if "DO NOT MATCH THE HASHES" in words:
+        names = re.findall(r"^    (\S+==\S+).*:\n +Expected", words, re.MULTILINE)
+        return (
+            "{}: refused, because the SHA-256 of the file that pip got is not in requirements.lock.\n"
+            "-> {} -m pip cache purge, then run the same command again: a download may have been damaged.\n"
+            "   If it's refused again, don't trust the package index that pip uses here: pip config list.\n"
+            "   All of pip's output: {}".format(", ".join(names) or what, python, log)
+        )
     lines = [line for line in words.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines[-5:]
     text = "pip could not install {}:\n  {}\n".format(what, "\n  ".join(line[:300] for line in errors[-5:]))
@@ -375,63 +416,6 @@ def active_prefix():
     )
 
 
-def make_lock():
-    """Resolve pyproject.toml into requirements.lock. Pins that still fit stay as they are."""
-    import subprocess
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        make_venv(os.path.join(folder, "uv"))
-        python = os.path.join(folder, "uv", "bin", "python")
-        pip(python, [UV], "uv", 1)
-        subprocess.run(
-            [
-                os.path.join(folder, "uv", "bin", "uv"),
-                "pip",
-                "compile",
-                "--universal",
-                "--python-version",
-                "3.11",
-                "--no-header",
-                "--no-annotate",
-                "--quiet",
-                "--output-file",
-                LOCK,
-                PROJECT,
-            ],
-            check=True,
-            cwd=ROOT,
-        )
-    with open(LOCK, encoding="utf-8") as file:
-        lines = tidy(file.read())
-    with open(LOCK, "w", encoding="utf-8") as file:
-        file.write(lines)
-    say("Wrote {} with {} pins.".format(LOCK, lines.count("==")))
-
-
-def tidy(text):
-    """The lock without the marker that every line has: the course runs on Linux x86-64 only."""
-    head = [
-        "# Made by `make lock` from pyproject.toml: edit that, not this. install.py installs it with\n"
-        "# --no-deps, because some packages ask for what they do not need (see pyproject.toml).",
-        "# For Linux on x86-64, Python 3.11 to 3.13.",
-    ]
-    pins = []
-    for line in text.splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        pin, _, marker = line.partition(" ; ")
-        tests = [
-            test
-            for test in marker.split(" and ")
-            if test and not test.startswith(("platform_", "sys_platform"))
-        ]
-        if tests == ["python_full_version < '3.14'"]:  # always so here
-            tests = []
-        pins.append(pin + (" ; " + " and ".join(tests) if tests else ""))
-    return "\n".join(head + pins) + "\n"
-
-
 def say(text):
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -448,7 +432,7 @@ def unsafe_tarfile():
 def main(arguments):
     import platform
 
-    unknown = [argument for argument in arguments if argument not in ("--here", "--lock")]
+    unknown = [argument for argument in arguments if argument != "--here"]
     if unknown:
         say("Unknown: {}\n{}".format(" ".join(unknown), __doc__))
         return 2
@@ -457,9 +441,6 @@ def main(arguments):
         sys.stderr.write(reason + "\n")
         return 1
     try:
-        if "--lock" in arguments:
-            make_lock()
-            return 0
         prefix = active_prefix() if "--here" in arguments else VENV
         if is_installed(prefix):
             return 0

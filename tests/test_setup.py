@@ -1,4 +1,4 @@
-"""Set-up: refusals, the stamp, what an interrupted installation leaves, and lists of versions that agree."""
+"""Set-up: refusals, the stamp, what an interrupted installation leaves. The lock is in test_lock.py."""
 
 import importlib.util
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from packaging.requirements import Requirement
 
 import install
 from helpers import net
@@ -20,19 +19,6 @@ from helpers.course import check
 from helpers.course.check import Check
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def pins() -> list[Requirement]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
-
-
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 # refusals
@@ -143,20 +129,23 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
     monkeypatch.setattr(install, "compare", lambda python: states.pop(0))
     monkeypatch.setattr(install, "check_disk", lambda prefix: None)
     monkeypatch.setattr(install, "reachable", lambda url: True)
-    monkeypatch.setattr(
-        install, "pip", lambda python, arguments, what, count: calls.append(" ".join(arguments))
-    )
+    monkeypatch.setattr(install, "pip", recorded(calls))
     monkeypatch.setattr(install, "make_base_model", lambda python: calls.append("base model"))
     install.install(environment)
-    torch = install.pinned("torch")
+    torch, hashes = install.torch_entry()
+    pins = [pin for pin, _ in install.entries(install.read_lock())]
     assert calls == [
-        f"--no-deps --extra-index-url {install.CPU_INDEX} torch=={torch}+cpu",
-        f"--no-deps -r {install.LOCK}",
-        f"-c {install.LOCK} torch=={torch}",
+        f"--no-deps --require-hashes --extra-index-url {install.CPU_INDEX} -r",
+        install.written(torch + "+cpu", hashes),
+        f"--no-deps --require-hashes -r {install.LOCK}",
+        f"{torch} -c",
+        "\n".join(pins),
         f"--no-deps --no-build-isolation -e {ROOT}",
         "base model",
     ]
-    assert install.is_installed(environment) and "so the CUDA build came" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert install.is_installed(environment) and "so the CUDA build came" in out
+    assert "without a check of their hashes, since\nrequirements.lock doesn't list them: nvidia-x." in out
 
     states += [{"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []}]
     monkeypatch.setattr(install, "pip", interrupted)
@@ -195,12 +184,41 @@ def test_what_pip_leaves_out_is_an_error(environment, monkeypatch):
     assert not install.is_installed(environment)
 
 
+def recorded(calls: list[str], *errors: Exception):
+    """Stands in for `pip`: keeps what it is told, with the text of a temporary file; raises the errors, one a
+    call.
+    """
+    left = list(errors)
+
+    def pip(python, arguments, what, count):
+        *others, last = arguments
+        temporary = last.endswith(".txt")
+        calls.extend(
+            [" ".join(others), Path(last).read_text().rstrip()] if temporary else [" ".join(arguments)]
+        )
+        if left:
+            raise left.pop(0)
+
+    return pip
+
+
 def test_torch_without_the_cpu_index(monkeypatch):
+    """The CPU build may be where pip looks anyway; if not, the other build, of the same hashes."""
     calls = []
-    monkeypatch.setattr(install, "pip", lambda python, arguments, what, count: calls.append(arguments))
+    monkeypatch.setattr(install, "pip", recorded(calls, install.NotOffered("none")))
     monkeypatch.setattr(install, "reachable", lambda url: False)
     install.install_torch("python")
-    assert calls == [["--no-deps", f"torch=={install.pinned('torch')}"]]
+    torch, hashes = install.torch_entry()
+    checked = "--no-deps --require-hashes -r"
+    assert calls == [
+        checked,
+        install.written(torch + "+cpu", hashes),
+        checked,
+        install.written(torch, hashes),
+    ]
+    monkeypatch.setattr(install, "pip", recorded(calls, install.InstallError("another file")))
+    with pytest.raises(install.InstallError, match="another file"):
+        install.install_torch("python")
 
 
 def test_unreachable_index_does_not_hold_up(monkeypatch):
@@ -216,7 +234,7 @@ def test_compare_finds_missing_other_and_half_installed(tmp_path, monkeypatch):
     version = next(have.glob("packaging-*.dist-info")).name.split("-")[1].removesuffix(".dist")
     lock = tmp_path / "lock"
     lock.write_text(
-        f"# comment\npackaging=={version}\nfilelock==0.0.1\nno-such-thing==1\n"
+        f"# comment\npackaging=={version} \\\n    --hash=sha256:0\nfilelock==0.0.1\nno-such-thing==1\n"
         "elsewhere==1 ; python_full_version < '3.0'\n"
     )
     monkeypatch.setattr(install, "LOCK", str(lock))
@@ -258,41 +276,9 @@ def test_full_disk_is_refused(monkeypatch, tmp_path):
 # lists that must agree
 
 
-def test_every_direct_dependency_is_exact_and_locked():
-    locked = {plain(pin.name): str(pin.specifier) for pin in pins()}
-    for text in project()["project"]["dependencies"]:
-        wanted = Requirement(text)
-        assert re.fullmatch(r"==[\w.]+", str(wanted.specifier)), text
-        assert locked.get(plain(wanted.name)) == str(wanted.specifier), text
-
-
-def test_lock_is_exact_and_leaves_out_what_breaks():
-    for pin in pins():
-        assert re.fullmatch(r"==[\w.+!]+", str(pin.specifier)), pin
-        assert not re.match(
-            r"nvidia|cuda|torchvision|torchaudio|torchcodec|triton|llama-cpp", plain(pin.name)
-        ), pin
-    for minor in (11, 12, 13):
-        names = [
-            plain(pin.name)
-            for pin in pins()
-            if not pin.marker or pin.marker.evaluate({"python_full_version": f"3.{minor}.9"})
-        ]
-        assert len(names) == len(set(names)), f"two versions of one package on Python 3.{minor}"
-
-
-def test_lock_is_in_the_form_that_make_lock_writes():
-    text = (ROOT / "requirements.lock").read_text()
-    assert install.tidy(text) == text
-    linux = "sys_platform == 'linux'"
-    raw = (
-        f"a==1 ; platform_machine == 'x86_64' and {linux}\nb==2 ; python_full_version < '3.12' and {linux}\n"
-    )
-    assert install.tidy(raw).splitlines()[3:] == ["a==1", "b==2 ; python_full_version < '3.12'"]
-
-
 def test_supported_pythons_agree():
-    assert project()["project"]["requires-python"] == ">=3.11,<3.14"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["requires-python"] == ">=3.11,<3.14"
     assert (install.OLDEST, install.NEWEST) == ((3, 11), (3, 13))
     assert [check.check_python((3, minor, 0)).status for minor in (10, 11, 13, 14)] == [
         "FAIL",
@@ -302,13 +288,16 @@ def test_supported_pythons_agree():
     ]
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lab", "lock", "check"])
-def test_makefile_target(target):
+@pytest.mark.parametrize(
+    ("target", "script"),
+    [*((name, "install.py") for name in ("run", "test", "lab", "check")), ("lock", "tests/make_lock.py")],
+)
+def test_makefile_target(target, script):
     result = subprocess.run(
         ["make", "-n", target, "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "some-python install.py" in result.stdout
+    assert f"some-python {script}" in result.stdout
 
 
 def test_environment_yml_leads_to_the_lock():
