@@ -8,7 +8,8 @@ what order the others' attention is summed up.
 import functools
 import itertools
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,11 +55,14 @@ class Shelf:
         """
         slots = max(map(sum, self.sizes(count)), default=0)
         if slots > self.slots or slots <= self.slots // 2:
-            more = slots - self.slots
-            self.keys = F.pad(self.keys, (0, 0, 0, 0, 0, 0, 0, more))
-            self.values = F.pad(self.values, (0, 0, 0, 0, 0, 0, 0, more))
-            self.lengths = F.pad(self.lengths, (0, more))
-            self.slots = slots
+            self.resize(slots)
+
+    def resize(self, slots: int) -> None:
+        more = slots - self.slots
+        self.keys = F.pad(self.keys, (0, 0, 0, 0, 0, 0, 0, more))
+        self.values = F.pad(self.values, (0, 0, 0, 0, 0, 0, 0, more))
+        self.lengths = F.pad(self.lengths, (0, more))
+        self.slots = slots
 
     def put(self, layer: int, slots: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write (kv_heads, length, head_dim) keys and values from position 0 on."""
@@ -88,6 +92,7 @@ class Cache:
     def __init__(self, model):
         self._new = functools.partial(Shelf, model.config, model.dtype, model.device)
         self._shelves: dict[int, Shelf] = {}
+        self.parked: dict[Any, Shelf] = {}  # what rests, each on a shelf of its own
 
     @property
     def shelves(self) -> list[Shelf]:
@@ -114,16 +119,50 @@ class Cache:
         shelf.lengths[slots] = length
         return shelf, slots
 
-    def remove(self, job: Hashable) -> None:
-        next(shelf for shelf in self.shelves if job in shelf.jobs).remove(job)
+    def alone(self, length: int) -> Shelf:
+        """A shelf beside the others for one sequence of `length` positions."""
+        shelf = self._new(capacity_for(length))
+        shelf.resize(1)
+        return shelf
 
-    def settle(self) -> None:
-        """Move what has filled its shelf to one with more room, and drop empty shelves."""
+    def remove(self, job: Hashable) -> None:
+        if self.parked.pop(job, None) is None:
+            next(shelf for shelf in self.shelves if job in shelf.jobs).remove(job)
+
+    def capacities(self) -> dict[Hashable, int]:
+        """The room that each sequence has, resting ones too."""
+        every = {job: shelf.capacity for shelf in self.shelves for job in shelf.jobs}
+        return every | {job: shelf.capacity for job, shelf in self.parked.items()}
+
+    def park(self, job: Hashable) -> None:
+        """Let a sequence rest: it keeps its keys and values, and gets no tokens."""
+        shelf = next(shelf for shelf in self.shelves if job in shelf.jobs)
+        self.parked[job] = alone = self.alone(shelf.capacity)
+        alone.take(shelf, shelf.jobs.index(job), 0)
+        shelf.remove(job)
+
+    def resume(self, job: Hashable) -> None:
+        """Let a sequence that rests go on, on a larger shelf if it has filled its own."""
+        self.start([job], self.parked.pop(job))
+
+    def start(self, jobs: list, alone: Shelf) -> None:
+        """Let sequences go on from the one that stands alone."""
+        shelf, slots = self.add(jobs, int(alone.lengths[0]))
+        for slot in range(slots.start, slots.stop):
+            shelf.take(alone, 0, slot)
+
+    def settle(self, may_grow: Callable[[Hashable, int], bool]) -> None:
+        """Move what has filled its shelf to one with more room, if it may have so much, or else park it. Drop
+        empty shelves.
+        """
         for shelf in self.shelves:
             lengths = shelf.lengths[: len(shelf.jobs)].tolist()
             for job in [
                 job for job, length in zip(shelf.jobs, lengths, strict=True) if length >= shelf.capacity
             ]:
+                if not may_grow(job, capacity_for(shelf.capacity + 1)):
+                    self.park(job)
+                    continue
                 larger, slots = self.add([job], shelf.capacity)
                 larger.take(shelf, shelf.jobs.index(job), slots.start)
                 shelf.remove(job)

@@ -7,6 +7,7 @@ residual stream stays float32.
 """
 
 import json
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ class Packed:
         self.size = self.starts[-1]
         filler = round_up(self.size, 64) - self.size
         self.longest = round_up(max(self.lengths), Packed.STEP)
-        self.count = round_up(len(sequences) + (filler > 0), 4)
+        few = 4 if self.longest <= SHORT else 1  # fused attention has no kernels to keep, and much to do
+        self.count = round_up(len(sequences) + (filler > 0), few)
         self.tokens = torch.tensor([t for s in sequences for t in s] + [0] * filler, device=device)
         self.positions = torch.cat(
             [torch.arange(n) for n in self.lengths] + [torch.zeros(filler, dtype=torch.long)]
@@ -283,19 +285,48 @@ class Model:
             on_layer: called, unless in training, as on_layer(n, i, keys, values) for sequence i, (kv_heads,
                 length, head_dim).
         """
-        c, x = self.config, self.embedding[batch.tokens].float().requires_grad_(adapters.training)
-        angles = self._angles(batch.positions, adapters.dtype)
-        masks = {} if adapters.training else batch.masks(c.heads // c.kv_heads, angles[0])
-        for n in range(c.layers):
-            heads = torch.cat(self._heads(n, x, angles, adapters), dim=1)
-            if adapters.training:
-                grid = batch.pad(heads)
-                attended = batch.unpad(_attend(*grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)))
-            else:
-                attended = self._attend_apart(n, heads, batch, masks, on_layer)
-            x = self._after_attention(n, x, attended, adapters)
+        steps = self.hidden_in_layers(batch, adapters, on_layer)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def hidden_in_layers(
+        self, batch: Packed, adapters: Adapters, on_layer=None
+    ) -> Generator[None, None, torch.Tensor]:
+        """As `hidden`, with a pause after each layer."""
+        x, angles = self.start(batch, adapters)
+        masks = {} if adapters.training else batch.masks(self.config.heads // self.config.kv_heads, angles[0])
+        for n in range(self.config.layers):
+            x = self.layer(n, x, batch, angles, adapters, masks, on_layer)
+            yield
+        return self.end(x, batch, adapters)
+
+    def start(
+        self, batch: Packed, adapters: Adapters
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """The first layer's input, (rows, hidden) in float32, and what `layer` takes of the positions."""
+        x = self.embedding[batch.tokens].float()
+        return x.requires_grad_(adapters.training), self._angles(batch.positions, adapters.dtype)
+
+    def layer(
+        self, n: int, x, batch: Packed, angles, adapters: Adapters, masks: dict | None = None, on_layer=None
+    ) -> torch.Tensor:
+        """The input of layer n + 1 from that of layer n."""
+        c = self.config
+        heads = torch.cat(self._heads(n, x, angles, adapters), dim=1)
+        if adapters.training:
+            grid = batch.pad(heads)
+            attended = batch.unpad(_attend(*grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)))
+        else:
+            attended = self._attend_apart(n, heads, batch, masks or {}, on_layer)
+        return self._after_attention(n, x, attended, adapters)
+
+    def end(self, x: torch.Tensor, batch: Packed, adapters: Adapters) -> torch.Tensor:
+        """Final hidden states, (tokens, hidden), from the last layer's output."""
         norm = RmsNorm.apply if adapters.training else rms_norm
-        return norm(x[: batch.size], self.norm.to(adapters.dtype), c.eps)
+        return norm(x[: batch.size], self.norm.to(adapters.dtype), self.config.eps)
 
     def _attend_apart(self, n: int, heads, batch: Packed, masks: dict, on_layer) -> torch.Tensor:
         """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own

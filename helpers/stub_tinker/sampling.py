@@ -16,25 +16,27 @@ own, and from its tokens to its logprobs no operation's result for it depends on
 - Of equally likely tokens, the lower id comes first.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from helpers.stub_tinker.cache import Cache, capacity_for
+from helpers.stub_tinker.cache import Cache
 from helpers.stub_tinker.kernels import log_softmax
 from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.model import SHORT, Adapters, Model, Packed
+from helpers.stub_tinker.places import Places
 
-SLOTS = 96
-SESSION_SLOTS = 64  # of them at most for one session, so that others need not wait for its long samples
-POSITIONS = (
-    64 * 1024
-)  # of all slots together: 1.5 GiB of keys and values at 135M parameters, if all were used
-PREFILL_TOKENS = 1024
+READ, SCORE, DECODE = KINDS = ("read", "score", "decode")
+PREFILL_TOKENS = 1024  # of prompts that are read in one go
+READ_TOKENS = 8192  # of prompts that are read before the next token is decoded
+READ_SECONDS = 0.25  # for which a longer prompt is read in one turn
+DONE = object()
 COLDEST = 1e-6  # a lower temperature would overflow, and draws the most likely token all the same
 NUCLEUS = (
     1024  # most likely tokens among which top-p is looked for first: sorting a whole vocabulary takes 4 ms
@@ -59,8 +61,9 @@ class SampleJob:
     future: Future = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    topk: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     generator: torch.Generator | None = None
+    owner: str = ""
 
     @property
     def positions(self) -> int:
@@ -82,7 +85,7 @@ class Sequence:
     tokens: list[int]
     logprobs: list[float]
     stop_reason: str
-    topk: list[tuple[list[int], list[float]]]
+    topk: list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(eq=False)
@@ -106,6 +109,7 @@ class ScoreJob:
     temperature: float = 1.0
     seed: int | None = None
     future: Future = field(default_factory=Future)
+    owner: str = ""
 
 
 @dataclass
@@ -124,6 +128,25 @@ class PromptScores:
     topk: tuple[np.ndarray, np.ndarray] | None = None
     targets: np.ndarray | None = None
     draws: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass
+class LongPass:
+    """The reading of a prompt that takes so long that others have turns between layers."""
+
+    owner: str
+    jobs: list[SampleJob | ScoreJob]
+    steps: Generator[None, None, None]
+
+
+def _finish(steps: Generator[None, None, None]) -> None:
+    for _ in steps:
+        pass
+
+
+def _without(queues: dict[str, deque], unwanted: Callable[[Any], bool]) -> dict[str, deque]:
+    left = {owner: deque(job for job in queue if not unwanted(job)) for owner, queue in queues.items()}
+    return {owner: queue for owner, queue in left.items() if queue}
 
 
 def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype) -> Adapters:
@@ -151,9 +174,11 @@ class Sampler:
 
     def __init__(self, model: Model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.waiting: dict[str, deque[SampleJob]] = {}  # by session; never empty
-        self.scoring: deque[ScoreJob] = deque()
+        self.waiting: dict[str, deque[SampleJob]] = {}  # by owner; never empty
+        self.scoring: dict[str, deque[ScoreJob]] = {}  # by owner; never empty
         self.cache = Cache(model)
+        self.places = Places(self.cache, self._reading)
+        self._long: LongPass | None = None  # one at a time
         self._adapters: tuple[list[SampleJob], Adapters] | None = (
             None  # of the running batch, until it changes
         )
@@ -165,94 +190,157 @@ class Sampler:
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running or self.scoring)
+        return bool(self.waiting or self.running or self.cache.parked or self.scoring or self._long)
 
     def jobs(self) -> list[SampleJob | ScoreJob]:
         """All that waits or runs."""
+        queues = [*list(self.waiting.values()), *list(self.scoring.values())]
+        reading = list(self._long.jobs) if self._long else []
         return [
             *self.running,
-            *self.scoring,
-            *(job for queue in list(self.waiting.values()) for job in list(queue)),
+            *list(self.cache.parked),
+            *reading,
+            *(job for queue in queues for job in list(queue)),
         ]
 
+    def _reading(self) -> list[SampleJob]:
+        """Samples whose long prompt is being read."""
+        return [job for job in (self._long.jobs if self._long else []) if isinstance(job, SampleJob)]
+
     def add(self, job: SampleJob | ScoreJob) -> None:
-        if isinstance(job, ScoreJob):
-            self.scoring.append(job)
-        else:
-            self.waiting.setdefault(job.session, deque()).append(job)
+        queues: dict = self.scoring if isinstance(job, ScoreJob) else self.waiting
+        queues.setdefault(job.owner, deque()).append(job)
 
     @torch.inference_mode()  # the cache was made in it
     def drop(self, unwanted: Callable[[SampleJob | ScoreJob], bool], error: Exception | None = None) -> None:
         """Forget jobs that wait or run, and end those that have not ended with `error`."""
+        kept = {*self.running, *self.cache.parked}
         for job in filter(unwanted, self.jobs()):
-            if job in self.running:
+            if job in kept:
                 self.cache.remove(job)
             if not job.future.done():
                 job.future.set_exception(error)
-        left = {
-            session: deque(job for job in queue if not unwanted(job))
-            for session, queue in self.waiting.items()
-        }
-        self.waiting = {session: queue for session, queue in left.items() if queue}
-        self.scoring = deque(job for job in self.scoring if not unwanted(job))
+        self.waiting, self.scoring = _without(self.waiting, unwanted), _without(self.scoring, unwanted)
+        if self._long and all(job.future.done() for job in self._long.jobs):
+            self._long = None
+
+    def turns(self) -> list[tuple[str, str]]:
+        """Owners something can be done for, each with what it is: one of `KINDS`."""
+        turns = [(self._long.owner, READ)] if self._long else []
+        turns += [(owner, SCORE) for owner, queue in self.scoring.items() if self._can_begin(queue[0])]
+        decoding = {job.owner for job in [*self.running, *self.cache.parked]}
+        joining = {owner for owner, queue in self.waiting.items() if self._can_begin(queue[0])}
+        return turns + [(owner, DECODE) for owner in sorted(decoding | joining)]
+
+    def _can_begin(self, job: SampleJob | ScoreJob) -> bool:
+        """Whether its prompt can be read now: one long one at a time."""
+        return self._long is None or len(job.prompt) <= PREFILL_TOKENS
 
     @torch.inference_mode()
-    def work(self, steps: int, until: Callable[[], bool] = lambda: False) -> None:
-        """Score one batch of prompts, admit what fits, and decode tokens for each running sequence: up to
-        `steps`, or one at least and then as long as `until` is not so.
+    def work(
+        self,
+        steps: int,
+        until: Callable[[], bool] = lambda: False,
+        turn: tuple[str, str] | None = None,
+    ) -> dict[str, float]:
+        """Do one piece of work: score a batch of prompts, or read a part of a long one, or admit what fits
+        and decode tokens for each running sequence: up to `steps`, or one at least and then as long as
+        `until` is not so.
+
+        Args:
+            turn: one of `turns()`; the first one if None.
+
+        Returns:
+            Seconds of it by owner.
         """
-        if self.scoring:
-            self._guard(self._score, self._next_to_score())
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        owner, kind = turn or self.turns()[0]
+        if kind == READ:
+            self._read_on(owner)
+        elif kind == SCORE:
+            jobs = self._next_to_score(owner)
+            if len(jobs[0].prompt) > PREFILL_TOKENS:
+                self._long = LongPass(owner, [*jobs], self._score(jobs))
+                self._read_on(owner)
+            else:
+                self._guard(lambda: _finish(self._score(jobs)), jobs, [owner])
+        else:
+            self._decode_some(owner, steps, until)
+        return self._spent
+
+    def _decode_some(self, owner: str, steps: int, until: Callable[[], bool]) -> None:
+        read = 0
         for _ in range(steps):
-            while joining := self._next_to_join():
-                self._guard(self._prefill, joining)
-            self.cache.settle()
+            self.places.arrange(self.waiting)
+            while read < READ_TOKENS and (joining := self._next_to_join()):
+                read += sum({id(job.prompt): len(job.prompt) for job in joining}.values())
+                owners = [job.owner for job in joining]
+                if len(joining[0].prompt) > PREFILL_TOKENS:
+                    self._long = LongPass(owners[0], [*joining], self._prefill(joining))
+                    break
+                self._guard(lambda jobs=joining: _finish(self._prefill(jobs)), joining, owners)
+            self.cache.settle(self.places.may_grow)
             if not self.running:
                 self._adapters = None
                 break
-            self._guard(self._decode, self.running)
+            jobs = self.running
+            self._guard(
+                lambda jobs=jobs: self._decode(jobs), jobs, sorted({owner, *(job.owner for job in jobs)})
+            )
             if until():
                 break
 
-    def _guard(self, work, jobs: list) -> None:
-        """Run one piece of work; if it fails, its jobs fail with it and the server goes on."""
+    def _read_on(self, owner: str) -> None:
+        """Go on with the long prompt for a moment."""
+        long, started = self._long, time.perf_counter()
+        assert long is not None
+        while self._long is long and time.perf_counter() - started < READ_SECONDS:
+            self._guard(self._one_layer, long.jobs, [owner])
+            if all(job.future.done() for job in long.jobs):  # it has failed
+                self._long = None
+
+    def _one_layer(self) -> None:
+        assert self._long is not None
+        if next(self._long.steps, DONE) is DONE:
+            self._long = None
+
+    def _guard(self, work: Callable[[], None], jobs: list, owners: list[str]) -> None:
+        """Run one piece of work, in the time of these owners; if it fails, its jobs fail with it and the
+        server goes on.
+        """
+        jobs, started = list(jobs), time.perf_counter()
         try:
-            work(jobs)
+            work()
         except Exception as error:  # handed to the clients that wait
             for job in jobs:
                 if job in self.running:
                     self.cache.remove(job)
                 if not job.future.done():
                     job.future.set_exception(error)
+        seconds = time.perf_counter() - started
+        for owner in owners:
+            self._spent[owner] += seconds / len(owners)
 
-    def _next_to_score(self) -> list[ScoreJob]:
+    def _next_to_score(self, owner: str) -> list[ScoreJob]:
         """Prompts of at most PREFILL_TOKENS together, or one longer prompt."""
         jobs: list[ScoreJob] = []
-        while self.scoring and self._together(jobs, self.scoring[0]):
-            jobs.append(self.scoring.popleft())
+        queue = self.scoring[owner]
+        while queue and self._together(jobs, queue[0]):
+            jobs.append(queue.popleft())
+        if not queue:
+            del self.scoring[owner]
         return jobs
 
     def _next_to_join(self) -> list[SampleJob]:
-        """Jobs that can start now, from the session with the fewest running first. One that comes in turn but
-        finds no room is waited for: shorter ones do not pass it.
-        """
-        if not self.waiting or len(self.running) >= SLOTS:
-            return []
+        """Jobs that can start now, from the owner with the fewest running first."""
         jobs: list[SampleJob] = []
-        counts = Counter(job.session for job in self.running)
-        while free := [session for session in self.waiting if counts[session] < SESSION_SLOTS]:
-            session = min(free, key=lambda s: counts[s])
-            job = self.waiting[session][0]
-            everyone = [*self.running, *jobs, job]
-            capacity = capacity_for(max(j.positions for j in everyone))
-            if len(everyone) > 1 and (len(everyone) > SLOTS or len(everyone) * capacity > POSITIONS):
-                break
+        while (owner := self.places.next_owner(self.waiting, jobs, self._can_begin)) is not None:
+            job = self.waiting[owner][0]
             if not self._together(jobs, job):
                 break
-            self.waiting[session].popleft()
-            if not self.waiting[session]:
-                del self.waiting[session]
-            counts[session] += 1
+            self.waiting[owner].popleft()
+            if not self.waiting[owner]:
+                del self.waiting[owner]
             jobs.append(job)
         return jobs
 
@@ -266,11 +354,11 @@ class Sampler:
         same_kind = not jobs or (len(jobs[0].prompt) > SHORT) == (len(job.prompt) > SHORT)
         return len(distinct) == 1 or (same_kind and sum(distinct.values()) <= PREFILL_TOKENS)
 
-    def _score(self, jobs: list[ScoreJob]) -> None:
-        """Prompt logprobs, in float32 whatever the model's precision."""
+    def _score(self, jobs: list[ScoreJob]) -> Generator[None, None, None]:
+        """Prompt logprobs, in float32 whatever the model's precision; with pauses."""
         packed = Packed([job.prompt for job in jobs], self.model.device)
         adapters = adapters_for(jobs, packed.lengths, self.model, torch.float32)
-        hidden = self.model.hidden(packed, adapters)
+        hidden = yield from self.model.hidden_in_layers(packed, adapters)
         own = (
             self.model.target_logprobs(hidden[:-1], packed.tokens[1 : packed.size, None], adapters)[:, 0]
             .cpu()
@@ -282,7 +370,8 @@ class Sampler:
             scores.own[first:] = own[start + first - 1 : start + length - 1]
             if job.topk or job.targets is not None or job.draws:
                 self._more_scores(job, scores, hidden[start : start + length - 1])
-            job.future.set_result(scores)
+            if not job.future.done():  # cancelled
+                job.future.set_result(scores)
 
     def _more_scores(self, job: ScoreJob, scores: PromptScores, hidden: torch.Tensor) -> None:
         """Top-k, targets and draws of one prompt from its hidden states (n - 1, hidden), 64 positions at a
@@ -315,21 +404,28 @@ class Sampler:
         scores.targets = None if job.targets is None else found
         scores.draws = (drawn, drawn_logprobs) if job.draws else None
 
-    def _prefill(self, jobs: list[SampleJob]) -> None:
-        """Read prompts, that of one request's samples once, and sample each job's first token."""
+    def _prefill(self, jobs: list[SampleJob]) -> Generator[None, None, None]:
+        """Read prompts, that of one request's samples once, and sample each job's first token. With pauses,
+        in which the shelves may change: a long prompt's keys and values stand alone until it is read.
+        """
         samples: dict[int, list[SampleJob]] = {}
         for job in jobs:
             samples.setdefault(id(job.prompt), []).append(job)
         leaders = [same[0] for same in samples.values()]
         packed = Packed([job.prompt for job in leaders], self.model.device)
-        places = [self.cache.add(same, len(same[0].prompt)) for same in samples.values()]
+        alone = self.cache.alone(packed.size) if packed.size > PREFILL_TOKENS else None
+        places = [self.cache.add(same, len(same[0].prompt)) for same in samples.values()] if not alone else []
 
         def keep(layer: int, i: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            shelf, slots = places[i]
+            shelf, slots = (alone, slice(0, 1)) if alone else places[i]
             shelf.put(layer, slots, keys, values)
 
         adapters = adapters_for(leaders, packed.lengths, self.model, self.model.dtype)
-        hidden = self.model.hidden(packed, adapters, keep)
+        hidden = yield from self.model.hidden_in_layers(packed, adapters, keep)
+        if alone:
+            alone.lengths[0] = packed.size
+            samples = {0: [job for job in jobs if not job.future.done()]}  # the others were cancelled
+            self.cache.start(samples[0], alone)
         last = [end - 1 for end, same in zip(packed.starts[1:], samples.values(), strict=True) for _ in same]
         joined = [job for same in samples.values() for job in same]
         adapters = adapters_for(joined, [1] * len(joined), self.model, self.model.dtype)
@@ -360,7 +456,7 @@ class Sampler:
             job.logprobs.append(logprob)
             if job.topk_logprobs:
                 top = likeliest(every[i], job.topk_logprobs)
-                job.topk.append((top.tolist(), every[i, top].tolist()))
+                job.topk.append((top.int().cpu().numpy(), every[i, top].cpu().numpy()))
             if reason := self._stop_reason(job):
                 self.cache.remove(job)
                 job.future.set_result(Sequence(job.tokens, job.logprobs, reason, job.topk))

@@ -16,6 +16,7 @@ from helpers.errors import CourseError
 from helpers.stub_folder import own_key, proof
 from helpers.stub_tinker import connections, state_folder
 from helpers.stub_tinker.access import Access
+from helpers.stub_tinker.budgets import GIB
 from helpers.stub_tinker.calls import Running
 from helpers.stub_tinker.gate import Gate
 from helpers.stub_tinker.model import Config
@@ -53,7 +54,8 @@ def serve(
         key = own_key(state)
         access = Access([key, *keys], state_folder.secret(state), token)
         bases = {folder: Path(folder) for folder in folders}
-        service = Service(state, bases, precision, access.earlier_owners)
+        room = int(options.memory * GIB), int(options.disk * GIB)
+        service = Service(state, bases, precision, access.earlier_owners, *room)
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     running = Running(service, access, lambda nonce: proof(key, nonce, url))
