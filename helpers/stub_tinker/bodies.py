@@ -60,7 +60,7 @@ def json_object(raw: bytes) -> dict:
         BadRequest: the body is something else, or holds very many lists and objects.
     """
     if (lists := raw.count(b"[") + raw.count(b"{")) > LISTS:
-        raise BadRequest(f"the body holds {lists:,} lists and objects, and {LISTS:,} are possible", 413)
+        raise BadRequest(f"the body holds {lists:,} lists and objects, nested or not: {LISTS:,} are possible")
     try:
         body = json.loads(
             raw.decode() or "{}", parse_int=_whole_number, parse_float=_finite, parse_constant=_not_a_number
