@@ -74,14 +74,17 @@ def table(memory: int, disk: int) -> dict[str, Limit]:
     close = "Close a ServiceClient that you no longer use"
     delete = "Delete checkpoints, or give them a ttl_seconds"
     return {
-        "sessions": Limit(256, 4096, "live sessions", close),
+        "sessions": Limit(1024, 1 << 14, "live sessions", close),
         "clients": Limit(64, 1024, "training clients", close),
         "samplers": Limit(8192, 1 << 16, "samplers", close),
         "memory": Limit(
-            memory // 4, memory // 2, "bytes of weights in memory", f"Use a lower rank. {close}, or end it"
+            memory // 4,
+            memory * 3 // 4,
+            "bytes of weights in memory",
+            f"Use a lower rank. {close}, or end it",
         ),
         "positions": Limit(1 << 24, 1 << 27, "tokens to train or sample", wait, True),
-        "queued": Limit(memory // 8, memory // 4, "bytes of work that waits", wait, True),
+        "queued": Limit(memory // 16, memory // 8, "bytes of work that waits", wait, True),
         "reading": Limit(256 << 20, 768 << 20, "bytes of requests being read", smaller, True),
         "results": Limit(memory // 16, memory // 8, "bytes of results", wait, True),
         "disk": Limit(disk // 2, disk, "bytes of checkpoints and samplers on disk", delete),
