@@ -64,10 +64,10 @@ def test_a_hold_is_given_back_once_by_what_it_was_handed_on_to():
         budgets.hold("a", positions=1, queued=1)
     budgets.hold("b", queued=most)
     future.set_result(None)
-    hold.release()
     budgets.hold("a", queued=most).release()
     whole = budgets.limits["memory"].per_key
-    budgets.hold("a", memory=whole).release()
+    with pytest.raises(BadRequest, match="bytes of weights in memory"):
+        budgets.hold("a", memory=whole)
     del thing
     gc.collect()
     budgets.hold("a", memory=whole)
