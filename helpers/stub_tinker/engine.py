@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from helpers.stub_tinker.jobs import SampleJob, ScoreJob
 from helpers.stub_tinker.model import Model
-from helpers.stub_tinker.sampling import SampleJob, Sampler, ScoreJob
+from helpers.stub_tinker.sampling import Sampler
 
 log = logging.getLogger("stub_tinker")
 

@@ -8,10 +8,10 @@ from tinker import types
 from helpers.limits import MAX_SAMPLES
 from helpers.stub_tinker import wire_sampling as wire
 from helpers.stub_tinker.errors import BadRequest
+from helpers.stub_tinker.jobs import SampleJob, ScoreJob
 from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.results import PROTO, Result
 from helpers.stub_tinker.samplers import adapter_of
-from helpers.stub_tinker.sampling import SampleJob, ScoreJob
 from helpers.stub_tinker.service import SamplingSession, Service
 
 Job = SampleJob | ScoreJob

@@ -9,7 +9,7 @@ from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
 from helpers.stub_tinker.errors import BadRequest
-from helpers.stub_tinker.sampling import PromptScores, Sequence
+from helpers.stub_tinker.jobs import PromptScores, Sequence
 from helpers.stub_tinker.wire_training import MAX_TARGETS, check_tokens
 
 MAX_STOPS, MAX_STOP_LENGTH = 64, 256
