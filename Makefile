@@ -1,13 +1,12 @@
 # Needs Linux on x86-64, Python 3.11 to 3.13, make. To name a Python: make run PYTHON=python3.12
 PYTHON ?= python3
-TWO_AT_ONCE = -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: run test soak lab check install notebooks lock bench
 
 run: install     ## set up, run every notebook on the stub backend, print a summary
 	.venv/bin/course run $(ARGS)
 
-test: install    ## set up, run every test, on two cores
-	.venv/bin/python -m pytest $(TWO_AT_ONCE) $(ARGS)
+test: install    ## set up, run every test
+	.venv/bin/python -m pytest $(ARGS)
 
 soak: install    ## developers: set up, run the long tests that `make test` runs in a smaller size (about 10 minutes)
 	.venv/bin/python -m pytest -m soak $(ARGS)

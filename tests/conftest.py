@@ -22,12 +22,6 @@ from helpers.local_model import LOCAL_MODEL
 logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The two longest files first, so that neither is what a second process waits for at the end."""
-    longest = {"test_notebooks.py": 0, "test_readme.py": 1}
-    items.sort(key=lambda item: longest.get(item.path.name, 2))
-
-
 @pytest.fixture(scope="session")
 def base_model() -> Path:
     """The folder of the local base model, in its usual place; made once (about 15 s) if it is missing."""

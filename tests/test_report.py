@@ -57,7 +57,7 @@ def test_a_complete_run(folder):
         "Gained: 6 (only the tuned model is right)",
         "Lost: 1 (only the base model is right)",
         "All 10 are in evaluate/samples.jsonl",
-        "All 58 settings, by stage",
+        "All 59 settings, by stage",
         "0:54 in all",
     ):
         assert words in page.text, words
@@ -144,7 +144,7 @@ def test_categories_that_make_no_figure():
 
 def test_hostile_text_stays_text():
     words = " ".join(HOSTILE)
-    run = make_run("mine", text=words, instruction=words.replace("\ud800", ""))
+    run = make_run("mine", text=words, instruction=words.replace("\ud800", "").replace("\0", ""))
     page = Page(write_report(run))
     shown = " ".join(page.words)
     for text in HOSTILE[:5]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from helpers.evaluate.score import Headline
 from helpers.plots import accuracy_by_category, accuracy_by_run, curves, throughput_plot
-from helpers.runs.report.render import printable
+from helpers.runs.report.render import for_the_page
 from helpers.runs.result_forms import Checkpoint, Evaluation, Speed, Step
 
 NLL = "NLL, nats per answer token"
@@ -60,7 +60,7 @@ def _figure(name: str, caption: str, draw: Callable[[], Any]) -> Figure:
         # matters to pictures; here the browser has the letters
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         draw().savefig(buffer, format="svg", metadata={"Date": None})
-    return _on_the_page(name, caption, printable(buffer.getvalue()))
+    return _on_the_page(name, caption, for_the_page(buffer.getvalue()))
 
 
 def _on_the_page(name: str, caption: str, svg: str) -> Figure:

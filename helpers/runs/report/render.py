@@ -36,7 +36,7 @@ class Table:
     code: Collection[int] = ()
 
 
-def printable(value: Any) -> Any:
+def for_the_page(value: Any) -> Any:
     """Without characters that no page can hold, which become �. Markup stays as it is."""
     if isinstance(value, Markup):
         return value
@@ -94,7 +94,7 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("helpers.runs.report"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=printable,
+        finalize=for_the_page,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -84,7 +84,7 @@ class Watch:
             found.append(((name, failure.stage, failure.time), line, ""))
         elif sweep.is_done(name) and name not in self._finished:
             self._finished.add(name)
-            found.append(((name, "done"), self._count()))
+            found.append(((name, "done"), self._count(), ""))
         return found
 
     def _count(self) -> str:
