@@ -64,11 +64,16 @@ class Shelf:
         self.lengths = F.pad(self.lengths, (0, more))
         self.slots = slots
 
-    def put(self, layer: int, slots: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write (kv_heads, length, head_dim) keys and values from position 0 on."""
-        length, dim = keys.shape[1:]
-        self.keys[layer][slots, ..., :length] = keys.transpose(1, 2) * dim**-0.5
-        self.values[layer][slots, :, :length] = values
+    def put(self, layers: slice, slots: slice, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write (layers, length, kv_heads, head_dim) keys, times 1/√dim, and values from `start` on."""
+        places = slice(start, start + keys.shape[1])
+        self.keys[layers, slots, ..., places] = keys.permute(0, 2, 3, 1)[:, None]
+        self.values[layers, slots, :, places] = values.transpose(1, 2)[:, None]
+
+    def copy(self, slot: int, places: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a slot at some positions, in the form that `put` takes."""
+        keys, values = self.keys[:, slot, ..., places], self.values[:, slot, :, places]
+        return keys.permute(0, 3, 1, 2).contiguous(), values.transpose(1, 2).contiguous()
 
     def take(self, other: "Shelf", source: int, target: int) -> None:
         """Copy a slot of a shelf, this one or one of less capacity, onto a slot of this one."""

@@ -241,6 +241,7 @@ class Engine(threading.Thread):
                 for base in self.bases.values():
                     if base.sampler:
                         base.sampler.drop(lambda job, ended=session: job.session == ended, SessionEnded())
+                        base.sampler.prefixes.forget(session)
             if turn := self._next_turn():
                 self._take(turn)
 

@@ -2,11 +2,13 @@
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from helpers.stub_tinker.lora import Adapter
+from helpers.stub_tinker.prefixes import digests
 
 
 @dataclass(eq=False)
@@ -35,6 +37,11 @@ class SampleJob:
     def positions(self) -> int:
         """Places in the cache that it may come to need."""
         return len(self.prompt) + self.max_tokens
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """Digests of the prompt's pieces."""
+        return digests(self.prompt)
 
     def random(self) -> float:
         """The next of the job's own random numbers in [0, 1)."""

@@ -7,8 +7,10 @@ Its random numbers are its
 own, and from its tokens to its logprobs no operation's result for it depends on the others:
 
 - Products with matrices, frozen or LoRA's, take only numbers of rows that agree to the last bit: `steady.py`.
-- A prompt's attention is computed for it alone, and that of a new token on a shelf whose capacity depends on
-  the sequence's own length, in numbers of sequences that agree to the last bit: `cache.py`.
+- A prompt's attention is computed for it alone, a piece at a time, so that it doesn't matter either which
+  pieces are known from earlier prompts: `prefixes.py`. That of a new token is computed on a shelf whose
+  capacity depends on the sequence's own length, in numbers of sequences that agree to the last bit:
+  `cache.py`.
 - Sums and softmax are over the last dimension, which PyTorch computes row by row once there are several;
   their lengths are the model's, or the sequence's own.
 - silu and the rotation are cut between rows: `steady.by_rows`. All else that is element-wise is exactly
@@ -25,11 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers.stub_tinker.cache import Cache
+from helpers.stub_tinker.cache import Cache, Shelf
 from helpers.stub_tinker.jobs import PromptScores, SampleJob, ScoreJob, Sequence
-from helpers.stub_tinker.kernels import log_softmax
-from helpers.stub_tinker.model import SHORT, Adapters, Model, Packed
+from helpers.stub_tinker.kernels import PIECE, log_softmax
+from helpers.stub_tinker.model import Adapters, Model, Packed
 from helpers.stub_tinker.places import Places
+from helpers.stub_tinker.prefixes import Prefixes, Reading
 
 READ, SCORE, DECODE = KINDS = ("read", "score", "decode")
 PREFILL_TOKENS = 1024  # of prompts that are read in one go
@@ -90,6 +93,7 @@ class Sampler:
         self.scoring: dict[str, deque[ScoreJob]] = {}  # by owner; never empty
         self.cache = Cache(model)
         self.places = Places(self.cache, self._reading)
+        self.prefixes = Prefixes(model)
         self._long: LongPass | None = None  # one at a time
         self._adapters: tuple[list[SampleJob], Adapters] | None = (
             None  # of the running batch, until it changes
@@ -146,7 +150,10 @@ class Sampler:
 
     def _can_begin(self, job: SampleJob | ScoreJob) -> bool:
         """Whether its prompt can be read now: one long one at a time."""
-        return self._long is None or len(job.prompt) <= PREFILL_TOKENS
+        if self._long is None:
+            return True
+        unread = job.prompt if isinstance(job, ScoreJob) else self.prefixes.look_up(job)
+        return len(unread) <= PREFILL_TOKENS
 
     @torch.inference_mode()
     def work(
@@ -185,15 +192,15 @@ class Sampler:
         for _ in range(steps):
             self.places.arrange(self.waiting)
             while read < READ_TOKENS and (joining := self._next_to_join()):
-                read += sum({id(job.prompt): len(job.prompt) for job in joining}.values())
-                owners = [job.owner for job in joining]
-                if len(joining[0].prompt) > PREFILL_TOKENS:
-                    self._long = LongPass(owners[0], [*joining], self._prefill(joining))
+                read += sum(map(len, joining))
+                joined = [job for reading in joining for job in reading.jobs]
+                owners = [job.owner for job in joined]
+                if len(joining[0]) > PREFILL_TOKENS:
+                    self._long = LongPass(owners[0], joined, self._prefill_alone(joining[0]))
                     break
-                self._guard(lambda jobs=joining: _finish(self._prefill(jobs)), joining, owners)
+                self._guard(lambda readings=joining: self._prefill(readings), joined, owners)
             self.cache.settle(self.places.may_grow)
             if not self.running:
-                self._adapters = None
                 break
             jobs = self.running
             self._guard(
@@ -201,6 +208,8 @@ class Sampler:
             )
             if until():
                 break
+        if not self.running:
+            self._adapters = None  # which would keep an adapter in memory that nobody has any more
 
     def _read_on(self, owner: str) -> None:
         """Go on with the long prompt for a moment."""
@@ -235,36 +244,31 @@ class Sampler:
 
     def _next_to_score(self, owner: str) -> list[ScoreJob]:
         """Prompts of at most PREFILL_TOKENS together, or one longer prompt."""
+        queue, tokens = self.scoring[owner], 0
         jobs: list[ScoreJob] = []
-        queue = self.scoring[owner]
-        while queue and self._together(jobs, queue[0]):
+        while queue and (not jobs or tokens + len(queue[0].prompt) <= PREFILL_TOKENS):
             jobs.append(queue.popleft())
+            tokens += len(jobs[-1].prompt)
         if not queue:
             del self.scoring[owner]
         return jobs
 
-    def _next_to_join(self) -> list[SampleJob]:
-        """Jobs that can start now, from the owner with the fewest running first."""
+    def _next_to_join(self) -> list[Reading]:
+        """Prompts of jobs that can start now, from the owner with the fewest running first: at most
+        PREFILL_TOKENS to read, or one prompt with more.
+        """
         jobs: list[SampleJob] = []
+        readings: list[Reading] = []
         while (owner := self.places.next_owner(self.waiting, jobs, self._can_begin)) is not None:
             job = self.waiting[owner][0]
-            if not self._together(jobs, job):
+            reading = self.prefixes.look_up(job)
+            if not reading.join(readings, PREFILL_TOKENS):
                 break
             self.waiting[owner].popleft()
             if not self.waiting[owner]:
                 del self.waiting[owner]
             jobs.append(job)
-        return jobs
-
-    def _together(self, jobs: list, job: SampleJob | ScoreJob) -> bool:
-        """Whether a prompt can be read in one pass with others. Short and long ones take different attention
-        kernels.
-        """
-        distinct = {
-            id(j.prompt): len(j.prompt) for j in [*jobs, job]
-        }  # the samples of one request share their prompt
-        same_kind = not jobs or (len(jobs[0].prompt) > SHORT) == (len(job.prompt) > SHORT)
-        return len(distinct) == 1 or (same_kind and sum(distinct.values()) <= PREFILL_TOKENS)
+        return readings
 
     def _score(self, jobs: list[ScoreJob]) -> Generator[None, None, None]:
         """Prompt logprobs, in float32 whatever the model's precision; with pauses."""
@@ -316,34 +320,54 @@ class Sampler:
         scores.targets = None if job.targets is None else found
         scores.draws = (drawn, drawn_logprobs) if job.draws else None
 
-    def _prefill(self, jobs: list[SampleJob]) -> Generator[None, None, None]:
-        """Read prompts, that of one request's samples once, and sample each job's first token. With pauses,
-        in which the shelves may change: a long prompt's keys and values stand alone until it is read.
+    def _prefill(self, readings: list[Reading]) -> None:
+        """Read prompts, and sample the first token of each job that has them."""
+        places = [self.cache.add(reading.jobs, len(reading.prompt)) for reading in readings]
+        _finish(self._read(readings, places))
+        self._begin(readings)
+
+    def _prefill_alone(self, reading: Reading) -> Generator[None, None, None]:
+        """The same for one long prompt, with pauses in which the shelves may change: its keys and values
+        stand alone until it is read.
         """
-        samples: dict[int, list[SampleJob]] = {}
-        for job in jobs:
-            samples.setdefault(id(job.prompt), []).append(job)
-        leaders = [same[0] for same in samples.values()]
-        packed = Packed([job.prompt for job in leaders], self.model.device)
-        alone = self.cache.alone(packed.size) if packed.size > PREFILL_TOKENS else None
-        places = [self.cache.add(same, len(same[0].prompt)) for same in samples.values()] if not alone else []
+        alone = self.cache.alone(len(reading.prompt))
+        yield from self._read([reading], [(alone, slice(0, 1))])
+        alone.lengths[0] = len(reading.prompt)
+        reading.jobs = [job for job in reading.jobs if not job.future.done()]  # the others were cancelled
+        self.cache.start(reading.jobs, alone)
+        self._begin([reading])
+
+    def _read(
+        self, readings: list[Reading], places: list[tuple[Shelf, slice]]
+    ) -> Generator[None, None, None]:
+        """Write the keys and values of prompts to slots of shelves, and find out how the prompts end. With a
+        pause after each layer.
+        """
+        for reading, (shelf, slots) in zip(readings, places, strict=True):
+            for i, piece in enumerate(reading.known):
+                shelf.put(slice(None), slots, i * PIECE, piece.keys, piece.values)
+        unread = [(reading, *place) for reading, place in zip(readings, places, strict=True) if len(reading)]
+        if not unread:
+            return
 
         def keep(layer: int, i: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            shelf, slots = (alone, slice(0, 1)) if alone else places[i]
-            shelf.put(layer, slots, keys, values)
+            reading, shelf, slots = unread[i]
+            shelf.put(slice(layer, layer + 1), slots, reading.start, keys[None], values[None])
 
+        packed = Packed([r.tokens for r, *_ in unread], self.model.device, [r.known for r, *_ in unread])
+        leaders = [reading.jobs[0] for reading, *_ in unread]
         adapters = adapters_for(leaders, packed.lengths, self.model, self.model.dtype)
         hidden = yield from self.model.hidden_in_layers(packed, adapters, keep)
-        if alone:
-            alone.lengths[0] = packed.size
-            samples = {0: [job for job in jobs if not job.future.done()]}  # the others were cancelled
-            self.cache.start(samples[0], alone)
-        last = [end - 1 for end, same in zip(packed.starts[1:], samples.values(), strict=True) for _ in same]
-        joined = [job for same in samples.values() for job in same]
-        adapters = adapters_for(joined, [1] * len(joined), self.model, self.model.dtype)
-        self._append(
-            joined, self.model.logits(hidden[torch.tensor(last, device=self.model.device)], adapters)
-        )
+        for (reading, shelf, slots), end in zip(unread, packed.starts[1:], strict=True):
+            reading.end = hidden[end - 1 : end].clone()
+            self.prefixes.keep(reading, shelf, slots.start)
+
+    def _begin(self, readings: list[Reading]) -> None:
+        """Sample the first token of jobs whose prompts are read."""
+        jobs = [job for reading in readings for job in reading.jobs]
+        ends = torch.cat([reading.end.expand(len(reading.jobs), -1) for reading in readings])
+        adapters = adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
+        self._append(jobs, self.model.logits(ends, adapters))
 
     def _decode(self, jobs: list[SampleJob]) -> None:
         """One token more for each job."""
