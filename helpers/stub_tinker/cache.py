@@ -58,10 +58,8 @@ class Shelf:
             self.resize(slots)
 
     def resize(self, slots: int) -> None:
-        more = slots - self.slots
-        self.keys = F.pad(self.keys, (0, 0, 0, 0, 0, 0, 0, more))
-        self.values = F.pad(self.values, (0, 0, 0, 0, 0, 0, 0, more))
-        self.lengths = F.pad(self.lengths, (0, more))
+        self.keys, self.values = _resized(self.keys, slots), _resized(self.values, slots)
+        self.lengths = F.pad(self.lengths, (0, slots - self.slots))
         self.slots = slots
 
     def put(self, layers: slice, slots: slice, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -91,6 +89,15 @@ class Shelf:
         self.jobs.pop()
 
 
+def _resized(old: torch.Tensor, slots: int) -> torch.Tensor:
+    """(layers, slots, …) with fewer slots, or with more of zeros."""
+    kept = min(old.shape[1], slots)
+    new = old.new_empty(len(old), slots, *old.shape[2:])
+    new[:, :kept] = old[:, :kept]
+    new[:, kept:] = 0
+    return new
+
+
 class Cache:
     """The shelves. Sequences stand in the order of `jobs`: by capacity, then by slot."""
 
@@ -118,9 +125,9 @@ class Cache:
         shelf.fit(first + len(jobs))
         shelf.jobs.extend(jobs)
         slots = slice(first, first + len(jobs))
-        # What another sequence left there, NaN of spoilt weights perhaps, would be multiplied by zero, which
-        # must give zero.
-        shelf.keys[:, slots], shelf.values[:, slots] = 0, 0
+        # What another sequence left behind the length, NaN of spoilt weights perhaps, would be multiplied by
+        # zero, which must give zero.
+        shelf.keys[:, slots, ..., length:], shelf.values[:, slots, :, length:] = 0, 0
         shelf.lengths[slots] = length
         return shelf, slots
 
