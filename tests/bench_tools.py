@@ -34,7 +34,7 @@ GIB = 1 << 30
 IDLE_GIB, TRAINING_GIB, LOSS_DIFFERENCE = 1.2, 4.0, 0.03  # bounds; of the loss in relative terms
 MINUTES = {
     "training": 5.5,
-    "sampling": 5.5,
+    "sampling": 7,
     "wire": 1,
     "growth": 7,
     "evaluation": 1,
