@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,10 @@ GIB = 1 << 30
 @pytest.fixture(scope="module")
 def model(small_model) -> Model:
     return Model(small_model, torch.device("cpu"), torch.float32)
+
+
+def test_the_files_of_a_base_model_are_not_in_memory_beside_it(model):
+    assert str(model.folder) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +80,8 @@ def test_a_hold_is_given_back_once_by_what_it_was_handed_on_to():
 
 def test_what_was_deleted_makes_room_on_the_disk():
     held = Counter(a=60)
-    use = DiskUse(Limit(100, 1000, "bytes on disk", "Delete"), lambda: Counter(held))
+    use = DiskUse(Limit(100, 1000, "bytes on disk", "Delete"))
+    use.counts = [lambda: Counter(held), lambda: Counter(c=1)]
     use.take("a", 30)
     with pytest.raises(BadRequest, match="this key has 90 bytes on disk"):
         use.take("a", 30)

@@ -157,22 +157,27 @@ class Budgets:
                 if not self._held[name][owner]:
                     del self._held[name][owner]
 
-    def held(self, name: str, owner: str) -> int:
-        return self._held[name][owner]
-
 
 class DiskUse:
-    """What each key has on disk, counted at first need and again after something was removed.
+    """What each key has on disk, counted at first need, and again before a refusal if something was removed.
 
     Args:
-        count: says it, in bytes by owner.
+        limit: of it; none if None.
+
+    Attributes:
+        counts: each says a part of it, in bytes by owner.
     """
 
-    def __init__(self, limit: Limit, count: Callable[[], Counter[str]]):
-        self._limit, self._count = limit, count
+    def __init__(self, limit: Limit | None = None):
+        self._limit = limit
+        self.counts: list[Callable[[], Counter[str]]] = []
         self._used: Counter[str] | None = None
         self._removed = False
         self._lock = threading.Lock()
+
+    def _count(self) -> Counter[str]:
+        self._removed = False
+        return sum((count() for count in self.counts), Counter())
 
     def take(self, owner: str, size: int) -> None:
         """Note that a key writes so many bytes.
@@ -180,6 +185,8 @@ class DiskUse:
         Raises:
             BadRequest: that would be too many.
         """
+        if self._limit is None:
+            return
         with self._lock:
             if self._used is None:
                 self._used = self._count()
@@ -188,7 +195,7 @@ class DiskUse:
             except BadRequest:
                 if not self._removed:
                     raise
-                self._used, self._removed = self._count(), False
+                self._used = self._count()
                 self._limit.check(self._used[owner], self._used.total(), size)
             self._used[owner] += size
 

@@ -84,13 +84,14 @@ def _expiry(ttl: int | None) -> str | None:
 class Store:
     """All training runs and checkpoints under one state folder, for the threads of one process.
 
-    Attributes:
-        use: limits what an owner may have on disk; nothing does if None.
+    Args:
+        use: of the disk; without limits if None.
     """
 
-    def __init__(self, folder: Path, records: disk.Records | None = None):
+    def __init__(self, folder: Path, records: disk.Records | None = None, use: DiskUse | None = None):
         self.runs = folder / "runs"
-        self.use: DiskUse | None = None
+        self._use = use or DiskUse()
+        self._use.counts.append(self._bytes_by_owner)
         self._lock = threading.RLock()  # of renames, so that nobody reads between the two of an overwrite
         self._records = records or disk.Records()
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ class Store:
 
     # Training runs
 
-    def bytes_by_owner(self) -> Counter[str]:
+    def _bytes_by_owner(self) -> Counter[str]:
         used: Counter[str] = Counter()
         for path in self.runs.glob("[!.]*/run.json"):
             if info := self._run(path.parent.name):
@@ -127,8 +128,7 @@ class Store:
 
     def create_run(self, run: str, info: dict) -> None:
         folder = self._run_folder(run)
-        if self.use:
-            self.use.take(info["owner"], disk.BLOCK)
+        self._use.take(info["owner"], disk.BLOCK)
         with writing(f"training run {run}"):
             folder.mkdir(parents=True, exist_ok=True)
             record = {**info, "training_run_id": run, "created": now().isoformat()}
@@ -194,10 +194,8 @@ class Store:
         if target.exists() and not overwrite:
             hint = ", or overwrite=True" if kind == "weights" else ""
             raise StoreError(f"a checkpoint {kind}/{name} exists in this run: choose another name{hint}")
-        if self.use and (info := self._run(run)):
-            self.use.take(
-                info["owner"], disk.BLOCK + sum(disk.size_of(content) for content in files.values())
-            )
+        if info := self._run(run):
+            self._use.take(info["owner"], disk.BLOCK + sum(map(disk.size_of, files.values())))
         temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
         try:
             with writing(f"checkpoint {kind}/{name}"):
@@ -206,6 +204,7 @@ class Store:
                 self._put(temporary, target)
         except StoreError:
             shutil.rmtree(temporary, ignore_errors=True)
+            self._use.removed()
             raise
         return f"tinker://{run}/{kind}/{name}"
 
@@ -228,8 +227,7 @@ class Store:
 
     def _remove(self, folder: Path) -> None:
         disk.remove(folder)
-        if self.use:
-            self.use.removed()
+        self._use.removed()
 
     def look_up(self, path: str) -> tuple[Path, dict | None, dict | None]:
         """The folder of a checkpoint, and its details and its run if there are any, whoever's they are."""

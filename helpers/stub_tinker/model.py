@@ -197,7 +197,7 @@ class Model:
         def take(name: str) -> torch.Tensor:
             if name not in where:
                 raise ValueError(f"{folder} has no weight {name}")
-            return where[name].get_tensor(name).to(device, dtype)
+            return where[name].get_tensor(name).to(device, dtype, copy=True)
 
         def fused(prefix: str, modules: tuple[str, ...]) -> Frozen:
             weights = [take(f"{prefix}{m}.weight") for m in modules]

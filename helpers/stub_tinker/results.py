@@ -55,14 +55,13 @@ class Results:
         with self._lock:
             kept = self._kept.setdefault(owner, OrderedDict())
             if request_id not in kept:
-                self._check_new(request_id)
+                if self._is_gone(request_id):
+                    raise BadRequest(
+                        f"request {request_id!r} was done before: {GONE}. It is not done again", 410
+                    )
                 kept[request_id] = future = begin()
                 future.add_done_callback(lambda done: self._add_bytes(request_id, owner, done))
                 self._tidy(owner)
-
-    def _check_new(self, request_id: str) -> None:
-        if self._is_gone(request_id):
-            raise BadRequest(f"request {request_id!r} was done before: {GONE}. It is not done again", 410)
 
     def _is_gone(self, request_id: str) -> bool:
         client, number = _parts(request_id)

@@ -98,12 +98,9 @@ class Service:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision or best_precision(self.device)
         records = Records(earlier_owners)
-        self.store, self.session_store = Store(folder, records), SessionStore(folder, records)
         self.budgets = Budgets(memory or machine_memory(), disk or shutil.disk_usage(folder).total)
-        self.store.use = self.session_store.use = DiskUse(
-            self.budgets.limits["disk"],
-            lambda: self.store.bytes_by_owner() + self.session_store.bytes_by_owner(),
-        )
+        use = DiskUse(self.budgets.limits["disk"])
+        self.store, self.session_store = Store(folder, records, use), SessionStore(folder, records, use)
         self.signed_urls = SignedUrls(folder, self.store)
         self.engine = Engine({name: Base(path, self.device, self.dtype) for name, path in bases.items()})
         self.sessions: dict[str, Session] = {}

@@ -24,20 +24,21 @@ SESSION_FIELDS = {"owner": str, "created": str}
 class SessionStore:
     """The sessions under one state folder. Sampler weights that an earlier server left are deleted.
 
-    Attributes:
-        use: limits what an owner may have on disk; nothing does if None.
+    Args:
+        use: of the disk; without limits if None.
     """
 
-    def __init__(self, folder: Path, records: disk.Records | None = None):
+    def __init__(self, folder: Path, records: disk.Records | None = None, use: DiskUse | None = None):
         self.sessions, self.samplers = folder / "sessions", folder / "samplers"
         self._records = records or disk.Records()
-        self.use: DiskUse | None = None
+        self._use = use or DiskUse()
+        self._use.counts.append(self._bytes_by_owner)
         self.sessions.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.samplers, ignore_errors=True)
         for left in self.sessions.glob(".*.tmp"):
             left.unlink(missing_ok=True)
 
-    def bytes_by_owner(self) -> Counter[str]:
+    def _bytes_by_owner(self) -> Counter[str]:
         used: Counter[str] = Counter()
         for path in self.sessions.glob("[!.]*.json"):
             if record := self._records.read(path, SESSION_FIELDS):
@@ -47,10 +48,11 @@ class SessionStore:
         return used
 
     def save(self, session: str, record: dict) -> None:
-        if self.use:
-            self.use.take(record["owner"], disk.BLOCK + len(json.dumps(record)))
+        path = self.sessions / f"{check_name(session, 'session')}.json"
+        if not path.exists():  # a session can end on a full disk
+            self._use.take(record["owner"], disk.BLOCK + len(json.dumps(record)))
         with writing(f"session {session}"):
-            disk.write_json(self.sessions / f"{check_name(session, 'session')}.json", record)
+            disk.write_json(path, record)
 
     def read(self, session: str, owner: str) -> dict:
         """What is known of a session, ended ones too.
@@ -78,8 +80,7 @@ class SessionStore:
             WriteError: the disk refused.
             BadRequest: the owner has too much on it.
         """
-        if self.use:
-            self.use.take(owner, flat.nbytes)
+        self._use.take(owner, flat.nbytes)
         path = self.samplers / check_name(session, "session") / f"{uuid.uuid4().hex}.safetensors"
         with writing("weights of a sampler"):
             disk.write_tensors(path, {"flat": flat})
@@ -95,5 +96,4 @@ class SessionStore:
 
     def forget_samplers(self, session: str) -> None:
         shutil.rmtree(self.samplers / session, ignore_errors=True)
-        if self.use:
-            self.use.removed()
+        self._use.removed()
