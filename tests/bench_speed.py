@@ -204,7 +204,7 @@ def sampling(bench: Bench) -> dict:
         )
         one, four = (16 * new_tokens / median(s) for s in times.values())
         alike = first_tokens(bench, base)
-    rows = sampling_rows(found, new_tokens, dtype, one, four) + [alike["row"]]
+    rows = [*sampling_rows(found, new_tokens, dtype, one, four), alike["row"]]
     rows += [["start of vLLM, model loaded", "", f"{start:.0f} s", ""]] if start else []
     return {
         "data": {

@@ -192,6 +192,32 @@ def test_spoilt_weights_reach_no_other_prompt(model):
     assert sampled(sampler, healthy) == expected
 
 
+@pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_to_the_last_bit_a_piece_has_the_attention_it_has_in_any_prompt(heads, kv_heads, dtype):
+    """Of whatever length, and read from whatever piece on; as a slice of a pass's rows, or not."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, heads + 2 * kv_heads, 32, generator=generator).to(dtype)
+    whole: dict[int, torch.Tensor] = {}
+    for first, last in [
+        (0, 321),
+        (64, 321),
+        (192, 321),
+        (0, 64),
+        (0, 192),
+        (128, 192),
+        (64, 200),
+        (192, 256),
+    ]:
+        q, keys, values = rows.split([heads, kv_heads, kv_heads], dim=1)
+        filler = keys.new_zeros(-last % STEP, *keys.shape[1:])
+        keys, values = (torch.cat([x[:last], filler]) for x in (keys, values))
+        attended = attend_in_pieces(q[first:last], keys, values)
+        for start in range(first, last // PIECE * PIECE, PIECE):
+            piece = attended[start - first :][:PIECE]
+            assert (piece == whole.setdefault(start, piece)).all(), (first, last, start)
+
+
 @pytest.mark.parametrize("known", [0, PIECE, 3 * PIECE])
 @pytest.mark.parametrize("length", [1, 16, PIECE, PIECE + 1, 200])
 def test_attention_in_pieces_is_attention(known, length):

@@ -320,7 +320,7 @@ def attend_in_pieces(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) 
     for part in q.split(PIECE, dim=1):
         count = part.shape[1]
         before += count
-        scores = torch.bmm(part.reshape(kv_heads, -1, dim), keys[..., :before])
+        scores = torch.bmm(part.reshape(kv_heads, -1, dim).contiguous(), keys[..., :before])
         scores.view(kv_heads, group, count, before)[..., -count:].add_(mask[:count, :count])
         attended = torch.bmm(torch.softmax(scores, dim=-1), values[:, :before])
         parts.append(attended.view(heads, count, dim).transpose(0, 1).reshape(count, -1))
