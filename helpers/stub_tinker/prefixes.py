@@ -49,6 +49,11 @@ class Piece:
     def __len__(self) -> int:
         return self.keys.shape[1]
 
+    @property
+    def room(self) -> int:
+        """Positions that it counts as."""
+        return round_up(len(self), STEP)
+
 
 @dataclass(eq=False)
 class Reading:
@@ -141,12 +146,15 @@ class Prefixes:
         return Reading([job], known, known[-1].end if len(known) == len(job.pieces) else None)
 
     def keep(self, reading: Reading, shelf: Shelf, slot: int) -> None:
-        """Copy the pieces that were read of a prompt off a slot of a shelf."""
+        """Copy the pieces that were read of a prompt, as many as there is ever room for, off a slot of a
+        shelf.
+        """
         job, now = reading.jobs[0], next(self._clock)
         pieces, length = self._scope(job).pieces, len(job.prompt)
-        for i in range(len(reading.known), len(job.pieces)):
+        read = range(len(reading.known), min(len(job.pieces), POSITIONS // PIECE))
+        self._make_room(len(read) * PIECE)
+        for i in read:
             places = slice(i * PIECE, min((i + 1) * PIECE, length))
-            self._make_room(_room(places.stop - places.start))
             end = reading.end if places.stop == length else None
             pieces[job.pieces[i]] = Piece(*shelf.copy(slot, places), end, (now, -i))
 
@@ -159,7 +167,7 @@ class Prefixes:
     @property
     def positions(self) -> int:
         """Positions that are kept."""
-        return sum(_room(len(piece)) for *_, piece in self._all())
+        return sum(piece.room for *_, piece in self._all())
 
     def _make_room(self, more: int) -> None:
         """Drop what was not used for longest, until there is room for `more` positions."""
@@ -170,7 +178,7 @@ class Prefixes:
             if beyond <= 0:
                 break
             del scope.pieces[digest]
-            beyond -= _room(len(piece))
+            beyond -= piece.room
 
     def forget(self, session: str) -> None:
         """Drop what is kept for a session and no other."""
@@ -179,8 +187,3 @@ class Prefixes:
                 scope.sessions.discard(session)
                 if not scope.sessions:
                     del scopes[owner]
-
-
-def _room(tokens: int) -> int:
-    """Positions that a piece counts as."""
-    return round_up(tokens, STEP)
