@@ -211,14 +211,16 @@ def test_a_key_has_so_many_clients_and_no_more(narrow):
 
 
 def test_a_full_queue_is_waited_for_by_the_sdk(narrow):
-    """Samples for which one key has no room at once come one after the other; one that never fits is told."""
+    """A request for which one key has no room beside another is sent again; one that never fits is refused."""
     service = narrow.connect("tml-first")
     sampler = service.create_sampling_client(base_model=narrow.model).result()
-    short = types.SamplingParams(max_tokens=20, stop=[])
-    waiting = [sampler.sample(prompt(1, 2), 1000, short, topk_sample_logprobs=300) for _ in range(2)]
-    with pytest.raises(tinker.APIStatusError, match="bytes of work that waits"):
-        sampler.sample(prompt(1, 2), 1000, short, topk_sample_logprobs=1000).result()
-    assert all(len(future.result().sequences) == 1000 for future in waiting)
+    long, short = (types.SamplingParams(max_tokens=new, stop=[]) for new in (200, 20))
+    first = sampler.sample(prompt(1, 2), 30, long, topk_sample_logprobs=1000)
+    second = sampler.sample(prompt(1, 2), 100, short, topk_sample_logprobs=1000)
+    with pytest.raises(tinker.APIStatusError, match="bytes of work that waits") as refused:
+        sampler.sample(prompt(1, 2), 100, long, topk_sample_logprobs=1000).result()
+    assert refused.value.status_code == 413
+    assert [len(future.result().sequences) for future in (first, second)] == [30, 100]
     service.close("success").result()
 
 

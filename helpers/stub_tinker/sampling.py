@@ -210,13 +210,15 @@ class Sampler:
                 break
 
     def _read_on(self, owner: str) -> None:
-        """Go on with the long prompt for a moment."""
-        long, started = self._long, time.perf_counter()
+        """Go on with the long prompt for a moment, a layer at least."""
+        long, deadline = self._long, time.perf_counter() + READ_SECONDS
         assert long is not None
-        while self._long is long and time.perf_counter() - started < READ_SECONDS:
+        while self._long is long:
             self._guard(self._one_layer, long.jobs, [owner])
             if all(job.future.done() for job in long.jobs):  # it has failed
                 self._long = None
+            if time.perf_counter() > deadline:
+                break
 
     def _one_layer(self) -> None:
         assert self._long is not None
@@ -283,13 +285,15 @@ class Sampler:
             first = length - job.last  # of the scored tokens; position 0 has no context
             scores.own[first:] = own[start + first - 1 : start + length - 1]
             if job.topk or job.targets is not None or job.draws:
-                self._more_scores(job, scores, hidden[start : start + length - 1])
+                yield from self._more_scores(job, scores, hidden[start : start + length - 1])
             if not job.future.done():  # cancelled
                 job.future.set_result(scores)
 
-    def _more_scores(self, job: ScoreJob, scores: PromptScores, hidden: torch.Tensor) -> None:
+    def _more_scores(
+        self, job: ScoreJob, scores: PromptScores, hidden: torch.Tensor
+    ) -> Generator[None, None, None]:
         """Top-k, targets and draws of one prompt from its hidden states (n - 1, hidden), 64 positions at a
-        time.
+        time, with a pause after each.
         """
         n, generator = len(hidden), torch.Generator()
         generator.seed() if job.seed is None else generator.manual_seed(job.seed)
@@ -312,6 +316,7 @@ class Sampler:
                 probabilities = torch.softmax(logprobs / max(job.temperature, COLDEST), dim=-1)
                 tokens = torch.multinomial(probabilities, job.draws, replacement=True, generator=generator)
                 drawn[rows], drawn_logprobs[rows] = tokens.numpy(), logprobs.gather(1, tokens).numpy()
+            yield
         skipped = n + 1 - job.last  # what `last` leaves out
         ids[:skipped], best[:skipped] = 0, -99999.0
         scores.topk = (ids, best) if job.topk else None

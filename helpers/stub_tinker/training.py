@@ -98,7 +98,7 @@ def _in_layers(
     """Logprobs and loss of one long sequence, a layer at a time: a turn for others between layers.
 
     Only the inputs of layers are kept, 70 kB a token at 135M parameters, and each layer is computed again for
-    its backward pass.
+    its backward pass, as are probabilities, `MAX_TOKENS` places at a time.
 
     Yields:
         The bytes of these inputs.
@@ -114,15 +114,28 @@ def _in_layers(
             x = model.layer(n, x, packed, angles, adapters)
             yield held
         hidden = model.end(x, packed, adapters)
-    values, summed, gradient = _head(model, hidden, adapters, example, loss, loss_of, backward)
-    if gradient is None:
-        return values, summed
-    gradient = _pull(lambda x: model.end(x, packed, adapters), x, gradient)
+        targets = torch.from_numpy(example.targets).to(hidden.device)
+        values = model.target_logprobs(hidden, targets, adapters)
     yield held
-    for n in reversed(range(layers)):
-        gradient = _pull(lambda x, n=n: model.layer(n, x, packed, angles, adapters), inputs.pop(), gradient)
+    values.requires_grad_(backward)
+    with torch.set_grad_enabled(backward):
+        summed = loss_of([values])
+    wanted = np.flatnonzero(needs_gradient(loss, example.inputs))
+    if not summed.requires_grad or not len(wanted):
+        return [values], summed
+    summed.backward()
+    assert values.grad is not None
+    gradient = torch.zeros_like(hidden)
+    for rows in torch.from_numpy(wanted).to(hidden.device).split(MAX_TOKENS):
+        head = functools.partial(model.target_logprobs, targets=targets[rows], adapters=adapters)
+        gradient[rows] = _pull(head, hidden[rows], values.grad[rows])
         yield held
-    return values, summed
+    gradient = _pull(functools.partial(model.end, batch=packed, adapters=adapters), x, gradient)
+    for n in reversed(range(layers)):
+        layer = functools.partial(model.layer, n, batch=packed, angles=angles, adapters=adapters)
+        gradient = _pull(layer, inputs.pop(), gradient)
+        yield held
+    return [values], summed
 
 
 def _pull(
@@ -134,39 +147,6 @@ def _pull(
         step(x).backward(gradient)
     assert x.grad is not None
     return x.grad
-
-
-def _head(
-    model: Model,
-    hidden: torch.Tensor,
-    adapters: Adapters,
-    example: Example,
-    loss: str,
-    loss_of: Callable[[list[torch.Tensor]], torch.Tensor],
-    backward: bool,
-) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
-    """Logprobs, loss, and the gradient of final hidden states, with probabilities of `MAX_TOKENS` places at a
-    time; no gradient if the loss has none.
-    """
-    targets = torch.from_numpy(example.targets).to(hidden.device)
-    with torch.no_grad():
-        values = model.target_logprobs(hidden, targets, adapters)
-    values.requires_grad_(backward)
-    with torch.set_grad_enabled(backward):
-        summed = loss_of([values])
-    wanted = torch.from_numpy(np.flatnonzero(needs_gradient(loss, example.inputs))).to(hidden.device)
-    if not summed.requires_grad or not len(wanted):
-        return [values], summed, None
-    summed.backward()
-    assert values.grad is not None
-    gradient = torch.zeros_like(hidden)
-    for rows in wanted.split(MAX_TOKENS):
-        gradient[rows] = _pull(
-            lambda h, rows=rows: model.target_logprobs(h, targets[rows], adapters),
-            hidden[rows],
-            values.grad[rows],
-        )
-    return [values], summed, gradient
 
 
 def _all_logprobs(
