@@ -106,12 +106,12 @@ def test_another_key_or_other_weights_find_nothing(model, sampler, read):
 
 def test_what_is_kept_is_bounded_and_the_longest_unused_goes_first(sampler, monkeypatch):
     monkeypatch.setattr(prefixes, "POSITIONS", 512)
-    first, second, third = TOKENS[:200], OTHERS[:200], TOKENS[200:400]
+    first, second, third = TOKENS[: 3 * PIECE], OTHERS[: 3 * PIECE], TOKENS[200:][: 3 * PIECE]
     for prompt in (first, second, first, third):
         sample(sampler, asked(prompt))
         assert 0 < sampler.prefixes.positions <= 512
     assert [unread(sampler, asked(prompt)) for prompt in (first, third)] == [0, 0]
-    assert unread(sampler, asked(second)) == 200 - PIECE  # the end of a prompt goes before its beginning
+    assert unread(sampler, asked(second)) == PIECE  # the end of a prompt goes before its beginning
     sample(sampler, asked(TOKENS[:1200]))
     assert sampler.prefixes.positions <= 512 and unread(sampler, asked(TOKENS[:1200])) < 1200 - 400
     sample(sampler, *(asked([token]) for token in range(50)))
