@@ -191,15 +191,17 @@ class Sampler:
                     self._long = LongPass(owners[0], [*joining], self._prefill(joining))
                     break
                 self._guard(lambda jobs=joining: _finish(self._prefill(jobs)), joining, owners)
-            if jobs := self.running:
-                owners = sorted({owner, *(job.owner for job in jobs)})
-                self._guard(lambda jobs=jobs: self._decode(jobs), jobs, owners)
-            self.cache.settle(self.places.may_grow)  # the last one too: others need the room of what ended
+            self.cache.settle(self.places.may_grow)
             if not self.running:
                 self._adapters = None
                 break
+            jobs = self.running
+            self._guard(
+                lambda jobs=jobs: self._decode(jobs), jobs, sorted({owner, *(job.owner for job in jobs)})
+            )
             if until():
                 break
+        self.cache.settle(self.places.may_grow)  # or the room of what ended stays while others train
 
     def _read_on(self, owner: str) -> None:
         """Go on with the long prompt for a moment, a layer at least."""
