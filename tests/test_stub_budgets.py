@@ -211,7 +211,7 @@ def test_a_key_has_so_many_clients_and_no_more(narrow):
 
 
 def test_a_full_queue_is_waited_for_by_the_sdk(narrow):
-    """A request for which one key has no room beside another is sent again; one that never fits is refused."""
+    """A request for which a key has no room beside another is sent again; one that never fits is refused."""
     service = narrow.connect("tml-first")
     sampler = service.create_sampling_client(base_model=narrow.model).result()
     long, short = (types.SamplingParams(max_tokens=new, stop=[]) for new in (200, 20))

@@ -199,15 +199,18 @@ class Sampler:
                     self._long = LongPass(owners[0], joined, self._prefill_alone(joining[0]))
                     break
                 self._guard(lambda readings=joining: self._prefill(readings), joined, owners)
-            if jobs := self.running:
-                owners = sorted({owner, *(job.owner for job in jobs)})
-                self._guard(lambda jobs=jobs: self._decode(jobs), jobs, owners)
-            self.cache.settle(self.places.may_grow)  # the last one too: others need the room of what ended
+            self.cache.settle(self.places.may_grow)
             if not self.running:
-                self._adapters = None
                 break
+            jobs = self.running
+            self._guard(
+                lambda jobs=jobs: self._decode(jobs), jobs, sorted({owner, *(job.owner for job in jobs)})
+            )
             if until():
                 break
+        self.cache.settle(self.places.may_grow)  # or the room of what ended stays while others train
+        if not self.running:
+            self._adapters = None  # or an adapter that nobody has any more stays in memory
 
     def _read_on(self, owner: str) -> None:
         """Go on with the long prompt for a moment, a layer at least."""

@@ -21,6 +21,8 @@ log = logging.getLogger("stub_tinker")
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 UNUSED_PATHS = ("/api/v1/healthz", STATUS_PATH)  # a look at the server is no use of it
 RETRY_SECONDS = 1  # until a client whose budget is full should ask again
+LIMITS = 403, 413, 429  # the status of what is over a limit
+REFUSAL_SECONDS = 0.25  # it takes, or who repeats it at once keeps Python busy, which computing needs too
 ENDPOINTS = [*routes_work.ENDPOINTS, *routes_rest.ENDPOINTS]
 STOPPING = (
     "the server is stopping: it takes no new requests. "
@@ -66,6 +68,9 @@ async def _answered(endpoint: Endpoint, call: Call) -> Response:
         return await endpoint.handler(call)
     except RequestError as error:
         headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == 429 else None
+        if error.status in LIMITS:
+            call.close()
+            await asyncio.sleep(REFUSAL_SECONDS)
         return refusal(str(error), error.status, headers)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]

@@ -5,6 +5,7 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,8 @@ from helpers.stub_tinker.state_folder import Notes
 FETCH_SECONDS = 15  # how long a server that stops keeps finished results for their clients
 HOUSEKEEPING_SECONDS = 10  # between looks for sessions whose clients are gone
 
+SWITCH_SECONDS = 0.0002  # until a thread that computes gets Python back from one that reads requests
+
 Say = Callable[[str, argparse.Namespace, Service], None]
 
 
@@ -45,6 +48,7 @@ def serve(
         CourseError: a base model can't be served, or the state folder is taken.
     """
     _check_configs(folders)
+    sys.setswitchinterval(SWITCH_SECONDS)
     if options.threads:
         torch.set_num_threads(options.threads)
     precision = None if options.precision == "auto" else getattr(torch, options.precision)

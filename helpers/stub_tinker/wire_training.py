@@ -12,7 +12,7 @@ from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.losses import FIELDS, LOSSES, NOT_OFFERED, Example
 
 MAX_TARGETS = 1024  # a position
-MAX_FIELDS = 1 << 18  # of a message and those in it; a datum has about 25
+MAX_FIELDS = 1 << 16  # of a message and those in it; a datum has about 25, and the SDK sends 1,024 at once
 MAX_PACKED = 1024  # bytes of numbers in a row
 TOKEN_BYTES, VALUE_BYTES = 36, 16  # of an id in a list; of a target with its weight and its logprob
 DTYPES = {pb.DTYPE_FLOAT32: np.float32, pb.DTYPE_INT64: np.int64}
