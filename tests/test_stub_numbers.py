@@ -165,7 +165,7 @@ def sampled(sampler: Sampler, adapters: list, chosen: Callable[[list], list] = l
     return [(result.tokens, result.logprobs, result.topk) for result in (job.future.result() for job in jobs)]
 
 
-def test_to_the_last_bit_it_does_not_matter_how_much_of_a_prompt_is_known(model, threads):
+def test_to_the_last_bit_it_does_not_matter_how_much_of_a_prompt_is_known(model):
     """Nothing, what others that wait read, or all, alone and in a crowd."""
     adapters = [None, trained(model, 1).snapshot(model.dtype)]
     every = range(4 * len(prompts_that_share()))
