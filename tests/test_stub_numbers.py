@@ -116,7 +116,9 @@ def results(model: Model, chosen: list[int]) -> list[tuple]:
         if isinstance(job, ScoreJob):
             answers.append((result.own[1:].tolist(), *(part.tolist() for part in result.topk)))
         else:
-            answers.append((result.tokens, result.logprobs, result.topk))
+            answers.append(
+                (result.tokens, result.logprobs, [[p.tolist() for p in best] for best in result.topk])
+            )
     return answers
 
 
