@@ -252,11 +252,12 @@ class Engine(threading.Thread):
         with self._wake:
             heads = [(client, queue[0]) for client, queue in self._queues.items()]
         held = sum(task.holds for _, task in heads)
-        turns = [
-            Turn(task.owner, "train", client)
-            for client, task in heads
-            if task.asks <= task.holds or held == task.holds or held - task.holds + task.asks <= PAUSED_BYTES
-        ]
+        firsts: dict[str, Turn] = {}  # by owner, who may have very many clients
+        for client, task in heads:
+            fits = held == task.holds or held - task.holds + task.asks <= PAUSED_BYTES
+            if task.owner not in firsts and (task.asks <= task.holds or fits):
+                firsts[task.owner] = Turn(task.owner, "train", client)
+        turns = list(firsts.values())
         for sampler in self._sampling():
             turns += [Turn(owner, kind, sampler=sampler) for owner, kind in sampler.turns()]
         return turns
