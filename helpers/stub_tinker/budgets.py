@@ -84,6 +84,7 @@ def table(memory: int, disk: int) -> dict[str, Limit]:
             f"Use a lower rank. {close}, or end it",
         ),
         "positions": Limit(1 << 24, 1 << 27, "tokens to train or sample", wait, True),
+        "waiting": Limit(1024, 1 << 14, "requests of training clients that wait", wait, True),
         "queued": Limit(memory // 16, memory // 8, "bytes of work that waits", wait, True),
         "reading": Limit(256 << 20, 768 << 20, "bytes of requests being read", smaller, True),
         "results": Limit(memory // 16, memory // 8, "bytes of results", wait, True),

@@ -21,6 +21,7 @@ from helpers.stub_tinker.sampling import Sampler
 
 log = logging.getLogger("stub_tinker")
 
+TRIM_SECONDS = 15  # of work between two times that memory is given back: that costs a third of a second
 DECODE_STEPS = 8  # tokens that each running sequence gains in a turn
 PAUSED_BYTES = 1 << 30  # that training requests hold together while they wait for their next turn
 
@@ -124,6 +125,7 @@ class Engine(threading.Thread):
         self._ended: set[str] = set()  # sessions whose work is to be dropped
         self._stopping = False
         self._trimmed = True
+        self._trimmed_at = time.monotonic()
 
     def submit(self, client: str, session: str, owner: str, work: Callable[[], Any]) -> Future:
         """Run `work` after all that `client` submitted before."""
@@ -253,11 +255,12 @@ class Engine(threading.Thread):
         with self._wake:
             heads = [(client, queue[0]) for client, queue in self._queues.items()]
         held = sum(task.holds for _, task in heads)
-        turns = [
-            Turn(task.owner, "train", client)
-            for client, task in heads
-            if task.asks <= task.holds or held == task.holds or held - task.holds + task.asks <= PAUSED_BYTES
-        ]
+        firsts: dict[str, Turn] = {}  # by owner, who may have very many clients
+        for client, task in heads:
+            fits = held == task.holds or held - task.holds + task.asks <= PAUSED_BYTES
+            if task.owner not in firsts and (task.asks <= task.holds or fits):
+                firsts[task.owner] = Turn(task.owner, "train", client)
+        turns = list(firsts.values())
         for sampler in self._sampling():
             turns += [Turn(owner, kind, sampler=sampler) for owner, kind in sampler.turns()]
         return turns
@@ -293,6 +296,9 @@ class Engine(threading.Thread):
         task, started = self._queues[client][0], time.perf_counter()
         task.holds = task.asks
         done = self._step(task)
+        if done and time.monotonic() - self._trimmed_at > TRIM_SECONDS:  # a long loop never rests
+            _give_back_memory()
+            self._trimmed_at = time.monotonic()
         with self._wake:
             queue = self._queues[client]
             if done:

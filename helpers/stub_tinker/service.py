@@ -197,7 +197,7 @@ class Service:
         session = model_id.split(":")[0]
 
         def begin() -> Future:
-            waits = self.budgets.hold(owner, queued=WORK_BYTES)
+            waits = self.budgets.hold(owner, waiting=1, queued=WORK_BYTES)
             self.usage.count(session, requests=1)
             future = self.engine.submit(model_id, session, owner, work)
             for held in (waits, hold):
