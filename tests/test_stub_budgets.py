@@ -201,9 +201,9 @@ def test_a_key_fills_its_part_of_the_disk_and_no_other(narrow):
 def test_a_key_has_so_many_clients_and_no_more(narrow):
     service, other = narrow.connect("tml-many"), narrow.connect("tml-plain")
     lora = {"base_model": narrow.model, "rank": 1, "train_unembed": False}
-    for _ in range(64):
+    for _ in range(256):
         service.create_lora_training_client(**lora).result()
-    with pytest.raises(tinker.TinkerError, match="64 training clients"):
+    with pytest.raises(tinker.TinkerError, match="256 training clients"):
         service.create_lora_training_client(**lora).result()
     assert other.create_lora_training_client(**lora).result()
     for each in (service, other):

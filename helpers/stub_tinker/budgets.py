@@ -75,7 +75,7 @@ def table(memory: int, disk: int) -> dict[str, Limit]:
     delete = "Delete checkpoints, or give them a ttl_seconds"
     return {
         "sessions": Limit(1024, 1 << 14, "live sessions", close),
-        "clients": Limit(64, 1024, "training clients", close),
+        "clients": Limit(256, 4096, "training clients", close),
         "samplers": Limit(8192, 1 << 16, "samplers", close),
         "memory": Limit(
             memory // 4,
