@@ -8,7 +8,7 @@ run: install     ## set up, run every notebook on the stub backend, print a summ
 test: install    ## set up, run every test
 	.venv/bin/python -m pytest $(ARGS)
 
-soak: install    ## developers: set up, run the long tests that `make test` runs in a smaller size (about 10 minutes)
+soak: install    ## developers: set up, run the tests that take minutes (about 15)
 	.venv/bin/python -m pytest -m soak $(ARGS)
 
 lab: install     ## set up, open JupyterLab at the first notebook

@@ -23,6 +23,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every contestant computes on the CPU
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from bench_growth import evaluation, growth, wire
+from bench_loop import loop
 from bench_speed import sampling, training
 from bench_tools import MARKS, MINUTES, Bench, machine, say, serve_vllm
 
@@ -30,7 +31,14 @@ import helpers  # noqa: F401  (sets how idle threads wait, before torch is loade
 from helpers.files import read_json, write_json, write_text
 from helpers.paths import ROOT
 
-PARTS = {"training": training, "sampling": sampling, "wire": wire, "growth": growth, "evaluation": evaluation}
+PARTS = {
+    "training": training,
+    "sampling": sampling,
+    "wire": wire,
+    "growth": growth,
+    "evaluation": evaluation,
+    "loop": loop,
+}
 READMES = {ROOT / "helpers" / "stub_tinker" / "README.md": tuple(PARTS)}
 
 

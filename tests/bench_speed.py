@@ -203,13 +203,15 @@ def sampling(bench: Bench) -> dict:
             bench.size(3, 1),
         )
         one, four = (16 * new_tokens / median(s) for s in times.values())
-    rows = sampling_rows(found, new_tokens, dtype, one, four)
+        alike = first_tokens(bench, base)
+    rows = [*sampling_rows(found, new_tokens, dtype, one, four), alike["row"]]
     rows += [["start of vLLM, model loaded", "", f"{start:.0f} s", ""]] if start else []
     return {
         "data": {
             "tokens_per_second": found,
             "one_adapter": one,
             "four_adapters": four,
+            "first_token_seconds": alike["seconds"],
             "vllm_start_seconds": start,
             "new_tokens": new_tokens,
             "precision": dtype,
@@ -217,6 +219,30 @@ def sampling(bench: Bench) -> dict:
         "rows": rows,
         "broken": [],
     }
+
+
+def first_tokens(bench: Bench, sampler: Any) -> dict:
+    """Until prompts that begin the same have their first token, beside prompts as long that share nothing."""
+    count, shared, own = bench.size(64, 4), 700, 40
+    rng = np.random.default_rng(0)
+
+    def prompts(begin_the_same: bool) -> list[list[int]]:
+        made = rng.integers(100, 40000, (count, shared + own))
+        if begin_the_same:
+            made[:, :shared] = made[0, :shared]
+        return made.tolist()
+
+    kinds = {"shared": True, "apart": False}
+    runs = {name: lambda i, same=same: sample([sampler], prompts(same), 1) for name, same in kinds.items()}
+    seconds = {name: median(times) for name, times in alternate(runs, bench.size(2, 1)).items()}
+    say(f"first tokens: {seconds}")
+    row = [
+        f"first token of {count} prompts × {shared + own} tokens that share {shared}",
+        f"{seconds['shared']:.1f} s",
+        f"{seconds['apart']:.1f} s, stub, none shared",
+        f"{seconds['apart'] / seconds['shared']:.2f}×",
+    ]
+    return {"seconds": seconds, "row": row}
 
 
 def sampling_rows(

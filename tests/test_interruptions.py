@@ -100,6 +100,7 @@ def assert_resumes_to_the_same_end(run: Run, uninterrupted: list[dict]) -> None:
     assert_nothing_half_written(run.path)
 
 
+@pytest.mark.soak  # 40 s
 def test_the_stub_is_killed_in_mid_training(home, uninterrupted):
     run = make_run("killed", done=("split",))
     process = start_training(run)

@@ -157,12 +157,14 @@ def child(tmp_path_factory, made):
     shutil.rmtree(folder)
 
 
+@pytest.mark.soak
 def test_a_large_model_needs_memory_for_one_file_of_it(child):
     """1.5 GiB and the largest file are promised. This bound is tighter, so a second file in memory shows."""
     assert int(child.line[2]) == LAYERS * 5
     assert int(child.line[1]) < child.largest + 384 * 2**20
 
 
+@pytest.mark.soak
 def test_a_killed_merge_leaves_nothing_that_looks_whole_and_the_next_one_cleans_up(child, made):
     assert child.returncode == -signal.SIGKILL and child.cut.is_dir() and not (child.folder / "cut").exists()
     assert not (child.cut / "config.json").exists()

@@ -71,8 +71,9 @@ def test_cache_dir(monkeypatch, variables, expected):
     assert str(paths.cache_dir()) == expected
 
 
+@pytest.mark.soak  # 40 s
 def test_two_processes_make_one_model(tmp_path):
-    """Both get the same whole folder, one of them makes it, and nothing temporary stays. Takes a minute."""
+    """Both get the same whole folder, one of them makes it, and nothing temporary stays."""
     killed = tmp_path / "models" / f".{local_model.LOCAL_MODEL}.making.1"  # as a killed process leaves it
     killed.mkdir(parents=True)
     (killed / "model.safetensors").write_bytes(b"half")

@@ -1,7 +1,7 @@
 """The shell examples of README.md and docs/, run one after the other as they stand, and what they leave.
 
 They run in a folder that looks like the project, next to files of the names that the examples use. What is
-not run is in NOT_RUN, with the reason. A new example is run by itself.
+not run is in NOT_RUN, with the reason; what only `make soak` runs is in SOAK. A new example is run by itself.
 """
 
 import json
@@ -55,6 +55,14 @@ NOT_RUN = {
     "-p max_tokens=48 -p eval_every=6 -p subset=4 -p sampled_problems=1 -p samples_each=2 "
     "-p learning_rate=2e-3": "3 minutes, to measure; test_sweep.py runs sweeps",
 }
+SOAK = (  # how examples of minutes begin, and those that need them: `make soak` runs them
+    "course run --like reviews --name again",
+    "course report reviews again",
+    "course sweep --name bookings-ranks",
+    "course show bookings-ranks",
+    "course report bookings-ranks",
+    "course run --resume --name bookings-ranks-01",
+)
 DESIGN = [
     "manifest.json",
     "report.html",
@@ -132,9 +140,13 @@ def command(line: str) -> str:
 class Shell:
     """Runs the examples in order, each once."""
 
-    def __init__(self, folder: Path, env: dict[str, str]):
+    def __init__(self, folder: Path, env: dict[str, str], soak: bool):
         self.folder, self.env, self.runs = folder, env, Path(env["COURSE_RUNS_DIR"])
-        self.waiting = [line for line in examples() if command(line) not in NOT_RUN]
+        self.waiting = [
+            line
+            for line in examples()
+            if command(line) not in NOT_RUN and (soak or not line.startswith(SOAK))
+        ]
         self.printed: dict[str, str] = {}
 
     def until(self, start: str) -> str:
@@ -162,7 +174,7 @@ def file_text(name: str, rows: list) -> str:
 
 
 @pytest.fixture(scope="module")
-def shell(course_env, tmp_path_factory):
+def shell(course_env, tmp_path_factory, pytestconfig):
     folder = tmp_path_factory.mktemp("project")
     for path in ROOT.iterdir():
         if path.name not in ("runs", ".git"):
@@ -171,7 +183,8 @@ def shell(course_env, tmp_path_factory):
         (folder / name).write_text(file_text(name, rows))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an active environment
     runs = str(tmp_path_factory.mktemp("readme-runs"))
-    return Shell(folder, course_env | {"PATH": path, "COURSE_RUNS_DIR": runs, "BROWSER": "true"})
+    env = course_env | {"PATH": path, "COURSE_RUNS_DIR": runs, "BROWSER": "true"}
+    return Shell(folder, env, soak=pytestconfig.option.markexpr == "soak")
 
 
 def test_what_is_not_run_stands_in_the_pages():
@@ -278,6 +291,7 @@ def test_the_model_answers(shell, reviews):
     assert done.stdout.splitlines()[-1] == "差评"
 
 
+@pytest.mark.soak
 def test_the_same_again(shell, reviews):
     """`--like`: the same split, schedule and losses."""
     printed = shell.until("course run --like reviews --name again --until train")
@@ -304,17 +318,25 @@ def test_a_stage_again_by_papermill(shell, reviews):
 # Reports, sweeps, other data
 
 
-def test_reports(shell):
+def test_a_report(shell):
     newest = shell.run(os.readlink(shell.run("latest")))
     assert shell.until("course report").splitlines()[-1] == str(newest / "report.html")
+
+
+@pytest.mark.soak
+def test_a_report_of_two_runs(shell):
     assert shell.until("course report reviews again").strip().endswith("comparison.html")
     page = (shell.runs / "comparison.html").read_text(encoding="utf-8")
     assert "2 runs compared" in page and "No setting differs." in page
 
 
-def test_sweeps(shell):
+def test_a_dry_run_of_a_sweep(shell):
     dry = "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 --dry-run"
     assert "4 runs until evaluate" in shell.until(dry) and not shell.run("ranks").exists()
+
+
+@pytest.mark.soak
+def test_sweeps(shell):
     printed = shell.until("course sweep --name bookings-ranks")
     assert "best by validation: bookings-ranks-0" in printed
     assert shell.until("course show bookings-ranks").strip() in printed
@@ -336,6 +358,7 @@ def test_data_of_ones_own(shell):
     assert "output      ← booking" in shell.until("course run --dry-run --profile small --data data/bookings")
 
 
+@pytest.mark.soak
 def test_a_run_of_a_sweep_goes_on_and_has_learned_the_bookings(shell):
     shell.until("course run --resume --name bookings-ranks-01")
     evaluation = read_json(shell.run("bookings-ranks-01") / "evaluate/model_evaluation.json")

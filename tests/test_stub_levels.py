@@ -44,7 +44,10 @@ def offered() -> set[str]:
     return set(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "level",
+    [pytest.param(level, marks=[pytest.mark.soak] if "VNNI" in level else []) for level in LEVELS],
+)
 def test_the_numbers_at_a_level(level):
     if missing := LEVELS[level] - offered():
         pytest.skip(f"{level} could not be tried: this processor has no {', '.join(sorted(missing))}")

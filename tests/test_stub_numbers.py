@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.stub_tinker import kernels, steady
+from helpers.stub_tinker.kernels import PIECE, STEP, attend_in_pieces
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.losses import Example
 from helpers.stub_tinker.model import Model
@@ -45,7 +47,7 @@ def folder(tmp_path_factory):
         num_attention_heads=6,
         num_key_value_heads=2,
         vocab_size=VOCAB,
-        max_position_embeddings=512,
+        max_position_embeddings=2048,
         tie_word_embeddings=False,
         initializer_range=0.1,
     )
@@ -114,7 +116,9 @@ def results(model: Model, chosen: list[int]) -> list[tuple]:
         if isinstance(job, ScoreJob):
             answers.append((result.own[1:].tolist(), *(part.tolist() for part in result.topk)))
         else:
-            answers.append((result.tokens, result.logprobs, result.topk))
+            answers.append(
+                (result.tokens, result.logprobs, [[p.tolist() for p in best] for best in result.topk])
+            )
     return answers
 
 
@@ -127,14 +131,105 @@ def assert_nobody_notices_the_others(model: Model, alone: tuple[int, ...] = (0, 
     assert results(model, some) == [crowd[i] for i in some]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
 def test_to_the_last_bit_a_sample_is_the_same_alone_and_in_a_crowd(model, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert_nobody_notices_the_others(model, alone=(7, 25))
-    finally:
-        torch.set_num_threads(before)
+    assert_nobody_notices_the_others(model, alone=(7, 25))
+
+
+def prompts_that_share() -> list[list[int]]:
+    """Prefixes of one another, of whole pieces or not; with other ends, twice, too long for one pass."""
+    rng = np.random.default_rng(1)
+    tokens, other = rng.integers(0, VOCAB, (2, 1200)).tolist()
+    prompts = [tokens[:n] for n in (PIECE, 2 * PIECE, 2 * PIECE + 1, 9, PIECE - 1, 150, 150)]
+    prompts += [tokens[:140] + other[:n] for n in (10, 50)]
+    return [*prompts, tokens[:1100], tokens[:1050] + other[:20], tokens[:600]]
+
+
+def sampled(sampler: Sampler, adapters: list, chosen: Callable[[list], list] = list) -> list[tuple]:
+    """What samples of these prompts get together, greedy and not, with each adapter."""
+    jobs = [
+        SampleJob("s", list(prompt), 3, temperature, -1, 1.0, i, frozenset(), [], adapter, topk_logprobs=1)
+        for i, prompt in enumerate(prompts_that_share())
+        for adapter in adapters
+        for temperature in (0.0, 1.0)
+    ]
+    jobs = chosen(jobs)
+    for job in jobs:
+        sampler.add(job)
+    while sampler.busy:
+        sampler.work(2)
+    return [(result.tokens, result.logprobs, result.topk) for result in (job.future.result() for job in jobs)]
+
+
+def test_to_the_last_bit_it_does_not_matter_how_much_of_a_prompt_is_known(model):
+    """Nothing, what others that wait read, or all, alone and in a crowd."""
+    adapters = [None, trained(model, 1).snapshot(model.dtype)]
+    every = range(4 * len(prompts_that_share()))
+
+    def one_by_one(sampler: Callable[[], Sampler]) -> list[tuple]:
+        return [sampled(sampler(), adapters, lambda jobs, i=i: jobs[i : i + 1])[0] for i in every]
+
+    unknown = one_by_one(lambda: Sampler(model, tokenizer=None))
+    sampler = Sampler(model, tokenizer=None)
+    assert sampled(sampler, adapters) == unknown
+    assert sampler.prefixes.positions > 4 * PIECE
+    assert sampled(sampler, adapters) == unknown
+    assert one_by_one(lambda: sampler) == unknown
+    assert sampled(Sampler(model, tokenizer=None), adapters, lambda jobs: jobs[::-1]) == unknown[::-1]
+
+
+def test_spoilt_weights_reach_no_other_prompt(model):
+    """A key may sample the same prompt with weights of NaN, with others and with none."""
+    state = trained(model, 1)
+    healthy = [None, state.snapshot(model.dtype)]
+    state.flat.data.fill_(float("nan"))
+    sampler, expected = Sampler(model, tokenizer=None), sampled(Sampler(model, tokenizer=None), healthy)
+    sampled(sampler, [state.snapshot(model.dtype)])
+    assert sampled(sampler, healthy) == expected
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_to_the_last_bit_a_piece_has_the_attention_it_has_in_any_prompt(heads, kv_heads, dtype):
+    """Of whatever length, and read from whatever piece on; as a slice of a pass's rows, or not."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, heads + 2 * kv_heads, 32, generator=generator).to(dtype)
+    whole: dict[int, torch.Tensor] = {}
+    for first, last in [
+        (0, 321),
+        (64, 321),
+        (192, 321),
+        (0, 64),
+        (0, 192),
+        (128, 192),
+        (64, 200),
+        (192, 256),
+    ]:
+        q, keys, values = rows.split([heads, kv_heads, kv_heads], dim=1)
+        filler = keys.new_zeros(-last % STEP, *keys.shape[1:])
+        keys, values = (torch.cat([x[:last], filler]) for x in (keys, values))
+        attended = attend_in_pieces(q[first:last], keys, values)
+        for start in range(first, last // PIECE * PIECE, PIECE):
+            piece = attended[start - first :][:PIECE]
+            assert (piece == whole.setdefault(start, piece)).all(), (first, last, start)
+
+
+@pytest.mark.parametrize("known", [0, PIECE, 3 * PIECE])
+@pytest.mark.parametrize("length", [1, 16, PIECE, PIECE + 1, 200])
+def test_attention_in_pieces_is_attention(known, length):
+    q, k, v = torch.randn(3, 6, known + length, 32, generator=torch.Generator().manual_seed(0))
+    k, v = k[:2], v[:2]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    filler = (0, 0, 0, 0, 0, -length % STEP)
+    keys, values = (torch.nn.functional.pad(x.transpose(0, 1), filler) for x in (k * 32**-0.5, v))
+    attended = attend_in_pieces(q.transpose(0, 1)[known:], keys, values)
+    torch.testing.assert_close(attended.view(length, 6, 32), expected.transpose(0, 1)[known:])
 
 
 class Moody(TorchDispatchMode):

@@ -2,51 +2,17 @@
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import psutil
 import pytest
+from learners import HANG_SECONDS, Learner
 from stub import Server, datums, prompt, train
 from stub_memory import MIB, RANK, lora_parameters, settled, settles_below
 from tinker import types
 
 CLIENTS = 3
-HANG_SECONDS = 300
 ENOUGH_SECONDS = 150  # within which a slow machine too gives shares that say something
-SAMPLED, TRAINED = 32, 120  # tokens of one sampling request and of one training step of a learner
-PARAMS = [
-    types.SamplingParams(max_tokens=8, temperature=0.0, seed=11, stop=[]),
-    types.SamplingParams(max_tokens=8, temperature=1.0, seed=11, stop=[]),
-]
-
-
-@dataclass
-class Learner:
-    """What one client did until the end of the lesson."""
-
-    losses: list[float] = field(default_factory=list)
-    samples: list[list[list[list[int]]]] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return TRAINED * len(self.losses) + 2 * SAMPLED * len(self.samples)
-
-    def work(self, server: Server, begin: threading.Barrier, go_on: Callable[["Learner"], bool]) -> None:
-        service = server.connect()
-        client = service.create_lora_training_client(
-            server.model, rank=8, seed=1, train_unembed=False
-        ).result()
-        sampler = service.create_sampling_client(base_model=server.model).result()
-        begin.wait(timeout=HANG_SECONDS)
-        while go_on(self):
-            self.losses += train(client, 1)
-            futures = [sampler.sample(prompt(), 4, params) for params in PARAMS]
-            self.samples.append(
-                [[sequence.tokens for sequence in future.result().sequences] for future in futures]
-            )
-        service.close("success").result()
 
 
 def be_greedy(server: Server, begin: threading.Barrier, over: threading.Event) -> int:

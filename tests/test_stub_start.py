@@ -1,10 +1,15 @@
 """Starting and stopping a stub backend: its command, what it refuses in one clear line, an orderly stop."""
 
 import asyncio
+import errno
 import json
+import os
+import resource
 import shutil
 import signal
 import socket
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import tinker
@@ -12,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from stub import OwnServer, Server, command, datums, prompt
 from tinker import types
 
-from helpers.stub_tinker.starting import bind
+from helpers.errors import CourseError
+from helpers.stub_tinker.options import parse_arguments
+from helpers.stub_tinker.starting import bind, run
 
 
 def test_answers_are_sent_without_delay():
@@ -59,6 +66,25 @@ def test_a_taken_port_is_one_clear_line(server):
     port = server.url.rsplit(":", 1)[1]
     said = refused("--port", port)
     assert "can't listen" in said and "--port" in said
+
+
+@pytest.mark.parametrize("fault", ["full disk", "read-only disk", "a file in its place"])
+def test_a_state_folder_that_takes_nothing_is_one_clear_line(small_model, tmp_path, monkeypatch, fault):
+    state, limits = tmp_path / "state", resource.getrlimit(resource.RLIMIT_FSIZE)
+    if fault == "read-only disk":
+        refusal = OSError(errno.EROFS, os.strerror(errno.EROFS))
+        monkeypatch.setattr(Path, "mkdir", Mock(side_effect=refusal))
+    if fault == "a file in its place":
+        state.write_text("")
+    words = ["--port", "0", "--state-dir", str(state), "--base-model", str(small_model)]
+    with pytest.raises(CourseError) as refused:
+        if fault == "full disk":  # the system refuses all writing, with another reason
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            run(parse_arguments(words))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(state) in str(refused.value) and str(refused.value).count("\n") == 1
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):

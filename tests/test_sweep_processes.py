@@ -136,6 +136,7 @@ SMALL = {
 }
 
 
+@pytest.mark.soak  # 40 s
 def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder, monkeypatch):
     """Two settings until train, through two worker processes, which share the split."""
     import joblib

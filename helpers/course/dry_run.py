@@ -7,51 +7,35 @@ from typing import Any
 from helpers.data.records import Source
 from helpers.paths import runs_dir
 from helpers.runs.estimate import MEASURED_ON, TOKENS_PER_SECOND, estimate
-from helpers.runs.run import Run
-from helpers.runs.settings import settings_of
+from helpers.runs.plan import RunPlan
 from helpers.runs.stages import STAGES
 from helpers.text import minutes, plural, printable, table, two_digits
 
 FEW_STEPS = 10  # fewer are pointed out
 
 
-def print_plan(
-    run: Run | None,
-    name: str,
-    stages: list[str],
-    settings: dict[str, Any],
-    notes: list[str],
-    as_json: bool = False,
-) -> None:
+def print_plan(plan: RunPlan, as_json: bool = False) -> None:
     """Print what `course run` would do.
-
-    Args:
-        run: the run it would go on with; None for a new one.
-        name: of the new run; empty for date and time.
-        stages: what would run, in order.
-        settings: what the user and the run set, by name; checked before.
-        notes: what to say about the settings.
 
     Raises:
         CourseError: the data or a number can't be used, as the run itself would find.
     """
-    of_stages = {stage: settings_of(stage, settings) for stage in stages}
-    plan = {
-        "run": run.name if run else name or None,
-        "new": run is None,
+    page = {
+        "run": plan.run.name if plan.run else plan.name or None,
+        "new": plan.run is None,
         "runs_dir": str(runs_dir()),
-        "notes": notes,
+        "notes": plan.notes,
         "stages": [
             {"stage": stage, "notebook": STAGES[stage].notebook, "settings": own.changed}
-            for stage, own in of_stages.items()
+            for stage, own in plan.of_stages.items()
         ],
-    } | estimate(of_stages, run)
-    if plan["backend"] == "hosted" and not os.environ.get("TINKER_API_KEY"):
-        plan["notes"] = [
-            *notes,
+    } | estimate(plan.of_stages, plan.run)
+    if page["backend"] == "hosted" and not os.environ.get("TINKER_API_KEY"):
+        page["notes"] = [
+            *plan.notes,
             "TINKER_API_KEY is not set: the run would stop in its first notebook that needs hosted Tinker",
         ]
-    print(printable(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else _page(plan)))
+    print(printable(json.dumps(page, indent=2, ensure_ascii=False) if as_json else _page(page)))
 
 
 def _page(plan: dict[str, Any]) -> str:

@@ -3,43 +3,18 @@
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.course import completers
 from helpers.course.arguments import add_command, add_settings, chosen_settings
 from helpers.course.interrupt import heed_ctrl_c
-from helpers.errors import RunError, UsageError
+from helpers.errors import UsageError
 from helpers.runs.stages import STAGES
 from helpers.text import clock, printable, red, table
 
 if TYPE_CHECKING:
+    from helpers.runs.plan import RunPlan
     from helpers.runs.run import Run
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What the user wants, parsed and checked.
-
-    Attributes:
-        name: of the run; empty for date and time, or for `latest` where a run is to go on.
-        settings: what the user chose, by name.
-        first: the stage to begin with, in a run that is there.
-        last: the stage to end with.
-        resume: go on with a run where it stopped.
-        like: name of the run whose settings are taken over.
-        dry_run: say what would happen, and do nothing.
-        as_json: say it as JSON.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    first: str | None = None
-    last: str | None = None
-    resume: bool = False
-    like: str | None = None
-    dry_run: bool = False
-    as_json: bool = False
 
 
 def add(commands: Any) -> None:
@@ -91,137 +66,38 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             "--like starts a new run, --resume and --from go on with one", "leave one of them out"
         )
+    from helpers.runs.plan import RunRequest, plan_run
+
     old = options.resume or options.first or options.like
-    return run_course(
-        RunRequest(
-            name=options.name,
-            settings=chosen_settings(options, None if old else "quick"),
-            first=options.first,
-            last=options.last,
-            resume=options.resume,
-            like=options.like,
-            dry_run=options.dry_run,
-            as_json=options.json,
-        )
+    settings = chosen_settings(options, None if old else "quick")
+    plan = plan_run(
+        RunRequest(options.name, settings, options.first, options.last, options.resume, options.like)
     )
-
-
-def run_course(request: RunRequest) -> int:
-    """Run stages of a run, print a line for each and a table at the end; or say what that would be.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        CourseError: the request can't be met, as far as that shows before the first notebook starts.
-    """
-    from helpers.runs.base_answers import check_base_run
-    from helpers.runs.preflight import check_run
-    from helpers.runs.run import new_run
-
-    settings, notes, like = _settings(request)
-    run, stages = choose_stages(request)
-    if run:
-        check_used(settings, run, stages)
-        settings = run.manifest.settings | settings  # it keeps what it was started with
-    if "evaluate" in stages:
-        check_base_run(settings)
-    check_run(settings, stages)
-    if request.dry_run:
+    if options.dry_run:
         from helpers.course.dry_run import print_plan
 
-        print_plan(run, request.name, stages, settings, notes, request.as_json)
+        print_plan(plan, options.json)
         return 0
+    return run_plan(plan)
+
+
+def run_plan(plan: "RunPlan") -> int:
+    """Run the stages, print a line for each and a table at the end. Returns the exit status."""
+    from helpers.runs.run import new_run
+
     heed_ctrl_c()
-    for note in notes:
+    for note in plan.notes:
         print(printable(f"note: {note}"), flush=True)
-    run = run or new_run(request.name)
+    run = plan.run or new_run(plan.name)
     with run.in_use():
-        run.update(settings=settings, **({"like": like} if like else {}))
-        status = run_stages(run, stages, settings)
+        run.update(settings=plan.settings, **({"like": plan.like} if plan.like else {}))
+        status = run_stages(run, plan.stages, plan.settings)
     if status == 0:  # after the lock is let go: the page says whether the run is under way
         from helpers.course.execute import short
         from helpers.runs.report.page import write_report
 
         print(f"a page to read or to send: {short(write_report(run))}")
     return status
-
-
-def _settings(request: RunRequest) -> tuple[dict[str, Any], list[str], str | None]:
-    """What the user chose, with the settings of the run that this one is to be like; notes; that run's
-    name.
-    """
-    if not request.like:
-        return request.settings, [], None
-    from helpers.runs.chosen import checked
-    from helpers.runs.info import readable_run
-    from helpers.runs.like import settings_like
-
-    like = readable_run(request.like)
-    settings, notes = settings_like(like.manifest, request.settings)
-    return checked(settings), notes, like.name
-
-
-def choose_stages(request: RunRequest) -> "tuple[Run | None, list[str]]":
-    """The run to go on with, None for a new one, and the stages to do. Makes nothing.
-
-    Raises:
-        CourseError: there is no such run, nothing is left to do in it, or the name of a new one is taken.
-    """
-    from helpers.runs.info import readable_run
-    from helpers.runs.run import Run, check_new_run
-
-    stages = list(STAGES)
-    if request.resume or request.first:
-        run = Run(readable_run(request.name or "latest").path)
-        first = request.first or _stopped_at(run)
-    else:
-        check_new_run(request.name)
-        run, first = None, stages[0]
-    last = request.last or stages[-1]
-    chosen = stages[stages.index(first) : stages.index(last) + 1]
-    if not chosen:
-        raise UsageError(
-            f"stage {first} comes after {last}", "--until names the same stage as --from, or a later one"
-        )
-    if run:
-        for needed in STAGES[chosen[0]].needs:
-            run.stage(needed)
-    return run, chosen
-
-
-def _stopped_at(run: "Run") -> str:
-    """The first stage that is not done, or that failed in a check after its work."""
-    manifest = run.manifest
-    failed = manifest.failure.stage if manifest.failure else ""
-    for stage in STAGES:
-        if not manifest.stages.is_done(stage) or stage == failed:
-            return stage
-    raise RunError(
-        f"run {run.name} is complete", "leave out --resume to start another, or name a stage with --from"
-    )
-
-
-def check_used(settings: dict[str, Any], run: "Run", stages: list[str]) -> None:
-    """Refuse a setting that only stages take which are done and would not run again: the run would carry it
-    and not have used it.
-
-    Raises:
-        UsageError: there is one.
-    """
-    from helpers.runs.settings import taken_by
-
-    found = run.manifest.stages
-    for name, value in settings.items():
-        takers = taken_by(name)
-        entries = [found.get(stage) for stage in takers if found.is_done(stage) and stage not in stages]
-        unused = any(entry and getattr(entry.settings, name) != value for entry in entries)
-        if len(entries) == len(takers) and unused:
-            raise UsageError(
-                f"{name}={value} belongs to {STAGES[takers[0]].notebook}, which would not run again in run "
-                f"{run.name}",
-                f"add --from {takers[0]}, or start another run: course run --like {run.name} -p {name}=…",
-            )
 
 
 def run_stages(run: "Run", stages: list[str], settings: dict[str, Any]) -> int:

@@ -27,11 +27,11 @@ from helpers.net import is_loopback
 COLUMNS = ("learner", "key", "first line to type", "second line to type")
 MOST = 500
 
-# From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-24, 2 cores): memory while it trains 16
+# From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-25, 2 cores): memory while it trains 16
 # × 256 tokens, and what a client with a LoRA of rank 32 and its optimizer adds. From the committed outputs
 # of notebook 02: tokens of one pass.
-SERVER_BYTES = 3.1 * 2**30
-LEARNER_BYTES = 221 * 2**20
+SERVER_BYTES = 2.97 * 2**30
+LEARNER_BYTES = 226 * 2**20
 TOKENS_OF_A_RUN = 67701
 
 

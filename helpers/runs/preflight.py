@@ -4,7 +4,7 @@ Only what can be told at once, from the settings and this machine: no server is 
 What depends on the data is for `helpers.runs.estimate`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,20 @@ from helpers.errors import BackendError, ModelError
 from helpers.limits import MAX_RANK, MAX_SAMPLES
 from helpers.local_model import LOCAL_MODEL
 from helpers.paths import cache_dir
-from helpers.runs.settings import settings_of
 
 
-def check_run(chosen: Mapping[str, Any], stages: Iterable[str]) -> None:
+def check_run(settings: Mapping[str, Any], base_model: str) -> None:
     """Refuse settings that one of the stages can't work with.
 
     Args:
-        chosen: settings by name: of the user and of the run; each is allowed by itself.
-        stages: what is to run.
+        settings: of each stage that is to run; each is allowed by itself.
+        base_model: of the run; empty for the backend's own.
 
     Raises:
         CourseError: a stage would refuse them; says which setting and what would do.
     """
     from helpers.train.backend import choose_backend
 
-    settings = {stage: settings_of(stage, dict(chosen)) for stage in stages}
     names = [own.backend_name for own in settings.values() if hasattr(own, "backend_name")]
     kind = choose_backend(names[0])[0] if names else ""
     if kind == "stub":
@@ -45,10 +43,10 @@ def check_run(chosen: Mapping[str, Any], stages: Iterable[str]) -> None:
 
         checkpoint_kind(path)
     if "vllm" in settings:
-        _check_context(settings["vllm"], _folder(str(chosen.get("base_model", "")), local=kind == "stub"))
+        _check_context(settings["vllm"], _folder(base_model, local=kind == "stub"))
 
 
-def _check_stub(settings: dict[str, Any]) -> None:
+def _check_stub(settings: Mapping[str, Any]) -> None:
     for stage, name, most in (("train", "rank", MAX_RANK), ("evaluate", "samples_each", MAX_SAMPLES)):
         value = getattr(settings.get(stage), name, 0)
         if value > most:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import TypeVar
 
 import pydantic
@@ -10,7 +11,10 @@ import zstandard
 from helpers.stub_tinker import support
 from helpers.stub_tinker.errors import BadRequest
 
-MAX_BODY = 64 << 20
+MAX_BODY = 64 << 20  # of a training request
+MAX_SAMPLE = 16 << 20  # of a sampling request: a prompt, and the targets at each of its places
+MAX_JSON = 1 << 20  # of any other
+LISTS = 1 << 16  # and objects of one body, 20 times as large in memory as their two characters
 MAX_METADATA = 16 << 10  # bytes of JSON
 MAX_NAME = 200  # characters of a session's display name
 NAMES = ("display_name", "project_id", "destination_project_id", "sdk_version")
@@ -22,23 +26,28 @@ NO_TOKEN = (
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
-def too_large() -> BadRequest:
-    return BadRequest(f"the body is over {MAX_BODY >> 20} MiB: send smaller batches", 413)
+def too_large(most: int) -> BadRequest:
+    return BadRequest(f"the body is over {most >> 20} MiB: send smaller batches", 413)
 
 
-def unpacked(body: bytes) -> bytes:
+def unpacked(body: bytes, most: int, admit: Callable[[int], None]) -> bytes:
     """A zstd body, decompressed a piece at a time, so that a small one can't fill the memory.
 
+    Args:
+        most: bytes that it may unpack to.
+        admit: is told of each piece's bytes, and raises if there are too many.
+
     Raises:
-        BadRequest: it is not zstd, or unpacks to more than `MAX_BODY`.
+        BadRequest: it is not zstd, or unpacks to more than `most`.
     """
     content = bytearray()
     try:
         with zstandard.ZstdDecompressor(max_window_size=MAX_BODY).stream_reader(body) as reader:
             while piece := reader.read(1 << 20):
+                admit(len(piece))
                 content += piece
-                if len(content) > MAX_BODY:
-                    raise too_large()
+                if len(content) > most:
+                    raise too_large(most)
     except (zstandard.ZstdError, MemoryError) as error:
         raise BadRequest(f"the body is not zstd: {error}") from error
     return bytes(content)
@@ -48,8 +57,10 @@ def json_object(raw: bytes) -> dict:
     """A JSON object of ordinary values: finite numbers, whole numbers of 64 bits, valid text.
 
     Raises:
-        BadRequest: the body is something else.
+        BadRequest: the body is something else, or holds very many lists and objects.
     """
+    if (lists := raw.count(b"[") + raw.count(b"{")) > LISTS:
+        raise BadRequest(f"the body holds {lists:,} lists and objects, nested or not: {LISTS:,} are possible")
     try:
         body = json.loads(
             raw.decode() or "{}", parse_int=_whole_number, parse_float=_finite, parse_constant=_not_a_number

@@ -8,7 +8,8 @@ what order the others' attention is summed up.
 import functools
 import itertools
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,17 +55,23 @@ class Shelf:
         """
         slots = max(map(sum, self.sizes(count)), default=0)
         if slots > self.slots or slots <= self.slots // 2:
-            more = slots - self.slots
-            self.keys = F.pad(self.keys, (0, 0, 0, 0, 0, 0, 0, more))
-            self.values = F.pad(self.values, (0, 0, 0, 0, 0, 0, 0, more))
-            self.lengths = F.pad(self.lengths, (0, more))
-            self.slots = slots
+            self.resize(slots)
 
-    def put(self, layer: int, slots: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write (kv_heads, length, head_dim) keys and values from position 0 on."""
-        length, dim = keys.shape[1:]
-        self.keys[layer][slots, ..., :length] = keys.transpose(1, 2) * dim**-0.5
-        self.values[layer][slots, :, :length] = values
+    def resize(self, slots: int) -> None:
+        self.keys, self.values = _resized(self.keys, slots), _resized(self.values, slots)
+        self.lengths = F.pad(self.lengths, (0, slots - self.slots))
+        self.slots = slots
+
+    def put(self, layers: slice, slots: slice, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write (layers, length, kv_heads, head_dim) keys, times 1/√dim, and values from `start` on."""
+        places = slice(start, start + keys.shape[1])
+        self.keys[layers, slots, ..., places] = keys.permute(0, 2, 3, 1)[:, None]
+        self.values[layers, slots, :, places] = values.transpose(1, 2)[:, None]
+
+    def copy(self, slot: int, places: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a slot at some positions, in the form that `put` takes."""
+        keys, values = self.keys[:, slot, ..., places], self.values[:, slot, :, places]
+        return keys.permute(0, 3, 1, 2).contiguous(), values.transpose(1, 2).contiguous()
 
     def take(self, other: "Shelf", source: int, target: int) -> None:
         """Copy a slot of a shelf, this one or one of less capacity, onto a slot of this one."""
@@ -82,12 +89,22 @@ class Shelf:
         self.jobs.pop()
 
 
+def _resized(old: torch.Tensor, slots: int) -> torch.Tensor:
+    """(layers, slots, …) with fewer slots, or with more of zeros."""
+    kept = min(old.shape[1], slots)
+    new = old.new_empty(len(old), slots, *old.shape[2:])
+    new[:, :kept] = old[:, :kept]
+    new[:, kept:] = 0
+    return new
+
+
 class Cache:
     """The shelves. Sequences stand in the order of `jobs`: by capacity, then by slot."""
 
     def __init__(self, model):
         self._new = functools.partial(Shelf, model.config, model.dtype, model.device)
         self._shelves: dict[int, Shelf] = {}
+        self.parked: dict[Any, Shelf] = {}  # what rests, each on a shelf of its own
 
     @property
     def shelves(self) -> list[Shelf]:
@@ -108,22 +125,56 @@ class Cache:
         shelf.fit(first + len(jobs))
         shelf.jobs.extend(jobs)
         slots = slice(first, first + len(jobs))
-        # What another sequence left there, NaN of spoilt weights perhaps, would be multiplied by zero, which
-        # must give zero.
-        shelf.keys[:, slots], shelf.values[:, slots] = 0, 0
+        # What another sequence left behind the length, NaN of spoilt weights perhaps, would be multiplied by
+        # zero, which must give zero.
+        shelf.keys[:, slots, ..., length:], shelf.values[:, slots, :, length:] = 0, 0
         shelf.lengths[slots] = length
         return shelf, slots
 
-    def remove(self, job: Hashable) -> None:
-        next(shelf for shelf in self.shelves if job in shelf.jobs).remove(job)
+    def alone(self, length: int) -> Shelf:
+        """A shelf beside the others for one sequence of `length` positions."""
+        shelf = self._new(capacity_for(length))
+        shelf.resize(1)
+        return shelf
 
-    def settle(self) -> None:
-        """Move what has filled its shelf to one with more room, and drop empty shelves."""
+    def remove(self, job: Hashable) -> None:
+        if self.parked.pop(job, None) is None:
+            next(shelf for shelf in self.shelves if job in shelf.jobs).remove(job)
+
+    def capacities(self) -> dict[Hashable, int]:
+        """The room that each sequence has, resting ones too."""
+        every = {job: shelf.capacity for shelf in self.shelves for job in shelf.jobs}
+        return every | {job: shelf.capacity for job, shelf in self.parked.items()}
+
+    def park(self, job: Hashable) -> None:
+        """Let a sequence rest: it keeps its keys and values, and gets no tokens."""
+        shelf = next(shelf for shelf in self.shelves if job in shelf.jobs)
+        self.parked[job] = alone = self.alone(shelf.capacity)
+        alone.take(shelf, shelf.jobs.index(job), 0)
+        shelf.remove(job)
+
+    def resume(self, job: Hashable) -> None:
+        """Let a sequence that rests go on, on a larger shelf if it has filled its own."""
+        self.start([job], self.parked.pop(job))
+
+    def start(self, jobs: list, alone: Shelf) -> None:
+        """Let sequences go on from the one that stands alone."""
+        shelf, slots = self.add(jobs, int(alone.lengths[0]))
+        for slot in range(slots.start, slots.stop):
+            shelf.take(alone, 0, slot)
+
+    def settle(self, may_grow: Callable[[Hashable, int], bool]) -> None:
+        """Move what has filled its shelf to one with more room, if it may have so much, or else park it. Drop
+        empty shelves.
+        """
         for shelf in self.shelves:
             lengths = shelf.lengths[: len(shelf.jobs)].tolist()
             for job in [
                 job for job, length in zip(shelf.jobs, lengths, strict=True) if length >= shelf.capacity
             ]:
+                if not may_grow(job, capacity_for(shelf.capacity + 1)):
+                    self.park(job)
+                    continue
                 larger, slots = self.add([job], shelf.capacity)
                 larger.take(shelf, shelf.jobs.index(job), slots.start)
                 shelf.remove(job)

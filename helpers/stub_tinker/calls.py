@@ -14,10 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from helpers.stub_tinker import bodies
 from helpers.stub_tinker.access import Access
+from helpers.stub_tinker.budgets import Hold
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.service import Service
 
-LARGE_BODY = 256 << 10  # parsed beside the event loop
+LARGE_BODY = 256 << 10  # parsed beside the event loop, one at a time
+AS_JSON, AS_PROTO = 12, 3  # bytes that one of a body comes to take while it is read: `300,` is 36 in a list
 BY_ITSELF = "the SDK, by itself"  # sends a request that no method stands for
 
 
@@ -30,6 +32,7 @@ class Running:
         stopping: new work is refused, and what was accepted is finished.
         last_request: the event loop's time of the last call that was a use of the server.
         fetched: futures whose results their clients have had.
+        reading: of a large body, one at a time: parsing holds Python's lock, which the engine needs.
     """
 
     service: Service
@@ -39,6 +42,7 @@ class Running:
     last_request: float = 0.0
     started: float = field(default_factory=time.monotonic)
     fetched: weakref.WeakSet[Future] = field(default_factory=weakref.WeakSet)
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Call:
@@ -47,6 +51,12 @@ class Call:
     def __init__(self, running: Running, request: Request):
         self.running, self.request, self.service = running, request, running.service
         self.owner = running.access.owner(request)
+        self._holds: list[Hold] = []
+
+    def close(self) -> None:
+        """Give back what reading the body took."""
+        for hold in self._holds:
+            hold.release()
 
     async def answer(self, work: Callable[..., dict], *arguments: Any) -> Response:
         """Answer with what `work(service, owner, *arguments)` returns, run beside the event loop."""
@@ -58,30 +68,48 @@ class Call:
 
     # The body
 
-    async def raw(self) -> bytes:
+    async def raw(self, most: int, factor: int = 1) -> bytes:
         """The body, unpacked.
 
+        Args:
+            most: bytes that it may have.
+            factor: bytes of memory that each will take.
+
         Raises:
-            BadRequest: it is too large, or in an encoding that is not offered.
+            BadRequest: it is too large, or in an encoding that is not offered, or its key has too much of
+                this under way.
         """
         headers = self.request.headers
         length, encoding = headers.get("content-length", ""), headers.get("content-encoding", "identity")
-        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > bodies.MAX_BODY):
-            raise bodies.too_large()
+        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):
+            raise bodies.too_large(most)
         if encoding not in ("identity", "zstd"):
             raise BadRequest(f"content-encoding {encoding!r} is not offered: zstd is", 415)
+
+        def admit(size: int) -> None:
+            self._holds.append(self.service.budgets.hold(self.owner, reading=factor * size))
+
         body = bytearray()
         async for chunk in self.request.stream():
+            admit(len(chunk))
             body += chunk
-            if len(body) > bodies.MAX_BODY:
-                raise bodies.too_large()
-        return await asyncio.to_thread(bodies.unpacked, bytes(body)) if encoding == "zstd" else bytes(body)
+            if len(body) > most:
+                raise bodies.too_large(most)
+        if encoding == "identity":
+            return bytes(body)
+        return await self._read(len(body) << 10, bodies.unpacked, bytes(body), most, admit)
+
+    async def _read(self, size: int, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work` makes of a body of so many bytes; beside the event loop if that takes long."""
+        if size <= LARGE_BODY:
+            return work(*arguments)
+        async with self.running.reading:
+            return await asyncio.to_thread(work, *arguments)
 
     async def body(self) -> dict:
         """The body as a JSON object."""
-        raw = await self.raw()
-        large = len(raw) > LARGE_BODY
-        return await asyncio.to_thread(bodies.json_object, raw) if large else bodies.json_object(raw)
+        raw = await self.raw(bodies.MAX_JSON, AS_JSON)
+        return await self._read(len(raw), bodies.json_object, raw)
 
     async def text(self, name: str) -> str:
         """A field of the body."""
@@ -90,13 +118,10 @@ class Call:
             raise BadRequest(f"{name} must be a string")
         return body[name]
 
-    async def parsed(self, model: type[bodies.Model]) -> bodies.Model:
+    async def parsed(self, model: type[bodies.Model], most: int = bodies.MAX_JSON) -> bodies.Model:
         """The body as a request of the SDK."""
-        raw = await self.raw()
-        large = len(raw) > LARGE_BODY
-        return (
-            await asyncio.to_thread(bodies.validated, raw, model) if large else bodies.validated(raw, model)
-        )
+        raw = await self.raw(most, AS_JSON)
+        return await self._read(len(raw), bodies.validated, raw, model)
 
     # The address
 
@@ -161,11 +186,15 @@ class Endpoint:
     new_work: bool = False
 
 
-def operation(model: type[bodies.Model], work: Callable[[Service, str, bodies.Model], dict]) -> Handler:
-    """A handler for a JSON request of type `model`, answered by `work`."""
+def operation(
+    model: type[bodies.Model],
+    work: Callable[[Service, str, bodies.Model], dict],
+    most: int = bodies.MAX_JSON,
+) -> Handler:
+    """A handler for a JSON request of type `model` and at most so many bytes, answered by `work`."""
 
     async def handler(call: Call) -> Response:
-        return await call.answer(work, await call.parsed(model))
+        return await call.answer(work, await call.parsed(model, most))
 
     return handler
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 
 from helpers.stub_tinker import disk
+from helpers.stub_tinker.budgets import DiskUse
 from helpers.stub_tinker.disk import check_name, now, writing
 from helpers.stub_tinker.errors import StoreError
 
@@ -80,10 +82,16 @@ def _expiry(ttl: int | None) -> str | None:
 
 
 class Store:
-    """All training runs and checkpoints under one state folder, for the threads of one process."""
+    """All training runs and checkpoints under one state folder, for the threads of one process.
 
-    def __init__(self, folder: Path, records: disk.Records | None = None):
+    Args:
+        use: of the disk; without limits if None.
+    """
+
+    def __init__(self, folder: Path, records: disk.Records | None = None, use: DiskUse | None = None):
         self.runs = folder / "runs"
+        self._use = use or DiskUse()
+        self._use.counts.append(self._bytes_by_owner)
         self._lock = threading.RLock()  # of renames, so that nobody reads between the two of an overwrite
         self._records = records or disk.Records()
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -110,8 +118,17 @@ class Store:
 
     # Training runs
 
+    def _bytes_by_owner(self) -> Counter[str]:
+        used: Counter[str] = Counter()
+        for path in self.runs.glob("[!.]*/run.json"):
+            if info := self._run(path.parent.name):
+                sizes = [row["size_bytes"] for row in self._checkpoints(info, info["owner"])]
+                used[info["owner"]] += disk.BLOCK * (1 + len(sizes)) + sum(sizes)
+        return used
+
     def create_run(self, run: str, info: dict) -> None:
         folder = self._run_folder(run)
+        self._use.take(info["owner"], disk.BLOCK)
         with writing(f"training run {run}"):
             folder.mkdir(parents=True, exist_ok=True)
             record = {**info, "training_run_id": run, "created": now().isoformat()}
@@ -169,6 +186,7 @@ class Store:
 
         Raises:
             StoreError: the name is taken or not allowed, or the disk refused.
+            BadRequest: its owner has too much on disk.
         """
         target = self._folder(run, kind, name)
         expires = _expiry(ttl)
@@ -176,6 +194,8 @@ class Store:
         if target.exists() and not overwrite:
             hint = ", or overwrite=True" if kind == "weights" else ""
             raise StoreError(f"a checkpoint {kind}/{name} exists in this run: choose another name{hint}")
+        if info := self._run(run):
+            self._use.take(info["owner"], disk.BLOCK + sum(map(disk.size_of, files.values())))
         temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
         try:
             with writing(f"checkpoint {kind}/{name}"):
@@ -184,6 +204,7 @@ class Store:
                 self._put(temporary, target)
         except StoreError:
             shutil.rmtree(temporary, ignore_errors=True)
+            self._use.removed()
             raise
         return f"tinker://{run}/{kind}/{name}"
 
@@ -202,7 +223,11 @@ class Store:
                 raise
             disk.sync(target.parent)
         if replaces:
-            disk.remove(old)
+            self._remove(old)
+
+    def _remove(self, folder: Path) -> None:
+        disk.remove(folder)
+        self._use.removed()
 
     def look_up(self, path: str) -> tuple[Path, dict | None, dict | None]:
         """The folder of a checkpoint, and its details and its run if there are any, whoever's they are."""
@@ -241,7 +266,7 @@ class Store:
         if details and details.get("expires_at") and datetime.fromisoformat(details["expires_at"]) < now():
             # Gone by another thread, or on a disk that takes no changes: it has ended all the same.
             with self._lock, suppress(OSError):
-                disk.remove(folder)
+                self._remove(folder)
             return None
         return details
 
@@ -287,7 +312,7 @@ class Store:
 
     def delete(self, path: str, owner: str) -> None:
         with self._lock, writing(f"deletion of {path}"):
-            disk.remove(self._find_own(path, owner)[0])
+            self._remove(self._find_own(path, owner)[0])
 
     def set_ttl(self, path: str, owner: str, ttl: int | None) -> None:
         """Let a checkpoint end `ttl` seconds from now, or never (None)."""

@@ -8,11 +8,11 @@ from tinker import types
 
 from helpers.stub_tinker.checkpoint_store import parse_path
 from helpers.stub_tinker.errors import StoreError
-from helpers.stub_tinker.lora import LoraState, adapter_config
+from helpers.stub_tinker.lora import adapter_config
 from helpers.stub_tinker.results import Result, json_result
 from helpers.stub_tinker.samplers import add_ephemeral
 from helpers.stub_tinker.service import Service, TrainingClient
-from helpers.stub_tinker.training_clients import register
+from helpers.stub_tinker.training_clients import new_state, register
 
 
 def _files(client: TrainingClient) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def load_weights(service: Service, owner: str, request: types.LoadWeightsRequest
 
     def work() -> Result:
         layout = service.layout(base, info)
-        state = LoraState(layout, 0, service.device)
+        state = new_state(service, owner, layout, 0)
         client = TrainingClient(model_id, session, base, owner, layout, state)
         result = _load_into(service, client, request)
         register(service, client, dict(request.user_metadata or {}))

@@ -21,6 +21,8 @@ from helpers.stub_tinker.errors import StoreError, WriteError
 log = logging.getLogger("stub_tinker")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+BLOCK = 4096  # bytes that even a small file takes
+TENSOR_HEADER = 200  # bytes of a tensor's name and place in a file, at most
 TIMES = ("created", "time", "expires_at")  # fields that hold a time with its zone
 
 
@@ -57,6 +59,13 @@ def reason(error: Exception) -> str:
         return error.strerror
     number = re.search(r"\(os error (\d+)\)", str(error))
     return os.strerror(int(number[1])) if number else str(error)
+
+
+def size_of(content: Any) -> int:
+    """Bytes that `write_file` would write, at most."""
+    if isinstance(content, dict):
+        return sum(tensor.nbytes + TENSOR_HEADER for tensor in content.values())
+    return content.stat().st_size if isinstance(content, Path) else len(content)
 
 
 def write_file(path: Path, content: Any) -> None:

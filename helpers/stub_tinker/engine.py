@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 
+from helpers.stub_tinker.jobs import SampleJob, ScoreJob
 from helpers.stub_tinker.model import Model
-from helpers.stub_tinker.sampling import SampleJob, Sampler, ScoreJob
+from helpers.stub_tinker.sampling import Sampler
 
 log = logging.getLogger("stub_tinker")
 
-DECODE_STEPS = 8  # tokens that each running sequence gains before training has its turn
+TRIM_SECONDS = 15  # of work between two times that memory is given back: that costs a third of a second
+DECODE_STEPS = 8  # tokens that each running sequence gains in a turn
+PAUSED_BYTES = 1 << 30  # that training requests hold together while they wait for their next turn
 
 
 def best_precision(device: torch.device) -> torch.dtype:
@@ -78,20 +81,34 @@ class Base:
 @dataclass
 class Task:
     """One request of a training client. `work` returns a result, or a generator that pauses where others may
-    have a turn.
+    have a turn, and then says how many bytes it will hold at its next pauses.
     """
 
     session: str
+    owner: str
     work: Callable[[], Any]
     future: Future = field(default_factory=Future)
     paused: Generator | None = None
+    asks: int = 0  # bytes
+    holds: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A piece of work that can be done now: of a training client, or of the sampler of a base model."""
+
+    owner: str
+    kind: str  # "train", or one of sampling.KINDS
+    client: str = ""
+    sampler: Sampler | None = None
 
 
 class Engine(threading.Thread):
     """Runs training requests and sampling jobs; every public method may be called from any thread.
 
-    Requests of one training client run in order. Between clients, the session that had the least compute goes
-    next, in turns of one micro-batch; training and sampling get as much time each while both wait.
+    Requests of one training client run in order. The owner that had the least compute goes next, whatever it
+    waits for, and of the kinds of work that it waits for the one that had least. A turn is a micro-batch, a
+    batch of prompts, or a few new tokens for all that is being sampled: their owners share the time of that.
     """
 
     def __init__(self, bases: dict[str, Base]):
@@ -99,21 +116,21 @@ class Engine(threading.Thread):
         self.bases = bases
         self._wake = threading.Condition()
         self._queues: dict[str, deque[Task]] = {}  # by training client; never empty
-        self._served: dict[str, float] = {}  # seconds of compute, by session
+        self._served: defaultdict[Any, float] = defaultdict(
+            float
+        )  # seconds of compute, by owner, and by (owner, kind)
+        self._waiting: set[str] = set()  # owners that something could be done for at the last turn
         self._arrivals: deque[tuple[str, SampleJob | ScoreJob]] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._ended: set[str] = set()  # sessions whose work is to be dropped
         self._stopping = False
         self._trimmed = True
+        self._trimmed_at = time.monotonic()
 
-    def submit(self, client: str, session: str, work: Callable[[], Any]) -> Future:
+    def submit(self, client: str, session: str, owner: str, work: Callable[[], Any]) -> Future:
         """Run `work` after all that `client` submitted before."""
-        task = Task(session, work)
+        task = Task(session, owner, work)
         with self._wake:
-            waiting = {queue[0].session for queue in self._queues.values()}
-            if session not in waiting:  # time in which it had nothing to do gives it no claim
-                least = min((self._served[other] for other in waiting), default=0.0)
-                self._served[session] = max(self._served.get(session, 0.0), least)
             self._queues.setdefault(client, deque()).append(task)
             self._wake.notify()
         return task.future
@@ -194,7 +211,6 @@ class Engine(threading.Thread):
             os._exit(70)
 
     def _loop(self) -> None:
-        trained = 0.0  # seconds that training is ahead of sampling
         while True:
             with self._wake:
                 while not (
@@ -215,8 +231,6 @@ class Engine(threading.Thread):
                 dropped = [task for session in ended for task in self._drop_tasks(session)]
                 if self._stopping and not (self._queues or arrivals or calls or dropped or self._sampling()):
                     return
-                client = self._whose_turn()
-                task = self._queues[client][0] if client else None
             # Not under the lock: what waits for a future may take locks of its own.
             for dropped_task in dropped:
                 if not dropped_task.future.done():
@@ -229,41 +243,70 @@ class Engine(threading.Thread):
                 for base in self.bases.values():
                     if base.sampler:
                         base.sampler.drop(lambda job, ended=session: job.session == ended, SessionEnded())
-            if client and task and (trained <= 0 or not self._sampling()):
-                trained += self._advance(client, task)
-            started = time.perf_counter()
-            for sampler in self._sampling():
-                sampler.work(DECODE_STEPS, until=lambda: bool(self._arrivals))
-            trained = trained - (time.perf_counter() - started) if self._sampling() and self._queues else 0.0
+                        base.sampler.prefixes.forget(session)
+            if turn := self._next_turn():
+                self._take(turn)
 
     def _sampling(self) -> list[Sampler]:
         return [base.sampler for base in self.bases.values() if base.sampler and base.sampler.busy]
 
-    def _whose_turn(self) -> str | None:
-        """The waiting client of the session that had the least compute."""
-        return min(
-            self._queues, key=lambda client: self._served[self._queues[client][0].session], default=None
-        )
-
-    def _advance(self, client: str, task: Task) -> float:
-        """Run a task up to its next pause, and take it from its queue when it is done. Returns the seconds it
-        took.
-        """
-        started = time.perf_counter()
-        done = self._step(task)
-        seconds = time.perf_counter() - started
+    def _turns(self) -> list[Turn]:
+        """What could be done now."""
         with self._wake:
-            self._served[task.session] = self._served.get(task.session, 0.0) + seconds
+            heads = [(client, queue[0]) for client, queue in self._queues.items()]
+        held = sum(task.holds for _, task in heads)
+        firsts: dict[str, Turn] = {}  # by owner, who may have very many clients
+        for client, task in heads:
+            fits = held == task.holds or held - task.holds + task.asks <= PAUSED_BYTES
+            if task.owner not in firsts and (task.asks <= task.holds or fits):
+                firsts[task.owner] = Turn(task.owner, "train", client)
+        turns = list(firsts.values())
+        for sampler in self._sampling():
+            turns += [Turn(owner, kind, sampler=sampler) for owner, kind in sampler.turns()]
+        return turns
+
+    def _next_turn(self) -> Turn | None:
+        """The turn of the owner that had the least compute; time in which one had nothing to do gives it no
+        claim.
+        """
+        turns, served = self._turns(), self._served
+        if not turns:
+            served.clear()
+        owners = {turn.owner for turn in turns}
+        least = min((served[owner] for owner in owners & self._waiting), default=0.0)
+        for owner in owners - self._waiting:
+            served[owner] = max(served[owner], least)
+        self._waiting = owners
+        return min(turns, key=lambda t: (served[t.owner], served[t.owner, t.kind]), default=None)
+
+    def _take(self, turn: Turn) -> None:
+        """Do the work of a turn, and note whose time it took."""
+        if turn.sampler is None:
+            spent = {turn.owner: self._advance(turn.client)}
+        else:
+            spent = turn.sampler.work(DECODE_STEPS, lambda: bool(self._arrivals), (turn.owner, turn.kind))
+        for owner, seconds in spent.items():
+            self._served[owner] += seconds
+            self._served[owner, turn.kind] += seconds
+
+    def _advance(self, client: str) -> float:
+        """Run a client's first task up to its next pause, and take it from its queue when it is done. Returns
+        the seconds it took.
+        """
+        task, started = self._queues[client][0], time.perf_counter()
+        task.holds = task.asks
+        done = self._step(task)
+        if done and time.monotonic() - self._trimmed_at > TRIM_SECONDS:  # a long loop never rests
+            _give_back_memory()
+            self._trimmed_at = time.monotonic()
+        with self._wake:
             queue = self._queues[client]
             if done:
                 queue.popleft()
-                if queue:  # behind the others of its session
-                    self._queues[client] = self._queues.pop(client)
-                else:
-                    del self._queues[client]
-                if not self._queues:
-                    self._served.clear()
-        return seconds
+                del self._queues[client]
+                if queue:  # behind the others of its owner
+                    self._queues[client] = queue
+        return time.perf_counter() - started
 
     def _step(self, task: Task) -> bool:
         """Returns True when the task has ended, one way or the other."""
@@ -276,7 +319,8 @@ class Engine(threading.Thread):
                     task.future.set_result(result)
                     return True
                 task.paused = result
-            next(task.paused)
+            task.asks = next(task.paused)
+            task.holds = min(task.holds, task.asks)
             return False
         except StopIteration as end:
             task.future.set_result(end.value)
@@ -286,7 +330,6 @@ class Engine(threading.Thread):
 
     def _drop_tasks(self, session: str) -> list[Task]:
         clients = [client for client, queue in self._queues.items() if queue[0].session == session]
-        self._served.pop(session, None)
         return [task for client in clients for task in self._queues.pop(client)]
 
     def _enqueue(self, base: str, job: SampleJob | ScoreJob) -> None:

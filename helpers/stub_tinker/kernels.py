@@ -13,7 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from helpers.stub_tinker.steady import Steady, by_rows, in_sizes, trial_operands
+from helpers.stub_tinker.steady import Steady, by_rows, fill, in_sizes, trial_operands
+
+PIECE = 64  # tokens of a prompt whose attention is computed at once
+STEP = 16  # positions by which lengths are rounded for attention
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -279,22 +282,49 @@ class SwiGlu(torch.autograd.Function):
         return out
 
 
-def causal_mask(length: int, group: int, like: torch.Tensor) -> torch.Tensor:
-    """(group·length, length): 0 where a query may look, -inf beyond."""
-    return (
-        torch.full((length, length), -torch.inf, device=like.device, dtype=like.dtype)
-        .triu_(1)
-        .repeat(group, 1)
-    )
+def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(length, length): 0 where a query may look, -inf beyond."""
+    return torch.full((length, length), -torch.inf, device=device, dtype=dtype).triu_(1)
 
 
-def causal_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+piece_mask = functools.cache(functools.partial(causal_mask, PIECE))
+
+
+def causal_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """softmax(q kᵀ / √dim) with a causal mask: (n, kv_heads, group·length, length) for q (n, kv_heads,
     group·length, dim).
     """
     scores = q @ (k * k.shape[3] ** -0.5).transpose(-1, -2)
-    mask = causal_mask(k.shape[2], q.shape[2] // k.shape[2], q) if mask is None else mask
+    mask = causal_mask(k.shape[2], q.dtype, q.device).repeat(q.shape[2] // k.shape[2], 1)
     return torch.softmax(scores.add_(mask), dim=-1)
+
+
+def attend_in_pieces(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Causal attention of a prompt's last positions, `PIECE` of them at a time. The numbers of a piece depend
+    on what is up to its end, and on nothing else.
+
+    Args:
+        q: (rows, heads, dim), from the beginning of a piece to the end of the prompt.
+        keys: (positions, kv_heads, dim), contiguous, times 1/√dim: of the whole prompt and zeros after it, up
+            to a multiple of `STEP`.
+        values: the same.
+
+    Returns:
+        (rows, heads·dim)
+    """
+    rows, heads, dim = q.shape
+    kv_heads, group = keys.shape[1], heads // keys.shape[1]
+    q = fill(q, round_up(rows, STEP)).transpose(0, 1)
+    keys, values, mask = keys.permute(1, 2, 0), values.transpose(0, 1), piece_mask(q.dtype, q.device)
+    before, parts = keys.shape[2] - q.shape[1], []
+    for part in q.split(PIECE, dim=1):
+        count = part.shape[1]
+        before += count
+        scores = torch.bmm(part.reshape(kv_heads, -1, dim).contiguous(), keys[..., :before])
+        scores.view(kv_heads, group, count, before)[..., -count:].add_(mask[:count, :count])
+        attended = torch.bmm(torch.softmax(scores, dim=-1), values[:, :before])
+        parts.append(attended.view(heads, count, dim).transpose(0, 1).reshape(count, -1))
+    return torch.cat(parts)[:rows]
 
 
 class Attention(torch.autograd.Function):

@@ -48,6 +48,18 @@ class Layout:
         a = take(len(modules) * self.rank, shapes[0][1])
         self.groups[name] = modules, *a, [take(out, self.rank) for out, _ in shapes]
 
+    @property
+    def trained_bytes(self) -> int:
+        """Of weights that are trained, with gradients and Adam's state."""
+        return 16 * self.size
+
+    def frozen_bytes(self, dtype: torch.dtype) -> int:
+        """Of weights to sample with, at most: as they are, and as `SteadyLora`."""
+        joined = 0
+        for _, _, (rows, width), bs in self.groups.values():
+            joined += rows * width + rows * sum(out for _, (out, _) in bs)
+        return 4 * self.size + dtype.itemsize * joined
+
     def views(self, flat: torch.Tensor) -> dict[str, LoraGroup]:
         """The factors as views of `flat`."""
         return {

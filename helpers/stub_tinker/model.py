@@ -7,6 +7,7 @@ residual stream stays float32.
 """
 
 import json
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from helpers.stub_tinker.cache import Cache
 from helpers.stub_tinker.kernels import (
+    STEP,
     Attention,
     Frozen,
     LoraGroup,
@@ -25,7 +27,7 @@ from helpers.stub_tinker.kernels import (
     SteadyLora,
     SwiGlu,
     TargetLogprob,
-    causal_mask,
+    attend_in_pieces,
     causal_weights,
     log_softmax,
     rms_norm,
@@ -33,6 +35,7 @@ from helpers.stub_tinker.kernels import (
     round_up,
     swiglu,
 )
+from helpers.stub_tinker.prefixes import Piece
 from helpers.stub_tinker.steady import fill
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -90,7 +93,7 @@ GROUPS = {
     "down": ("mlp.down_proj",),
 }
 ATTENTION_GROUPS, MLP_GROUPS = ("qkv", "o"), ("gate_up", "down")
-SHORT = 512  # tokens; longer sequences take PyTorch's fused attention, which keeps no (length, length) matrix
+SHORT = 512  # tokens; in training, longer sequences take PyTorch's attention, with no (length, length) matrix
 
 
 def module_shapes(config: Config) -> dict[str, tuple[int, int]]:
@@ -111,30 +114,29 @@ class Packed:
     """Token sequences laid end to end, and where each row stands in the padded (sequence, position) grid.
 
     Rows after the last token are filler, up to a multiple of 64; they stand in a sequence of their own.
+
+    Args:
+        known: for each sequence, the pieces that stand before it, if there are any.
     """
 
-    STEP = 16  # positions by which a sequence's length is rounded for attention
-
-    def __init__(self, sequences: list[list[int]], device: torch.device):
+    def __init__(
+        self, sequences: list[list[int]], device: torch.device, known: Sequence[Sequence[Piece]] = ()
+    ):
+        self.known = known or [()] * len(sequences)
         self.lengths = [len(s) for s in sequences]
         self.starts = [0, *torch.tensor(self.lengths).cumsum(0).tolist()]
         self.size = self.starts[-1]
         filler = round_up(self.size, 64) - self.size
-        self.longest = round_up(max(self.lengths), Packed.STEP)
-        self.count = round_up(len(sequences) + (filler > 0), 4)
+        self.longest = round_up(max(self.lengths), STEP)
+        few = 4 if self.longest <= SHORT else 1  # fused attention has no kernels to keep, and much to do
+        self.count = round_up(len(sequences) + (filler > 0), few)
         self.tokens = torch.tensor([t for s in sequences for t in s] + [0] * filler, device=device)
-        self.positions = torch.cat(
-            [torch.arange(n) for n in self.lengths] + [torch.zeros(filler, dtype=torch.long)]
-        ).to(device)
-        owner = torch.repeat_interleave(
-            torch.arange(len(sequences) + 1), torch.tensor([*self.lengths, filler])
-        ).to(device)
-        self.slots = owner * self.longest + self.positions  # row -> place in the grid
-
-    def masks(self, group: int, like: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Causal masks by rounded length, for sequences up to SHORT tokens."""
-        lengths = {round_up(n, Packed.STEP) for n in self.lengths}
-        return {n: causal_mask(n, group, like) for n in lengths if n <= SHORT}
+        within = torch.cat([torch.arange(n) for n in self.lengths] + [torch.zeros(filler, dtype=torch.long)])
+        counts = torch.tensor([*self.lengths, filler])
+        owner = torch.repeat_interleave(torch.arange(len(sequences) + 1), counts)
+        before = torch.tensor([*(sum(map(len, pieces)) for pieces in self.known), 0])
+        self.positions = (before[owner] + within).to(device)
+        self.slots = (owner * self.longest + within).to(device)  # row -> place in the grid
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
         """(tokens, heads, dim) -> (sequences, heads, longest, dim), zeros where there is no token."""
@@ -195,7 +197,7 @@ class Model:
         def take(name: str) -> torch.Tensor:
             if name not in where:
                 raise ValueError(f"{folder} has no weight {name}")
-            return where[name].get_tensor(name).to(device, dtype)
+            return where[name].get_tensor(name).to(device, dtype, copy=True)
 
         def fused(prefix: str, modules: tuple[str, ...]) -> Frozen:
             weights = [take(f"{prefix}{m}.weight") for m in modules]
@@ -273,43 +275,73 @@ class Model:
         gate_up = self._linear(normed, layer["gate_up"], adapters, f"{n}.gate_up")
         return x + self._linear(activation(gate_up), layer["down"], adapters, f"{n}.down")
 
-    def hidden(self, batch: Packed, adapters: Adapters, on_layer=None) -> torch.Tensor:
+    def hidden(self, batch: Packed, adapters: Adapters) -> torch.Tensor:
         """Final hidden states, (tokens, hidden), normed, in the adapters' compute precision; filler is cut
         off.
 
         Args:
             batch: packed sequences.
             adapters: which LoRA applies to which rows, and in what precision to compute.
-            on_layer: called, unless in training, as on_layer(n, i, keys, values) for sequence i, (kv_heads,
-                length, head_dim).
         """
-        c, x = self.config, self.embedding[batch.tokens].float().requires_grad_(adapters.training)
-        angles = self._angles(batch.positions, adapters.dtype)
-        masks = {} if adapters.training else batch.masks(c.heads // c.kv_heads, angles[0])
-        for n in range(c.layers):
-            heads = torch.cat(self._heads(n, x, angles, adapters), dim=1)
-            if adapters.training:
-                grid = batch.pad(heads)
-                attended = batch.unpad(_attend(*grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)))
-            else:
-                attended = self._attend_apart(n, heads, batch, masks, on_layer)
-            x = self._after_attention(n, x, attended, adapters)
-        norm = RmsNorm.apply if adapters.training else rms_norm
-        return norm(x[: batch.size], self.norm.to(adapters.dtype), c.eps)
+        steps = self.hidden_in_layers(batch, adapters)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
 
-    def _attend_apart(self, n: int, heads, batch: Packed, masks: dict, on_layer) -> torch.Tensor:
+    def hidden_in_layers(
+        self, batch: Packed, adapters: Adapters, on_layer=None
+    ) -> Generator[None, None, torch.Tensor]:
+        """As `hidden`, with a pause after each layer.
+
+        Args:
+            on_layer: called, unless in training, as on_layer(n, i, keys, values) for sequence i, (length,
+                kv_heads, head_dim), keys times 1/√dim.
+        """
+        x, angles = self.start(batch, adapters)
+        for n in range(self.config.layers):
+            x = self.layer(n, x, batch, angles, adapters, on_layer)
+            yield
+        return self.end(x, batch, adapters)
+
+    def start(
+        self, batch: Packed, adapters: Adapters
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """The first layer's input, (rows, hidden) in float32, and what `layer` takes of the positions."""
+        x = self.embedding[batch.tokens].float()
+        return x.requires_grad_(adapters.training), self._angles(batch.positions, adapters.dtype)
+
+    def layer(self, n: int, x, batch: Packed, angles, adapters: Adapters, on_layer=None) -> torch.Tensor:
+        """The input of layer n + 1 from that of layer n."""
+        c = self.config
+        heads = torch.cat(self._heads(n, x, angles, adapters), dim=1)
+        if adapters.training:
+            grid = batch.pad(heads)
+            attended = batch.unpad(_attend(*grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)))
+        else:
+            attended = self._attend_apart(n, heads, batch, on_layer)
+        return self._after_attention(n, x, attended, adapters)
+
+    def end(self, x: torch.Tensor, batch: Packed, adapters: Adapters) -> torch.Tensor:
+        """Final hidden states, (tokens, hidden), from the last layer's output."""
+        norm = RmsNorm.apply if adapters.training else rms_norm
+        return norm(x[: batch.size], self.norm.to(adapters.dtype), self.config.eps)
+
+    def _attend_apart(self, n: int, heads, batch: Packed, on_layer) -> torch.Tensor:
         """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own
         then.
         """
         c, parts = self.config, []
         for i, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=False)):
-            padded = round_up(length, Packed.STEP)
-            grid = fill(heads[start : start + length], padded).transpose(0, 1)[None]
-            q, k, v = grid.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+            q, k, v = heads[start : start + length].split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+            k = k * c.head_dim**-0.5
             if on_layer:
-                on_layer(n, i, k[0, :, :length], v[0, :, :length])
-            attended = _attend(q, k, v, masks.get(padded))[0].transpose(0, 1)
-            parts.append(attended.reshape(padded, -1)[:length])
+                on_layer(n, i, k, v)
+            filler = k.new_zeros(round_up(length, STEP) - length, *k.shape[1:])
+            keys = torch.cat([*(piece.keys[n] for piece in batch.known[i]), k, filler])
+            values = torch.cat([*(piece.values[n] for piece in batch.known[i]), v, filler])
+            parts.append(attend_in_pieces(q, keys, values))
         return fill(torch.cat(parts), len(heads))
 
     def target_logprobs(
@@ -368,11 +400,11 @@ def _deltas(x: torch.Tensor, width: int, adapters: Adapters, name: str) -> torch
     return result
 
 
-def _attend(q, k, v, mask=None):
-    """Causal attention with grouped heads, all (sequences, heads, length, head_dim)."""
+def _attend(q, k, v):
+    """Causal attention in training, with grouped heads, all (sequences, heads, length, head_dim)."""
     sequences, heads, length, dim = q.shape
     if length > SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     grouped = q.reshape(sequences, k.shape[1], -1, dim)
-    attended = Attention.apply(grouped, k, v) if q.requires_grad else causal_weights(grouped, k, mask) @ v
+    attended = Attention.apply(grouped, k, v) if q.requires_grad else causal_weights(grouped, k) @ v
     return attended.view(sequences, heads, length, dim)

@@ -32,6 +32,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="SECONDS",
         help="end when unused for this long (default: never)",
     )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=0,
+        metavar="GIB",
+        help="that clients may use together (default: the machine's, less 3)",
+    )
+    parser.add_argument(
+        "--disk",
+        type=float,
+        default=0,
+        metavar="GIB",
+        help="that clients may use together (default: the size of the disk)",
+    )
     parser.add_argument("--status", action="store_true", help="say what the running server does, and end")
     parser.add_argument(
         "--url", help="with --status: the server to ask (default: the one that uses the state folder)"

@@ -8,8 +8,8 @@ from starlette.responses import JSONResponse, Response
 from tinker import types
 
 from helpers.stub_tinker import checkpoints, sample_requests, samplers, sessions, training_clients
-from helpers.stub_tinker.bodies import MAX_METADATA
-from helpers.stub_tinker.calls import BY_ITSELF, Call, Endpoint, clean, operation
+from helpers.stub_tinker.bodies import MAX_BODY, MAX_METADATA, MAX_SAMPLE
+from helpers.stub_tinker.calls import AS_PROTO, BY_ITSELF, Call, Endpoint, clean, operation
 from helpers.stub_tinker.errors import BadRequest, RequestError, WriteError
 
 log = logging.getLogger("stub_tinker")
@@ -45,7 +45,7 @@ async def _finish_session(call: Call) -> Response:
 
 
 async def _telemetry(call: Call) -> Response:
-    await call.raw()
+    await call.raw(MAX_SAMPLE)
     return JSONResponse({"status": "accepted"})
 
 
@@ -87,7 +87,7 @@ async def _get_info(call: Call) -> Response:
 
 
 async def _forward_backward(call: Call) -> Response:
-    return await call.answer(training_clients.forward_backward, await call.raw())
+    return await call.answer(training_clients.forward_backward, await call.raw(MAX_BODY, AS_PROTO))
 
 
 async def _get_sampler(call: Call) -> Response:
@@ -185,7 +185,7 @@ ENDPOINTS = [
         "POST",
         f"{API}/asample",
         "SamplingClient.sample, SamplingClient.compute_logprobs",
-        operation(types.SampleRequest, sample_requests.sample),
+        operation(types.SampleRequest, sample_requests.sample, MAX_SAMPLE),
         new_work=True,
     ),
     Endpoint("GET", API + "/samplers/{sampler}", "RestClient.get_sampler", _get_sampler),

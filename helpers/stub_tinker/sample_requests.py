@@ -8,10 +8,10 @@ from tinker import types
 from helpers.limits import MAX_SAMPLES
 from helpers.stub_tinker import wire_sampling as wire
 from helpers.stub_tinker.errors import BadRequest
+from helpers.stub_tinker.jobs import SampleJob, ScoreJob
 from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.results import PROTO, Result
 from helpers.stub_tinker.samplers import adapter_of
-from helpers.stub_tinker.sampling import SampleJob, ScoreJob
 from helpers.stub_tinker.service import SamplingSession, Service
 
 Job = SampleJob | ScoreJob
@@ -64,22 +64,28 @@ def _begin(
     if not 1 <= request.num_samples <= MAX_SAMPLES:
         raise BadRequest(f"num_samples must be 1 to {MAX_SAMPLES}, got {request.num_samples}")
     wire.check_sampling(request)
-    jobs: list[Job] = [*_sample_jobs(service, request, sampler, adapter, prompt)]
-    targets = wire.prompt_targets(request.target_prompt_logprobs, len(prompt), vocab)
-    if request.prompt_logprobs or request.topk_prompt_logprobs or targets or request.prompt_alt_tokens_k:
-        score = ScoreJob(
-            sampler.session,
-            prompt,
-            adapter,
-            request.prompt_logprobs_last_n or len(prompt) - 1,
-            request.topk_prompt_logprobs,
-            targets and targets[0],
-            request.prompt_alt_tokens_k,
-            request.sampling_params.temperature,
-            request.sampling_params.seed,
-        )
-        jobs.append(score)
-    return _gather(service, sampler, jobs, bool(request.prompt_logprobs), targets)
+    new = min(request.sampling_params.max_tokens or limit, limit - len(prompt))
+    with service.budgets.hold(sampler.owner, **wire.cost(request, len(prompt), new)) as hold:
+        jobs: list[Job] = [*_sample_jobs(service, request, sampler, adapter, prompt, new)]
+        targets = wire.prompt_targets(request.target_prompt_logprobs, len(prompt), vocab)
+        if request.prompt_logprobs or request.topk_prompt_logprobs or targets or request.prompt_alt_tokens_k:
+            score = ScoreJob(
+                sampler.session,
+                prompt,
+                adapter,
+                request.prompt_logprobs_last_n or len(prompt) - 1,
+                request.topk_prompt_logprobs,
+                targets and targets[0],
+                request.prompt_alt_tokens_k,
+                request.sampling_params.temperature,
+                request.sampling_params.seed,
+                owner=sampler.owner,
+            )
+            jobs.append(score)
+        future = SampleFuture(sampler.base, jobs)
+        hold.until(future)
+    _gather(service, sampler, future, bool(request.prompt_logprobs), targets)
+    return future
 
 
 def _sample_jobs(
@@ -88,15 +94,15 @@ def _sample_jobs(
     sampler: SamplingSession,
     adapter: Adapter | None,
     prompt: list[int],
+    new: int,
 ) -> list[SampleJob]:
-    model, running = service.load(sampler.base)
-    limit, params = model.config.max_length, request.sampling_params
+    running, params = service.load(sampler.base)[1], request.sampling_params
     stop_tokens, stop_strings = wire.stops(params.stop, running.tokenizer.eos_token_id)
     return [
         SampleJob(
             sampler.session,
             prompt,
-            min(params.max_tokens or limit, limit - len(prompt)),
+            new,
             params.temperature,
             params.top_k,
             params.top_p,
@@ -105,6 +111,7 @@ def _sample_jobs(
             stop_strings,
             adapter,
             request.topk_sample_logprobs,
+            owner=sampler.owner,
         )
         for number in range(request.num_samples)
     ]
@@ -116,10 +123,14 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _gather(
-    service: Service, sampler: SamplingSession, jobs: list[Job], prompt_logprobs: bool, targets: tuple | None
-) -> SampleFuture:
-    """One future for all jobs of a request."""
-    gathered = SampleFuture(sampler.base, jobs)
+    service: Service,
+    sampler: SamplingSession,
+    gathered: SampleFuture,
+    prompt_logprobs: bool,
+    targets: tuple | None,
+) -> None:
+    """Queue the jobs of a request, whose one future ends when they all have."""
+    jobs = gathered.jobs
     left = len(jobs)
 
     def done(_: Future) -> None:  # called on the engine's thread, one job at a time
@@ -141,4 +152,3 @@ def _gather(
         job.future.add_done_callback(done)
     for job in jobs:
         service.engine.sample(sampler.base, job)
-    return gathered

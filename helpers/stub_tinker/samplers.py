@@ -2,13 +2,14 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 import torch
 from tinker import types
 
 from helpers.stub_tinker.checkpoint_store import parse_path
-from helpers.stub_tinker.errors import StoreError
-from helpers.stub_tinker.lora import Adapter
+from helpers.stub_tinker.errors import BadRequest, RequestError, StoreError
+from helpers.stub_tinker.lora import Adapter, Layout
 from helpers.stub_tinker.service import SamplingSession, Service, TrainingClient
 
 log = logging.getLogger("stub_tinker")
@@ -23,13 +24,14 @@ def create_sampling_session(
     service.touch(request.session_id, owner)
     sampler_id = f"{request.session_id}:sample:{request.sampling_session_seq_id}"
     if sampler_id not in service.samplers:
+        service.check_room("samplers", owner, service.samplers)
         if request.model_path is None:
             sampler = SamplingSession(request.session_id, service.base(request.base_model or ""), owner)
         else:
             sampler = _of_checkpoint(service, owner, request.session_id, request.model_path)
         service.samplers[sampler_id] = sampler
         if sampler.adapter:
-            service.engine.call(lambda: _set_aside(service, request.session_id))
+            service.engine.call(lambda: _set_aside(service, _of_session(service, request.session_id)))
     return {"type": "create_sampling_session", "sampling_session_id": sampler_id}
 
 
@@ -50,7 +52,26 @@ def _of_checkpoint(service: Service, owner: str, session: str, path: str) -> Sam
             view.copy_(tensors[key])
         return Adapter(layout, flat, service.dtype)
 
-    return SamplingSession(session, base, owner, service.engine.call(make), path, layout, checkpoint)
+    adapter = service.engine.call(lambda: _new_adapter(service, owner, layout, make))
+    return SamplingSession(session, base, owner, adapter, path, layout, checkpoint)
+
+
+def _new_adapter(service: Service, owner: str, layout: Layout, make: Callable[[], Adapter]) -> Adapter:
+    """What `make` makes, once there is room. On the engine's thread.
+
+    Raises:
+        BadRequest: there is no room, even with the owner's other adapters set aside.
+    """
+    size = layout.frozen_bytes(service.dtype)
+    try:
+        hold = service.budgets.hold(owner, memory=size)
+    except BadRequest:
+        _set_aside(service, [s for s in list(service.samplers.values()) if s.owner == owner], keep=0)
+        hold = service.budgets.hold(owner, memory=size)
+    with hold:
+        adapter = make()
+        hold.while_alive(adapter)
+    return adapter
 
 
 def add_ephemeral(service: Service, client: TrainingClient, number: int | None, inflight: bool) -> str:
@@ -63,7 +84,8 @@ def add_ephemeral(service: Service, client: TrainingClient, number: int | None, 
         Its id.
     """
     sampler_id = f"{client.session}:sample:{number}"
-    adapter = client.state.snapshot(service.dtype)
+    service.check_room("samplers", client.owner, service.samplers)
+    adapter = _new_adapter(service, client.owner, client.layout, lambda: client.state.snapshot(service.dtype))
     sampler = SamplingSession(client.session, client.base, client.owner, adapter, layout=client.layout)
     if inflight:
         sampler.inflight_of = client.id
@@ -71,18 +93,24 @@ def add_ephemeral(service: Service, client: TrainingClient, number: int | None, 
             if other.inflight_of == client.id:
                 other.adapter = adapter
     service.samplers[sampler_id] = sampler
-    _set_aside(service, client.session)
+    _set_aside(service, _of_session(service, client.session))
     return sampler_id
 
 
-def _set_aside(service: Service, session: str) -> None:
-    """Write the adapters of a session to disk, but for the last used ones. On the engine's thread."""
-    samplers = [s for s in list(service.samplers.values()) if s.session == session]
+def _of_session(service: Service, session: str) -> list[SamplingSession]:
+    return [sampler for sampler in list(service.samplers.values()) if sampler.session == session]
+
+
+def _set_aside(service: Service, samplers: list[SamplingSession], keep: int = KEPT_ADAPTERS) -> None:
+    """Write the adapters of samplers to disk, but for the last used ones. On the engine's thread."""
     held = [(s, s.adapter) for s in samplers if s.adapter and not s.inflight_of]
-    for sampler, adapter in sorted(held, key=lambda pair: pair[0].used)[:-KEPT_ADAPTERS]:
+    by_use = sorted(held, key=lambda pair: pair[0].used)
+    for sampler, adapter in by_use[: max(len(by_use) - keep, 0)]:
         try:
-            sampler.file = sampler.file or service.session_store.set_aside(session, adapter.flat)
-        except StoreError as error:
+            sampler.file = sampler.file or service.session_store.set_aside(
+                sampler.session, sampler.owner, adapter.flat
+            )
+        except RequestError as error:
             log.warning("an adapter stays in memory: %s", error)
             return
         sampler.adapter = None
@@ -100,9 +128,14 @@ def _read_back(service: Service, sampler: SamplingSession) -> Adapter:
     adapter = sampler.adapter
     if adapter is None:
         assert sampler.file and sampler.layout, "only an adapter that was in memory is set aside"
-        flat = service.session_store.read_back(sampler.file).to(service.device)
-        adapter = sampler.adapter = Adapter(sampler.layout, flat, service.dtype)
-        _set_aside(service, sampler.session)
+        file, layout = sampler.file, sampler.layout
+
+        def make() -> Adapter:
+            flat = service.session_store.read_back(file).to(service.device)
+            return Adapter(layout, flat, service.dtype)
+
+        adapter = sampler.adapter = _new_adapter(service, sampler.owner, layout, make)
+        _set_aside(service, _of_session(service, sampler.session))
     return adapter
 
 

@@ -7,8 +7,10 @@ Its random numbers are its
 own, and from its tokens to its logprobs no operation's result for it depends on the others:
 
 - Products with matrices, frozen or LoRA's, take only numbers of rows that agree to the last bit: `steady.py`.
-- A prompt's attention is computed for it alone, and that of a new token on a shelf whose capacity depends on
-  the sequence's own length, in numbers of sequences that agree to the last bit: `cache.py`.
+- A prompt's attention is computed for it alone, a piece at a time, so that it doesn't matter either which
+  pieces are known from earlier prompts: `prefixes.py`. That of a new token is computed on a shelf whose
+  capacity depends on the sequence's own length, in numbers of sequences that agree to the last bit:
+  `cache.py`.
 - Sums and softmax are over the last dimension, which PyTorch computes row by row once there are several;
   their lengths are the model's, or the sequence's own.
 - silu and the rotation are cut between rows: `steady.by_rows`. All else that is element-wise is exactly
@@ -16,114 +18,50 @@ own, and from its tokens to its logprobs no operation's result for it depends on
 - Of equally likely tokens, the lower id comes first.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from helpers.stub_tinker.cache import Cache, capacity_for
-from helpers.stub_tinker.kernels import log_softmax
-from helpers.stub_tinker.lora import Adapter
-from helpers.stub_tinker.model import SHORT, Adapters, Model, Packed
+from helpers.stub_tinker.cache import Cache, Shelf
+from helpers.stub_tinker.jobs import PromptScores, SampleJob, ScoreJob, Sequence
+from helpers.stub_tinker.kernels import PIECE, log_softmax
+from helpers.stub_tinker.model import Adapters, Model, Packed
+from helpers.stub_tinker.places import Places
+from helpers.stub_tinker.prefixes import Prefixes, Reading
 
-SLOTS = 96
-SESSION_SLOTS = 64  # of them at most for one session, so that others need not wait for its long samples
-POSITIONS = (
-    64 * 1024
-)  # of all slots together: 1.5 GiB of keys and values at 135M parameters, if all were used
-PREFILL_TOKENS = 1024
+READ, SCORE, DECODE = KINDS = ("read", "score", "decode")
+PREFILL_TOKENS = 1024  # of prompts that are read in one go
+READ_TOKENS = 8192  # of prompts that are read before the next token is decoded
+READ_SECONDS = 0.25  # for which a longer prompt is read in one turn
+DONE = object()
 COLDEST = 1e-6  # a lower temperature would overflow, and draws the most likely token all the same
 NUCLEUS = (
     1024  # most likely tokens among which top-p is looked for first: sorting a whole vocabulary takes 4 ms
 )
 
 
-@dataclass(eq=False)
-class SampleJob:
-    """One sequence to sample. `future` gets a `Sequence`."""
-
-    session: str
-    prompt: list[int]
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
-    stop_tokens: frozenset[int]
-    stop_strings: list[str]
-    adapter: Adapter | None
-    topk_logprobs: int = 0
-    future: Future = field(default_factory=Future)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
-    generator: torch.Generator | None = None
-
-    @property
-    def positions(self) -> int:
-        """Places in the cache that it may come to need."""
-        return len(self.prompt) + self.max_tokens
-
-    def random(self) -> float:
-        """The next of the job's own random numbers in [0, 1)."""
-        if self.generator is None:
-            self.generator = torch.Generator()
-            self.generator.seed() if self.seed is None else self.generator.manual_seed(self.seed)
-        return float(torch.rand((), generator=self.generator, dtype=torch.float64))
-
-
 @dataclass
-class Sequence:
-    """A sampled sequence: tokens, their untempered logprobs, and why it ended (`stop` or `length`)."""
+class LongPass:
+    """The reading of a prompt that takes so long that others have turns between layers."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    stop_reason: str
-    topk: list[tuple[list[int], list[float]]]
-
-
-@dataclass(eq=False)
-class ScoreJob:
-    """Logprobs at the positions of a prompt after the first. `future` gets a `PromptScores`.
-
-    Attributes:
-        last: how many of the prompt's tokens are scored, counted from its end.
-        topk: how many most likely tokens at each scored position.
-        targets: (n - 1, k) token ids whose logprobs are wanted; -1 asks for none.
-        draws: how many tokens to draw at each position, at `temperature`.
-    """
-
-    session: str
-    prompt: list[int]
-    adapter: Adapter | None
-    last: int
-    topk: int = 0
-    targets: np.ndarray | None = None
-    draws: int = 0
-    temperature: float = 1.0
-    seed: int | None = None
-    future: Future = field(default_factory=Future)
+    owner: str
+    jobs: list[SampleJob | ScoreJob]
+    steps: Generator[None, None, None]
 
 
-@dataclass
-class PromptScores:
-    """For a prompt of n tokens. What was not asked for is None.
+def _finish(steps: Generator[None, None, None]) -> None:
+    for _ in steps:
+        pass
 
-    Attributes:
-        own: (n,) float32, NaN where not scored.
-        topk: ids and logprobs, (n, k) each; id 0 with logprob -99999 where not scored, which is the wire's
-            "none".
-        targets: (n - 1, k) float32, 0 where the request had -1.
-        draws: ids and logprobs, (n - 1, k) each.
-    """
 
-    own: np.ndarray
-    topk: tuple[np.ndarray, np.ndarray] | None = None
-    targets: np.ndarray | None = None
-    draws: tuple[np.ndarray, np.ndarray] | None = None
+def _without(queues: dict[str, deque], unwanted: Callable[[Any], bool]) -> dict[str, deque]:
+    left = {owner: deque(job for job in queue if not unwanted(job)) for owner, queue in queues.items()}
+    return {owner: queue for owner, queue in left.items() if queue}
 
 
 def adapters_for(jobs: list, rows_of: list[int], model: Model, dtype: torch.dtype) -> Adapters:
@@ -151,9 +89,12 @@ class Sampler:
 
     def __init__(self, model: Model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.waiting: dict[str, deque[SampleJob]] = {}  # by session; never empty
-        self.scoring: deque[ScoreJob] = deque()
+        self.waiting: dict[str, deque[SampleJob]] = {}  # by owner; never empty
+        self.scoring: dict[str, deque[ScoreJob]] = {}  # by owner; never empty
         self.cache = Cache(model)
+        self.places = Places(self.cache, self._reading)
+        self.prefixes = Prefixes(model)
+        self._long: LongPass | None = None  # one at a time
         self._adapters: tuple[list[SampleJob], Adapters] | None = (
             None  # of the running batch, until it changes
         )
@@ -165,112 +106,178 @@ class Sampler:
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running or self.scoring)
+        return bool(self.waiting or self.running or self.cache.parked or self.scoring or self._long)
 
     def jobs(self) -> list[SampleJob | ScoreJob]:
         """All that waits or runs."""
+        queues = [*list(self.waiting.values()), *list(self.scoring.values())]
+        reading = list(self._long.jobs) if self._long else []
         return [
             *self.running,
-            *self.scoring,
-            *(job for queue in list(self.waiting.values()) for job in list(queue)),
+            *list(self.cache.parked),
+            *reading,
+            *(job for queue in queues for job in list(queue)),
         ]
 
+    def _reading(self) -> list[SampleJob]:
+        """Samples whose long prompt is being read."""
+        return [job for job in (self._long.jobs if self._long else []) if isinstance(job, SampleJob)]
+
     def add(self, job: SampleJob | ScoreJob) -> None:
-        if isinstance(job, ScoreJob):
-            self.scoring.append(job)
-        else:
-            self.waiting.setdefault(job.session, deque()).append(job)
+        queues: dict = self.scoring if isinstance(job, ScoreJob) else self.waiting
+        queues.setdefault(job.owner, deque()).append(job)
 
     @torch.inference_mode()  # the cache was made in it
     def drop(self, unwanted: Callable[[SampleJob | ScoreJob], bool], error: Exception | None = None) -> None:
         """Forget jobs that wait or run, and end those that have not ended with `error`."""
+        kept = {*self.running, *self.cache.parked}
         for job in filter(unwanted, self.jobs()):
-            if job in self.running:
+            if job in kept:
                 self.cache.remove(job)
             if not job.future.done():
                 job.future.set_exception(error)
-        left = {
-            session: deque(job for job in queue if not unwanted(job))
-            for session, queue in self.waiting.items()
-        }
-        self.waiting = {session: queue for session, queue in left.items() if queue}
-        self.scoring = deque(job for job in self.scoring if not unwanted(job))
+        self.waiting, self.scoring = _without(self.waiting, unwanted), _without(self.scoring, unwanted)
+        if self._long and all(job.future.done() for job in self._long.jobs):
+            self._long = None
+
+    def turns(self) -> list[tuple[str, str]]:
+        """Owners something can be done for, each with what it is: one of `KINDS`."""
+        turns = [(self._long.owner, READ)] if self._long else []
+        turns += [(owner, SCORE) for owner, queue in self.scoring.items() if self._can_begin(queue[0])]
+        decoding = {job.owner for job in [*self.running, *self.cache.parked]}
+        joining = {owner for owner, queue in self.waiting.items() if self._can_begin(queue[0])}
+        return turns + [(owner, DECODE) for owner in sorted(decoding | joining)]
+
+    def _can_begin(self, job: SampleJob | ScoreJob) -> bool:
+        """Whether its prompt can be read now: one long one at a time."""
+        if self._long is None:
+            return True
+        unread = job.prompt if isinstance(job, ScoreJob) else self.prefixes.look_up(job)
+        return len(unread) <= PREFILL_TOKENS
 
     @torch.inference_mode()
-    def work(self, steps: int, until: Callable[[], bool] = lambda: False) -> None:
-        """Score one batch of prompts, admit what fits, and decode tokens for each running sequence: up to
-        `steps`, or one at least and then as long as `until` is not so.
+    def work(
+        self,
+        steps: int,
+        until: Callable[[], bool] = lambda: False,
+        turn: tuple[str, str] | None = None,
+    ) -> dict[str, float]:
+        """Do one piece of work: score a batch of prompts, or read a part of a long one, or admit what fits
+        and decode tokens for each running sequence: up to `steps`, or one at least and then as long as
+        `until` is not so.
+
+        Args:
+            turn: one of `turns()`; the first one if None.
+
+        Returns:
+            Seconds of it by owner.
         """
-        if self.scoring:
-            self._guard(self._score, self._next_to_score())
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        owner, kind = turn or self.turns()[0]
+        if kind == READ:
+            self._read_on(owner)
+        elif kind == SCORE:
+            jobs = self._next_to_score(owner)
+            if len(jobs[0].prompt) > PREFILL_TOKENS:
+                self._long = LongPass(owner, [*jobs], self._score(jobs))
+                self._read_on(owner)
+            else:
+                self._guard(lambda: _finish(self._score(jobs)), jobs, [owner])
+        else:
+            self._decode_some(owner, steps, until)
+        return self._spent
+
+    def _decode_some(self, owner: str, steps: int, until: Callable[[], bool]) -> None:
+        read = 0
         for _ in range(steps):
-            while joining := self._next_to_join():
-                self._guard(self._prefill, joining)
-            self.cache.settle()
+            self.places.arrange(self.waiting)
+            while read < READ_TOKENS and (joining := self._next_to_join()):
+                read += sum(map(len, joining))
+                joined = [job for reading in joining for job in reading.jobs]
+                owners = [job.owner for job in joined]
+                if len(joining[0]) > PREFILL_TOKENS:
+                    self._long = LongPass(owners[0], joined, self._prefill_alone(joining[0]))
+                    break
+                self._guard(lambda readings=joining: self._prefill(readings), joined, owners)
+            self.cache.settle(self.places.may_grow)
             if not self.running:
-                self._adapters = None
                 break
-            self._guard(self._decode, self.running)
+            jobs = self.running
+            self._guard(
+                lambda jobs=jobs: self._decode(jobs), jobs, sorted({owner, *(job.owner for job in jobs)})
+            )
             if until():
                 break
+        self.cache.settle(self.places.may_grow)  # or the room of what ended stays while others train
+        if not self.running:
+            self._adapters = None  # or an adapter that nobody has any more stays in memory
 
-    def _guard(self, work, jobs: list) -> None:
-        """Run one piece of work; if it fails, its jobs fail with it and the server goes on."""
+    def _read_on(self, owner: str) -> None:
+        """Go on with the long prompt for a moment, a layer at least."""
+        long, deadline = self._long, time.perf_counter() + READ_SECONDS
+        assert long is not None
+        while self._long is long:
+            self._guard(self._one_layer, long.jobs, [owner])
+            if all(job.future.done() for job in long.jobs):  # it has failed
+                self._long = None
+            if time.perf_counter() > deadline:
+                break
+
+    def _one_layer(self) -> None:
+        assert self._long is not None
+        if next(self._long.steps, DONE) is DONE:
+            self._long = None
+
+    def _guard(self, work: Callable[[], None], jobs: list, owners: list[str]) -> None:
+        """Run one piece of work, in the time of these owners; if it fails, its jobs fail with it and the
+        server goes on.
+        """
+        jobs, started = list(jobs), time.perf_counter()
         try:
-            work(jobs)
+            work()
         except Exception as error:  # handed to the clients that wait
             for job in jobs:
                 if job in self.running:
                     self.cache.remove(job)
                 if not job.future.done():
                     job.future.set_exception(error)
+        seconds = time.perf_counter() - started
+        for owner in owners:
+            self._spent[owner] += seconds / len(owners)
 
-    def _next_to_score(self) -> list[ScoreJob]:
+    def _next_to_score(self, owner: str) -> list[ScoreJob]:
         """Prompts of at most PREFILL_TOKENS together, or one longer prompt."""
+        queue, tokens = self.scoring[owner], 0
         jobs: list[ScoreJob] = []
-        while self.scoring and self._together(jobs, self.scoring[0]):
-            jobs.append(self.scoring.popleft())
+        while queue and (not jobs or tokens + len(queue[0].prompt) <= PREFILL_TOKENS):
+            jobs.append(queue.popleft())
+            tokens += len(jobs[-1].prompt)
+        if not queue:
+            del self.scoring[owner]
         return jobs
 
-    def _next_to_join(self) -> list[SampleJob]:
-        """Jobs that can start now, from the session with the fewest running first. One that comes in turn but
-        finds no room is waited for: shorter ones do not pass it.
+    def _next_to_join(self) -> list[Reading]:
+        """Prompts of jobs that can start now, from the owner with the fewest running first: at most
+        PREFILL_TOKENS to read, or one prompt with more.
         """
-        if not self.waiting or len(self.running) >= SLOTS:
-            return []
         jobs: list[SampleJob] = []
-        counts = Counter(job.session for job in self.running)
-        while free := [session for session in self.waiting if counts[session] < SESSION_SLOTS]:
-            session = min(free, key=lambda s: counts[s])
-            job = self.waiting[session][0]
-            everyone = [*self.running, *jobs, job]
-            capacity = capacity_for(max(j.positions for j in everyone))
-            if len(everyone) > 1 and (len(everyone) > SLOTS or len(everyone) * capacity > POSITIONS):
+        readings: list[Reading] = []
+        while (owner := self.places.next_owner(self.waiting, jobs, self._can_begin)) is not None:
+            job = self.waiting[owner][0]
+            reading = self.prefixes.look_up(job)
+            if not reading.join(readings, PREFILL_TOKENS):
                 break
-            if not self._together(jobs, job):
-                break
-            self.waiting[session].popleft()
-            if not self.waiting[session]:
-                del self.waiting[session]
-            counts[session] += 1
+            self.waiting[owner].popleft()
+            if not self.waiting[owner]:
+                del self.waiting[owner]
             jobs.append(job)
-        return jobs
+        return readings
 
-    def _together(self, jobs: list, job: SampleJob | ScoreJob) -> bool:
-        """Whether a prompt can be read in one pass with others. Short and long ones take different attention
-        kernels.
-        """
-        distinct = {
-            id(j.prompt): len(j.prompt) for j in [*jobs, job]
-        }  # the samples of one request share their prompt
-        same_kind = not jobs or (len(jobs[0].prompt) > SHORT) == (len(job.prompt) > SHORT)
-        return len(distinct) == 1 or (same_kind and sum(distinct.values()) <= PREFILL_TOKENS)
-
-    def _score(self, jobs: list[ScoreJob]) -> None:
-        """Prompt logprobs, in float32 whatever the model's precision."""
+    def _score(self, jobs: list[ScoreJob]) -> Generator[None, None, None]:
+        """Prompt logprobs, in float32 whatever the model's precision; with pauses."""
         packed = Packed([job.prompt for job in jobs], self.model.device)
         adapters = adapters_for(jobs, packed.lengths, self.model, torch.float32)
-        hidden = self.model.hidden(packed, adapters)
+        hidden = yield from self.model.hidden_in_layers(packed, adapters)
         own = (
             self.model.target_logprobs(hidden[:-1], packed.tokens[1 : packed.size, None], adapters)[:, 0]
             .cpu()
@@ -281,12 +288,15 @@ class Sampler:
             first = length - job.last  # of the scored tokens; position 0 has no context
             scores.own[first:] = own[start + first - 1 : start + length - 1]
             if job.topk or job.targets is not None or job.draws:
-                self._more_scores(job, scores, hidden[start : start + length - 1])
-            job.future.set_result(scores)
+                yield from self._more_scores(job, scores, hidden[start : start + length - 1])
+            if not job.future.done():  # cancelled
+                job.future.set_result(scores)
 
-    def _more_scores(self, job: ScoreJob, scores: PromptScores, hidden: torch.Tensor) -> None:
+    def _more_scores(
+        self, job: ScoreJob, scores: PromptScores, hidden: torch.Tensor
+    ) -> Generator[None, None, None]:
         """Top-k, targets and draws of one prompt from its hidden states (n - 1, hidden), 64 positions at a
-        time.
+        time, with a pause after each.
         """
         n, generator = len(hidden), torch.Generator()
         generator.seed() if job.seed is None else generator.manual_seed(job.seed)
@@ -309,33 +319,61 @@ class Sampler:
                 probabilities = torch.softmax(logprobs / max(job.temperature, COLDEST), dim=-1)
                 tokens = torch.multinomial(probabilities, job.draws, replacement=True, generator=generator)
                 drawn[rows], drawn_logprobs[rows] = tokens.numpy(), logprobs.gather(1, tokens).numpy()
+            yield
         skipped = n + 1 - job.last  # what `last` leaves out
         ids[:skipped], best[:skipped] = 0, -99999.0
         scores.topk = (ids, best) if job.topk else None
         scores.targets = None if job.targets is None else found
         scores.draws = (drawn, drawn_logprobs) if job.draws else None
 
-    def _prefill(self, jobs: list[SampleJob]) -> None:
-        """Read prompts, that of one request's samples once, and sample each job's first token."""
-        samples: dict[int, list[SampleJob]] = {}
-        for job in jobs:
-            samples.setdefault(id(job.prompt), []).append(job)
-        leaders = [same[0] for same in samples.values()]
-        packed = Packed([job.prompt for job in leaders], self.model.device)
-        places = [self.cache.add(same, len(same[0].prompt)) for same in samples.values()]
+    def _prefill(self, readings: list[Reading]) -> None:
+        """Read prompts, and sample the first token of each job that has them."""
+        places = [self.cache.add(reading.jobs, len(reading.prompt)) for reading in readings]
+        _finish(self._read(readings, places))
+        self._begin(readings)
+
+    def _prefill_alone(self, reading: Reading) -> Generator[None, None, None]:
+        """The same for one long prompt, with pauses in which the shelves may change: its keys and values
+        stand alone until it is read.
+        """
+        alone = self.cache.alone(len(reading.prompt))
+        yield from self._read([reading], [(alone, slice(0, 1))])
+        alone.lengths[0] = len(reading.prompt)
+        reading.jobs = [job for job in reading.jobs if not job.future.done()]  # the others were cancelled
+        self.cache.start(reading.jobs, alone)
+        self._begin([reading])
+
+    def _read(
+        self, readings: list[Reading], places: list[tuple[Shelf, slice]]
+    ) -> Generator[None, None, None]:
+        """Write the keys and values of prompts to slots of shelves, and find out how the prompts end. With a
+        pause after each layer.
+        """
+        for reading, (shelf, slots) in zip(readings, places, strict=True):
+            for i, piece in enumerate(reading.known):
+                shelf.put(slice(None), slots, i * PIECE, piece.keys, piece.values)
+        unread = [(reading, *place) for reading, place in zip(readings, places, strict=True) if len(reading)]
+        if not unread:
+            return
 
         def keep(layer: int, i: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            shelf, slots = places[i]
-            shelf.put(layer, slots, keys, values)
+            reading, shelf, slots = unread[i]
+            shelf.put(slice(layer, layer + 1), slots, reading.start, keys[None], values[None])
 
+        packed = Packed([r.tokens for r, *_ in unread], self.model.device, [r.known for r, *_ in unread])
+        leaders = [reading.jobs[0] for reading, *_ in unread]
         adapters = adapters_for(leaders, packed.lengths, self.model, self.model.dtype)
-        hidden = self.model.hidden(packed, adapters, keep)
-        last = [end - 1 for end, same in zip(packed.starts[1:], samples.values(), strict=True) for _ in same]
-        joined = [job for same in samples.values() for job in same]
-        adapters = adapters_for(joined, [1] * len(joined), self.model, self.model.dtype)
-        self._append(
-            joined, self.model.logits(hidden[torch.tensor(last, device=self.model.device)], adapters)
-        )
+        hidden = yield from self.model.hidden_in_layers(packed, adapters, keep)
+        for (reading, shelf, slots), end in zip(unread, packed.starts[1:], strict=True):
+            reading.end = hidden[end - 1 : end].clone()
+            self.prefixes.keep(reading, shelf, slots.start)
+
+    def _begin(self, readings: list[Reading]) -> None:
+        """Sample the first token of jobs whose prompts are read."""
+        jobs = [job for reading in readings for job in reading.jobs]
+        ends = torch.cat([reading.end.expand(len(reading.jobs), -1) for reading in readings])
+        adapters = adapters_for(jobs, [1] * len(jobs), self.model, self.model.dtype)
+        self._append(jobs, self.model.logits(ends, adapters))
 
     def _decode(self, jobs: list[SampleJob]) -> None:
         """One token more for each job."""
@@ -360,7 +398,7 @@ class Sampler:
             job.logprobs.append(logprob)
             if job.topk_logprobs:
                 top = likeliest(every[i], job.topk_logprobs)
-                job.topk.append((top.tolist(), every[i, top].tolist()))
+                job.topk.append((top.int().cpu().numpy(), every[i, top].cpu().numpy()))
             if reason := self._stop_reason(job):
                 self.cache.remove(job)
                 job.future.set_result(Sequence(job.tokens, job.logprobs, reason, job.topk))

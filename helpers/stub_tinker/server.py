@@ -20,6 +20,9 @@ log = logging.getLogger("stub_tinker")
 
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 UNUSED_PATHS = ("/api/v1/healthz", STATUS_PATH)  # a look at the server is no use of it
+RETRY_SECONDS = 1  # until a client whose budget is full should ask again
+LIMITS = 403, 413, 429  # the status of what is over a limit
+REFUSAL_SECONDS = 0.25  # it takes, or who repeats it at once keeps Python busy, which computing needs too
 ENDPOINTS = [*routes_work.ENDPOINTS, *routes_rest.ENDPOINTS]
 STOPPING = (
     "the server is stopping: it takes no new requests. "
@@ -64,7 +67,11 @@ async def _answered(endpoint: Endpoint, call: Call) -> Response:
     try:
         return await endpoint.handler(call)
     except RequestError as error:
-        return refusal(str(error), error.status)
+        headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == 429 else None
+        if error.status in LIMITS:
+            call.close()
+            await asyncio.sleep(REFUSAL_SECONDS)
+        return refusal(str(error), error.status, headers)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         return refusal(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}", 422)
@@ -75,6 +82,8 @@ async def _answered(endpoint: Endpoint, call: Call) -> Response:
     except Exception as error:
         log.exception("%s %s failed", endpoint.method, endpoint.path)
         return refusal(f"the server failed on this request: {type(error).__name__}", 500)
+    finally:
+        call.close()
 
 
 def _not_offered(call: Call, routes: list[Route]) -> Response:

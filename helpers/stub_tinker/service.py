@@ -10,6 +10,7 @@ not done twice.
 
 import itertools
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from helpers.stub_tinker.budgets import WORK_BYTES, Budgets, DiskUse, Hold, machine_memory
 from helpers.stub_tinker.checkpoint_store import Store
 from helpers.stub_tinker.disk import Records
 from helpers.stub_tinker.engine import Base, Engine, best_precision
@@ -80,6 +82,8 @@ class Service:
         bases: folders of base models, by the names that clients use.
         precision: of training and sampling; the best one for this machine if None.
         earlier_owners: what owners are called now, by what an earlier version called them.
+        memory: bytes that clients may use together; 0 for what the machine has.
+        disk: the same of the disk.
     """
 
     def __init__(
@@ -88,17 +92,21 @@ class Service:
         bases: dict[str, Path],
         precision: torch.dtype | None = None,
         earlier_owners: Mapping[str, str] | None = None,
+        memory: int = 0,
+        disk: int = 0,
     ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision or best_precision(self.device)
         records = Records(earlier_owners)
-        self.store, self.session_store = Store(folder, records), SessionStore(folder, records)
+        self.budgets = Budgets(memory or machine_memory(), disk or shutil.disk_usage(folder).total)
+        use = DiskUse(self.budgets.limits["disk"])
+        self.store, self.session_store = Store(folder, records, use), SessionStore(folder, records, use)
         self.signed_urls = SignedUrls(folder, self.store)
         self.engine = Engine({name: Base(path, self.device, self.dtype) for name, path in bases.items()})
         self.sessions: dict[str, Session] = {}
         self.clients: dict[str, TrainingClient] = {}
         self.samplers: dict[str, SamplingSession] = {}
-        self.results = Results()
+        self.results = Results(self.budgets.limits["results"])
         self.usage = Ledger()
 
     # What a request names
@@ -166,22 +174,47 @@ class Service:
 
     # Work on the engine's thread
 
-    def start(self, request_id: str, owner: str, model_id: str, work: Callable[[], Any]) -> dict:
-        """Queue `work` of a training client under `request_id`, once."""
+    def check_room(
+        self, name: str, owner: str, table: Mapping[str, "Session | TrainingClient | SamplingSession"]
+    ) -> None:
+        """Whether an owner may have one more of what `table` holds.
+
+        Raises:
+            BadRequest: there are too many.
+        """
+        owners = [held.owner for held in list(table.values())]
+        self.budgets.limits[name].check(owners.count(owner), len(owners))
+
+    def start(
+        self,
+        request_id: str,
+        owner: str,
+        model_id: str,
+        work: Callable[[], Any],
+        hold: Hold | None = None,
+    ) -> dict:
+        """Queue `work` of a training client under `request_id`, once; `hold` lasts until it is done."""
         session = model_id.split(":")[0]
 
         def begin() -> Future:
+            waits = self.budgets.hold(owner, waiting=1, queued=WORK_BYTES)
             self.usage.count(session, requests=1)
-            return self.engine.submit(model_id, session, work)
+            future = self.engine.submit(model_id, session, owner, work)
+            for held in (waits, hold):
+                if held:
+                    held.until(future)
+            return future
 
         self.results.once(request_id, owner, begin)
         return {"request_id": request_id, "model_id": model_id}
 
-    def operate(self, client: TrainingClient, seq_id: int | None, work: Callable[[], Any]) -> dict:
+    def operate(
+        self, client: TrainingClient, seq_id: int | None, work: Callable[[], Any], hold: Hold | None = None
+    ) -> dict:
         """Queue an operation of a training client under its sequence number."""
         if seq_id is None or not 1 <= seq_id < 2**63:
             raise BadRequest(f"seq_id must be a whole number from 1 on, got {seq_id}")
-        return self.start(f"{client.id}:{seq_id}", client.owner, client.id, work)
+        return self.start(f"{client.id}:{seq_id}", client.owner, client.id, work, hold)
 
     def waiting(self) -> list[Future]:
         """Futures of requests that a live session may still ask the result of."""
@@ -203,10 +236,11 @@ class Service:
 
     def free(self, session_id: str) -> None:
         """Give back the memory of a session's clients and samplers; its checkpoints stay."""
-        self.sessions.pop(session_id, None)
+        session = self.sessions.pop(session_id, None)
         self.usage.close(session_id)
         self.engine.drop(session_id)
-        self.results.forget(session_id)
+        if session:
+            self.results.forget(session_id, session.owner)
         for table in (self.clients, self.samplers):
             for key in [key for key, value in table.items() if value.session == session_id]:
                 del table[key]

@@ -5,6 +5,7 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from helpers.errors import CourseError
 from helpers.stub_folder import own_key, proof
 from helpers.stub_tinker import connections, state_folder
 from helpers.stub_tinker.access import Access
+from helpers.stub_tinker.budgets import GIB
 from helpers.stub_tinker.calls import Running
 from helpers.stub_tinker.gate import Gate
 from helpers.stub_tinker.model import Config
@@ -26,6 +28,8 @@ from helpers.stub_tinker.state_folder import Notes
 
 FETCH_SECONDS = 15  # how long a server that stops keeps finished results for their clients
 HOUSEKEEPING_SECONDS = 10  # between looks for sessions whose clients are gone
+
+SWITCH_SECONDS = 0.0002  # until a thread that computes gets Python back from one that reads requests
 
 Say = Callable[[str, argparse.Namespace, Service], None]
 
@@ -44,6 +48,7 @@ def serve(
         CourseError: a base model can't be served, or the state folder is taken.
     """
     _check_configs(folders)
+    sys.setswitchinterval(SWITCH_SECONDS)
     if options.threads:
         torch.set_num_threads(options.threads)
     precision = None if options.precision == "auto" else getattr(torch, options.precision)
@@ -53,7 +58,8 @@ def serve(
         key = own_key(state)
         access = Access([key, *keys], state_folder.secret(state), token)
         bases = {folder: Path(folder) for folder in folders}
-        service = Service(state, bases, precision, access.earlier_owners)
+        room = int(options.memory * GIB), int(options.disk * GIB)
+        service = Service(state, bases, precision, access.earlier_owners, *room)
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     running = Running(service, access, lambda nonce: proof(key, nonce, url))

@@ -10,6 +10,7 @@ from helpers.stub_tinker.service import Service, Session
 
 
 def create_session(service: Service, owner: str, request: types.CreateSessionRequest) -> dict:
+    service.check_room("sessions", owner, service.sessions)
     session_id = str(uuid.uuid4())
     record = {
         "owner": owner,

@@ -14,7 +14,7 @@ SUPPORTED = {
         "needs `project_id` in the ServiceClient or TINKER_PROJECT_ID: a label, any name will do"
     ),
     "ServiceClient.create_custom_loss": (
-        "traced and run by the client; `forward_backward_custom` takes the handle"
+        "the client traces and runs the loss; pass its handle to `forward_backward_custom`"
     ),
     "ServiceClient.create_lora_training_client[_async]": (
         "any base model the server was started with, rank 1 to 256, AdamW"
@@ -58,14 +58,14 @@ SUPPORTED = {
     "SamplingClient.get_telemetry": "as ServiceClient.get_telemetry",
     "SamplingClient.get_tokenizer": "as TrainingClient.get_tokenizer",
     "SamplingClient.on_queue_state_change": "the SDK calls it; the stub's queue is always active",
-    "SamplingClient.sample[_async]": "`max_tokens` ends at the end of the context",
+    "SamplingClient.sample[_async]": "`max_tokens` is cut to what is left of the context",
     "RestClient.copy_weights[_async]": (
         "into a new run of the caller; `destination_project_id` is a label, any name will do"
     ),
     "RestClient.delete_checkpoint[_async]": "",
     "RestClient.delete_checkpoint_from_tinker_path[_async]": "",
     "RestClient.get_current_checkpoint_storage_usage[_async]": "bytes and counts by project label; no costs",
-    "RestClient.get_external_weights_urls[_async]": "signed, for an hour, for this very checkpoint",
+    "RestClient.get_external_weights_urls[_async]": "signed URLs of this checkpoint, valid for an hour",
     "RestClient.get_sampler[_async]": "while its session lives",
     "RestClient.get_server_capabilities": "",
     "RestClient.get_session[_async]": "ended sessions too; their samplers are gone",
@@ -73,7 +73,7 @@ SUPPORTED = {
     "RestClient.get_training_run[_async]": "`accessible` adds runs of other keys with a published checkpoint",
     "RestClient.get_training_run_by_tinker_path[_async]": "",
     "RestClient.get_weights_info_by_tinker_path": "",
-    "RestClient.list_checkpoints[_async]": "of another key's run, the published ones",
+    "RestClient.list_checkpoints[_async]": "for another key's run, only published ones",
     "RestClient.list_sessions[_async]": "newest first, ended ones too",
     "RestClient.list_training_runs[_async]": "newest first, in pages, by project label if asked",
     "RestClient.list_user_checkpoints[_async]": "newest first, in pages",
@@ -99,7 +99,7 @@ NOT_OFFERED = {
 
 # Parts of methods that are supported otherwise.
 NOT_OFFERED_OPTIONS = {
-    "weights_access_token": "the owner of a checkpoint can publish it",
+    "weights_access_token": "instead, the owner of a checkpoint can publish it",
 }
 
 

@@ -7,7 +7,7 @@ from tinker import types
 from helpers.limits import MAX_RANK
 from helpers.stub_tinker import wire_training as wire
 from helpers.stub_tinker.errors import BadRequest
-from helpers.stub_tinker.lora import LoraState
+from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.results import PROTO, Result, json_result
 from helpers.stub_tinker.service import Service, TrainingClient
 from helpers.stub_tinker.training import forward_backward as passes
@@ -30,12 +30,25 @@ def create_model(service: Service, owner: str, request: types.CreateModelRequest
 
     def work() -> Result:
         layout = service.layout(base, chosen)
-        state = LoraState(layout, lora.seed, service.device)
+        state = new_state(service, owner, layout, lora.seed)
         client = TrainingClient(model_id, request.session_id, base, owner, layout, state)
         register(service, client, dict(request.user_metadata or {}))
         return json_result({"model_id": model_id, "type": "create_model"})
 
     return service.start(f"{model_id}:create", owner, model_id, work)
+
+
+def new_state(service: Service, owner: str, layout: Layout, seed: int | None) -> LoraState:
+    """New weights, if the owner has room for them, their gradients and Adam's state.
+
+    Raises:
+        BadRequest: it has not.
+    """
+    service.check_room("clients", owner, service.clients)
+    with service.budgets.hold(owner, memory=layout.trained_bytes) as hold:
+        state = LoraState(layout, seed, service.device)
+        hold.while_alive(state)
+    return state
 
 
 def _checked_lora(request: types.CreateModelRequest) -> types.LoraConfig:
@@ -89,16 +102,17 @@ def forward_backward(service: Service, owner: str, body: bytes) -> dict:
     client = service.client(request.model_id, owner)
     model = service.load(client.base)[0]
     config = wire.loss_config(request)
-    examples = wire.examples(request, model.config.vocab, model.config.max_length)
+    with service.budgets.hold(owner, **wire.cost(request)) as hold:
+        examples = wire.examples(request, model.config.vocab, model.config.max_length)
 
-    def work() -> Generator[None, None, Result]:
-        logprobs, metrics = yield from passes(
-            model, client.state, examples, request.loss_fn, config, request.forward_only
-        )
-        service.usage.count(client.session, trained=sum(len(e.tokens) for e in examples))
-        return Result(wire.forward_backward_output(logprobs, examples, metrics), PROTO)
+        def work() -> Generator[int, None, Result]:
+            logprobs, metrics = yield from passes(
+                model, client.state, examples, request.loss_fn, config, request.forward_only
+            )
+            service.usage.count(client.session, trained=sum(len(e.tokens) for e in examples))
+            return Result(wire.forward_backward_output(logprobs, examples, metrics), PROTO)
 
-    return service.operate(client, request.seq_id, work)
+        return service.operate(client, request.seq_id, work, hold)
 
 
 def optim_step(service: Service, owner: str, request: types.OptimStepRequest) -> dict:

@@ -9,10 +9,11 @@ from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
 from helpers.stub_tinker.errors import BadRequest
-from helpers.stub_tinker.sampling import PromptScores, Sequence
+from helpers.stub_tinker.jobs import PromptScores, Sequence
 from helpers.stub_tinker.wire_training import MAX_TARGETS, check_tokens
 
 MAX_STOPS, MAX_STOP_LENGTH = 64, 256
+JOB_BYTES, TOKEN_BYTES = 2048, 72  # of a sample that waits; of a token with its logprob in a list
 COUNTS = ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k")
 
 Layout = tuple[list[int], list[int]]  # CSR: crow and column indices
@@ -36,6 +37,21 @@ def prompt_tokens(prompt: types.ModelInput, vocab: int, max_length: int) -> list
             "there is no room for a new token"
         )
     return tokens
+
+
+def cost(request: types.SampleRequest, prompt: int, new: int) -> dict[str, int]:
+    """What a checked request will take at most, by the names of budgets.
+
+    Args:
+        prompt: its tokens.
+        new: tokens of each sample, at most.
+    """
+    samples = request.num_samples * new * (TOKEN_BYTES + 8 * request.topk_sample_logprobs)
+    scores = prompt * (8 * request.topk_prompt_logprobs + 20 * request.prompt_alt_tokens_k)
+    if (targets := request.target_prompt_logprobs) and targets.shape:
+        scores += prompt * 28 * max(targets.shape[-1], 0)
+    queued = JOB_BYTES * request.num_samples + TOKEN_BYTES * prompt + samples + scores
+    return {"positions": prompt + request.num_samples * new, "queued": queued}
 
 
 def check_sampling(request: types.SampleRequest) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from tinker.proto import tinker_public_pb2 as pb
@@ -11,6 +12,9 @@ from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.losses import FIELDS, LOSSES, NOT_OFFERED, Example
 
 MAX_TARGETS = 1024  # a position
+MAX_FIELDS = 1 << 16  # of a message and those in it; a datum has about 25, and the SDK sends 1,024 at once
+MAX_PACKED = 1024  # bytes of numbers in a row
+TOKEN_BYTES, VALUE_BYTES = 36, 16  # of an id in a list; of a target with its weight and its logprob
 DTYPES = {pb.DTYPE_FLOAT32: np.float32, pb.DTYPE_INT64: np.int64}
 
 
@@ -18,8 +22,9 @@ def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
     """A forward_backward body.
 
     Raises:
-        BadRequest: it is no such message.
+        BadRequest: it is no such message, or one of very many fields.
     """
+    _count_fields(memoryview(body), pb.ForwardBackwardRequest.DESCRIPTOR, 0)
     request = pb.ForwardBackwardRequest()
     try:
         request.ParseFromString(body)
@@ -28,6 +33,62 @@ def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
     if request.seq_id < 1:
         raise BadRequest(f"seq_id must be at least 1, got {request.seq_id}")
     return request
+
+
+def _count_fields(content: memoryview, message: Any, seen: int) -> int:
+    """`seen` and the fields of a message and of those in it, counted before protobuf makes an object of each.
+
+    What is no message is left to protobuf, which says so.
+
+    Raises:
+        BadRequest: there are too many.
+    """
+    kinds = {number: field.message_type for number, field in message.fields_by_number.items()}
+    at = 0
+    while at < len(content):
+        seen += 1
+        if seen > MAX_FIELDS:
+            raise BadRequest(f"the body holds over {MAX_FIELDS:,} fields: send fewer datums at once", 413)
+        tag, at = _varint(content, at)
+        size = {0: 0, 1: 8, 5: 4}.get(tag & 7, 0)
+        if tag & 7 in (0, 2):
+            value, at = _varint(content, at)
+            size = value if tag & 7 == 2 else 0
+        inner = content[at : at + size]
+        at += size
+        if tag & 7 == 2 and tag >> 3 in kinds:
+            if kinds[tag >> 3] is not None:
+                seen = _count_fields(inner, kinds[tag >> 3], seen)
+            elif message.fields_by_number[tag >> 3].is_packed and size > MAX_PACKED:
+                raise BadRequest(f"the body holds a shape of {size:,} bytes", 413)
+    return seen
+
+
+def _varint(content: memoryview, at: int) -> tuple[int, int]:
+    """The number that begins at a place, and the place behind it; cut short at the end of the content."""
+    value = shift = 0
+    while at < len(content) and shift < 70:
+        byte = content[at]
+        at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            break
+    return value, at
+
+
+def cost(request: pb.ForwardBackwardRequest) -> dict[str, int]:
+    """What the datums of a request will take, by the names of budgets: positions, and bytes once unpacked.
+
+    Counted from sizes alone: a sparse tensor of few bytes can stand for a large one.
+    """
+    positions = size = 0
+    for datum in request.data:
+        tokens = sum(len(chunk.encoded_text.tokens) // 4 for chunk in datum.model_input)
+        positions += tokens
+        size += TOKEN_BYTES * tokens
+        for tensor in datum.loss_fn_inputs.values():
+            listed = max(math.prod(tensor.shape[:8]), 0) if tensor.HasField("sparse_csr") else 0
+            size += VALUE_BYTES * max(listed, len(tensor.dense) // 4)
+    return {"positions": positions, "queued": size}
 
 
 def _array(content: bytes, dtype: type, where: str) -> np.ndarray:

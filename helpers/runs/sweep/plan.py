@@ -137,7 +137,7 @@ def plan_sweep(
         with named(sweep, run):
             own[run] = checked(own[run])
             check_base_run(own[run])
-            check_run(own[run], sweep.stages)
+            check_run(sweep.stage_settings(run), own[run].get("base_model", ""))
     _refuse_twins(sweep)
     for taken in (name, *names) if new else ():
         check_new_run(taken)
