@@ -282,7 +282,7 @@ def test_products_are_asked_for_few_numbers_of_rows(model, fresh_trials):
     with Moody(lambda rows: torch.zeros(rows)) as seen:
         results(model, list(range(23)))
         results(model, [1])
-    assert seen.rows <= set(SIZES) and {4, 24} <= seen.rows
+    assert seen.rows <= set(SIZES) and len([rows for rows in seen.rows if rows <= 24]) > 1
 
 
 # ---- the trials

@@ -11,8 +11,18 @@ from helpers.stub_tinker.lora import LoraState
 from helpers.stub_tinker.losses import Example, datum_loss, needs_gradient
 from helpers.stub_tinker.model import Adapters, Model, Packed
 
-# Of a micro-batch: activations take about 1 MB a token at 135M parameters, and more is not faster.
+# Of a micro-batch: activations take about 1 MB a token at 135M parameters, and on a CPU more is not faster.
 MAX_TOKENS = 1024
+GPU_MAX_TOKENS = 16 * 1024  # where there is memory for it: with 1024, a fast GPU waits for Python
+GPU_BYTES_A_TOKEN = 8 << 20  # of free memory, to be on the safe side
+
+
+def most_tokens(device: torch.device) -> int:
+    """Tokens of a micro-batch on this device."""
+    if device.type != "cuda":
+        return MAX_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(GPU_MAX_TOKENS, max(MAX_TOKENS, free // GPU_BYTES_A_TOKEN))
 
 
 def micro_batches(lengths: list[int], max_tokens: int = MAX_TOKENS) -> list[list[int]]:
@@ -46,13 +56,14 @@ def forward_backward(
     """
     logprobs: list[np.ndarray] = [np.empty((0, 1), np.float32)] * len(examples)
     total = 0.0
-    for batch in micro_batches([len(e.tokens) for e in examples]):
+    most = most_tokens(model.device)
+    for batch in micro_batches([len(e.tokens) for e in examples], most):
         groups = state.frozen_groups(model.dtype) if forward_only else state.training_groups(model.dtype)
         adapters = Adapters(model.dtype, training=True, groups=groups, scale=state.layout.scale)
         chosen = [examples[i] for i in batch]
         packed = Packed([e.tokens for e in chosen], model.device)
         loss_of = functools.partial(_summed_loss, loss, config, chosen)
-        if packed.size > MAX_TOKENS:
+        if packed.size > most:
             values, summed = yield from _in_layers(
                 model, packed, adapters, chosen[0], loss, loss_of, not forward_only
             )
