@@ -280,7 +280,7 @@ class Engine(threading.Thread):
         return min(turns, key=lambda t: (served[t.owner], served[t.owner, t.kind]), default=None)
 
     def _take(self, turn: Turn) -> None:
-        """Do the work of a turn, and note whose time it took."""
+        """Do the work of a turn, and note whose time it took. Now and then, give memory back."""
         if turn.sampler is None:
             spent = {turn.owner: self._advance(turn.client)}
         else:
@@ -288,6 +288,9 @@ class Engine(threading.Thread):
         for owner, seconds in spent.items():
             self._served[owner] += seconds
             self._served[owner, turn.kind] += seconds
+        if time.monotonic() - self._trimmed_at > TRIM_SECONDS:  # a long loop never rests
+            _give_back_memory()
+            self._trimmed_at = time.monotonic()
 
     def _advance(self, client: str) -> float:
         """Run a client's first task up to its next pause, and take it from its queue when it is done. Returns
@@ -296,9 +299,6 @@ class Engine(threading.Thread):
         task, started = self._queues[client][0], time.perf_counter()
         task.holds = task.asks
         done = self._step(task)
-        if done and time.monotonic() - self._trimmed_at > TRIM_SECONDS:  # a long loop never rests
-            _give_back_memory()
-            self._trimmed_at = time.monotonic()
         with self._wake:
             queue = self._queues[client]
             if done:
