@@ -3,12 +3,12 @@
 import re
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import make_lock
 import pytest
 from packaging.requirements import Requirement
+from wheels import wheel
 
 import install
 from helpers.paths import ROOT
@@ -113,18 +113,6 @@ def test_without_that_index_the_lock_keeps_them_for_the_same_version(cpu_index):
 
 
 # installing from it
-
-
-def wheel(folder: Path, code: str) -> Path:
-    path = folder / "tiny-1-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("tiny.py", code)
-        archive.writestr("tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n")
-        archive.writestr(
-            "tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tiny-1.dist-info/RECORD", "tiny.py,,\n")
-    return path
 
 
 @pytest.mark.parametrize("kind", ["a folder", "an index"])

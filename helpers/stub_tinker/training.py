@@ -14,15 +14,15 @@ from helpers.stub_tinker.model import Adapters, Model, Packed
 # Of a micro-batch: activations take about 1 MB a token at 135M parameters, and on a CPU more is not faster.
 MAX_TOKENS = 1024
 GPU_MAX_TOKENS = 16 * 1024  # where there is memory for it: with 1024, a fast GPU waits for Python
-GPU_BYTES_A_TOKEN = 8 << 20  # of free memory, to be on the safe side
+GPU_BYTES_A_TOKEN = 8 << 20  # of the card's memory, which holds much else
 
 
 def most_tokens(device: torch.device) -> int:
     """Tokens of a micro-batch on this device."""
     if device.type != "cuda":
         return MAX_TOKENS
-    free, _ = torch.cuda.mem_get_info(device)
-    return min(GPU_MAX_TOKENS, max(MAX_TOKENS, free // GPU_BYTES_A_TOKEN))
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(GPU_MAX_TOKENS, max(MAX_TOKENS, memory // GPU_BYTES_A_TOKEN))
 
 
 def micro_batches(lengths: list[int], max_tokens: int = MAX_TOKENS) -> list[list[int]]:
