@@ -59,6 +59,10 @@ class InstallError(Exception):
     """What is wrong and what to do, in one text."""
 
 
+class NotOffered(InstallError):
+    """No package index has such a version for this Python."""
+
+
 def refusal(version, system, machine):
     """Why the course can't be installed on such a machine, or None.
 
@@ -199,11 +203,15 @@ def clear_halves(prefix, names):
 def install_torch(python):
     """Install torch alone, as the CPU build: most machines' default index has a CUDA build of several GB.
 
-    Where pip finds 2.13.0+cpu and 2.13.0, it takes the first for 2.13.0, because that counts as newer. Where
-    the CPU build can't be had, torch comes from wherever pip is set up to look.
+    It is asked for by name: of a folder's files pip knows no hash beforehand, and would rather take the other
+    build from an index. Where the CPU build can't be had, torch comes from wherever pip is set up to look.
     """
+    pin, hashes = torch_entry()
     index = ["--extra-index-url", CPU_INDEX] if reachable(CPU_INDEX + "/torch/") else []
-    pip_from(python, [*CHECKED, *index, "-r"], written(*torch_entry()), "PyTorch", 1)
+    try:
+        pip_from(python, [*CHECKED, *index, "-r"], written(pin + "+cpu", hashes), "PyTorch", 1)
+    except NotOffered:
+        pip_from(python, [*CHECKED, "-r"], written(pin, hashes), "PyTorch", 1)
 
 
 def install_cuda_libraries(python, names):
@@ -295,7 +303,10 @@ def pip(python, arguments, what, count):
         output.seek(start)
         words = output.read()
     if process.returncode:
-        raise InstallError(failure(words, what, log, python))
+        # Where pip is set up with constraints, it calls it a conflict if nothing is offered.
+        absent = "No matching distribution" in words or "ResolutionImpossible" in words
+        kind = NotOffered if absent else InstallError
+        raise kind(failure(words, what, log, python))
 
 
 def watch(process, log, start, what, count):

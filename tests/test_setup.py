@@ -137,7 +137,7 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
     pins = [pin for pin, _ in install.entries(install.read_lock())]
     assert calls == [
         f"--no-deps --require-hashes --extra-index-url {install.CPU_INDEX} -r",
-        install.written(torch, hashes),
+        install.written(torch + "+cpu", hashes),
         f"--no-deps --require-hashes -r {install.LOCK}",
         f"{torch} -c",
         "\n".join(pins),
@@ -185,8 +185,11 @@ def test_what_pip_leaves_out_is_an_error(environment, monkeypatch):
     assert not install.is_installed(environment)
 
 
-def recorded(calls: list[str]):
-    """Stands in for `pip`: keeps what it is told, with the text of a temporary file."""
+def recorded(calls: list[str], *errors: Exception):
+    """Stands in for `pip`: keeps what it is told, with the text of a temporary file; raises the errors, one a
+    call.
+    """
+    left = list(errors)
 
     def pip(python, arguments, what, count):
         *others, last = arguments
@@ -194,36 +197,49 @@ def recorded(calls: list[str]):
         calls.extend(
             [" ".join(others), Path(last).read_text().rstrip()] if temporary else [" ".join(arguments)]
         )
+        if left:
+            raise left.pop(0)
 
     return pip
 
 
 def test_torch_without_the_cpu_index(monkeypatch):
-    """pip then looks where it is set up to look, for either build."""
+    """The CPU build may be where pip looks anyway; if not, the other build, of the same hashes."""
     calls = []
-    monkeypatch.setattr(install, "pip", recorded(calls))
+    monkeypatch.setattr(install, "pip", recorded(calls, install.NotOffered("none")))
     monkeypatch.setattr(install, "reachable", lambda url: False)
     install.install_torch("python")
-    assert calls == ["--no-deps --require-hashes -r", install.written(*install.torch_entry())]
+    torch, hashes = install.torch_entry()
+    checked = "--no-deps --require-hashes -r"
+    assert calls == [
+        checked,
+        install.written(torch + "+cpu", hashes),
+        checked,
+        install.written(torch, hashes),
+    ]
+    monkeypatch.setattr(install, "pip", recorded(calls, install.InstallError("another file")))
+    with pytest.raises(install.InstallError, match="another file"):
+        install.install_torch("python")
 
 
 @pytest.mark.parametrize("builds", [("1.0", "1.0+cpu"), ("1.0",)])
-def test_pip_takes_the_cpu_build_where_it_finds_both(builds, tmp_path):
+@pytest.mark.parametrize("constraint", ["torch<=1.1", "other<=1"])
+def test_the_cpu_build_is_taken_where_there_is_one(builds, constraint, tmp_path, monkeypatch):
     """Also under constraints, with which pip has other words for what it doesn't find."""
-    folder, lock, constraints = tmp_path / "wheels", tmp_path / "lock.txt", tmp_path / "constraints.txt"
-    folder.mkdir()
+    folder, constraints = tmp_path / "wheels", tmp_path / "constraints.txt"
+    python = tmp_path / "bin" / "python"
+    for parent in (folder, python.parent):
+        parent.mkdir()
+    python.symlink_to(sys.executable)
     hashes = [f"sha256:{install.fingerprint(wheel(folder, 'x = 1', 'torch', build))}" for build in builds]
-    lock.write_text(install.written("torch==1.0", hashes) + "\n")
-    constraints.write_text("torch<=1.1\n")
-    options = ["--isolated", "--no-index", "--dry-run", "--ignore-installed", *install.CHECKED]
-    where = ["--find-links", folder, "-c", constraints, "-r", lock]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, *map(str, where)],
-        env=os.environ | {"PIP_CONFIG_FILE": os.devnull},
-        capture_output=True,
-        text=True,
-    )
-    assert f"Would install torch-{builds[-1]}\n" in done.stdout, done.stderr
+    constraints.write_text(constraint + "\n")
+    settings = {"CONSTRAINT": constraints, "FIND_LINKS": folder, "TARGET": tmp_path / "there", "NO_INDEX": 1}
+    for name, value in ({"CONFIG_FILE": os.devnull} | settings).items():
+        monkeypatch.setenv(f"PIP_{name}", str(value))
+    monkeypatch.setattr(install, "reachable", lambda url: False)
+    monkeypatch.setattr(install, "torch_entry", lambda: ("torch==1.0", hashes))
+    install.install_torch(str(python))
+    assert (tmp_path / "there" / f"torch-{builds[-1]}.dist-info").is_dir()
 
 
 def test_unreachable_index_does_not_hold_up(monkeypatch):
