@@ -4,6 +4,8 @@
     python3 install.py           into .venv, which it makes (`make run` and `make test` call this)
     python  install.py --here    into the active conda or virtual environment
 
+With --gpu it installs requirements-gpu.lock, which has the CUDA builds of PyTorch and vLLM, into .venv-gpu.
+
 It runs on the system's Python with the standard library alone, and its syntax is kept plain enough for an old
 Python 3 to read it and say that it is too old.
 """
@@ -16,14 +18,14 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
-VENV = os.path.join(ROOT, ".venv")
-LOCK = os.path.join(ROOT, "requirements.lock")
+VENV, GPU_VENV = os.path.join(ROOT, ".venv"), os.path.join(ROOT, ".venv-gpu")
+LOCK, GPU_LOCK = os.path.join(ROOT, "requirements.lock"), os.path.join(ROOT, "requirements-gpu.lock")
 PROJECT = os.path.join(ROOT, "pyproject.toml")
 STAMP, LOG = "tinker-course.json", "tinker-course-install.log"
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 CHECKED = ["--no-deps", "--require-hashes"]  # for pip: only files whose hashes the lock lists
-DISK_NEEDED = 5.0  # GB: 3.6 for the environment, the rest for pip's downloads on their way
+DISK_NEEDED, GPU_DISK_NEEDED = 5.0, 20.0  # GB: 3.6 for the CPU's environment, the rest for pip's downloads
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_SECONDS = 4
 
@@ -91,9 +93,9 @@ def fingerprint(path):
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def wanted_stamp():
+def wanted_stamp(lock):
     """What the stamp of a finished installation says: any difference means there is something to do."""
-    return {"lock": fingerprint(LOCK), "project": fingerprint(PROJECT), "folder": ROOT}
+    return {"lock": fingerprint(lock), "project": fingerprint(PROJECT), "folder": ROOT}
 
 
 def read_stamp(prefix):
@@ -106,35 +108,35 @@ def read_stamp(prefix):
         return {}
 
 
-def is_installed(prefix):
-    """True if the environment in `prefix` was installed to the end, here, from today's lock and project."""
-    return os.path.exists(os.path.join(prefix, "bin", "python")) and read_stamp(prefix) == wanted_stamp()
+def is_installed(prefix, lock):
+    """True if the environment in `prefix` was installed to the end, here, from today's `lock` and project."""
+    return os.path.exists(os.path.join(prefix, "bin", "python")) and read_stamp(prefix) == wanted_stamp(lock)
 
 
-def write_stamp(prefix):
+def write_stamp(prefix, lock):
     """Say that the installation in `prefix` is finished."""
     path = os.path.join(prefix, STAMP)
     with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(wanted_stamp(), file, indent=2)
+        json.dump(wanted_stamp(lock), file, indent=2)
         file.write("\n")
     os.replace(path + ".tmp", path)
 
 
-def install(prefix):
-    """Bring the environment in `prefix` to what the lock says, from whatever state it is in."""
+def install(prefix, lock):
+    """Bring the environment in `prefix` to what `lock` says, from whatever state it is in."""
     python = os.path.join(prefix, "bin", "python")
     start = time.time()
-    state = compare(python)
+    state = compare(python, lock)
     if os.path.exists(os.path.join(prefix, STAMP)):
         os.remove(os.path.join(prefix, STAMP))  # from here on a Ctrl-C leaves an unfinished installation
     clear_halves(prefix, list(state["wrong"]) + state["cuda_libraries_missing"])
     if state["wrong"]:
-        check_disk(prefix)
-        say(announcement(len(state["wrong"]), state["count"], prefix))
-        if "torch" in state["wrong"]:
+        check_disk(prefix, lock)
+        say(announcement(len(state["wrong"]), state["count"], prefix, lock))
+        if "torch" in state["wrong"] and lock != GPU_LOCK:
             install_torch(python)
-        pip(python, [*CHECKED, "-r", LOCK], "packages", state["count"])
-        state = compare(python)
+        pip(python, [*CHECKED, "-r", lock], "packages", state["count"])
+        state = compare(python, lock)
     if state["cuda_libraries_missing"]:
         install_cuda_libraries(python, state["cuda_libraries_missing"])
     if state["wrong"]:
@@ -147,7 +149,7 @@ def install(prefix):
             )
         )
     pip(python, ["--no-deps", "--no-build-isolation", "-e", ROOT], "the course itself", 1)
-    write_stamp(prefix)
+    write_stamp(prefix, lock)
     make_base_model(python)
     say(f"Ready, after {time.time() - start:.0f} s.")
 
@@ -166,18 +168,19 @@ def make_base_model(python):
         )
 
 
-def announcement(missing, count, prefix):
+def announcement(missing, count, prefix, lock):
     """What is going to be installed, and what it takes."""
     if missing > count / 2:
-        return f"Installing {count} packages into {prefix}: about 2 to 4 minutes and 3.6 GB, once."
+        size = "several GB of downloads" if lock == GPU_LOCK else "about 2 to 4 minutes and 3.6 GB"
+        return f"Installing {count} packages into {prefix}: {size}, once."
     return f"Going on: {missing} of {count} packages are missing or of another version in {prefix}."
 
 
-def compare(python):
+def compare(python, lock):
     """What the lock asks for and the environment of `python` lacks."""
     import subprocess
 
-    result = subprocess.run([python, "-I", "-c", COMPARE, LOCK], capture_output=True)
+    result = subprocess.run([python, "-I", "-c", COMPARE, lock], capture_output=True)
     if result.returncode:
         raise InstallError(
             "{} can't be used:\n{}\n-> Delete {} and run the same command again.".format(
@@ -219,14 +222,14 @@ def install_cuda_libraries(python, names):
     say("The CPU build of PyTorch could not be had, so the CUDA build came. It runs on the CPU too, but")
     say("needs NVIDIA's libraries, about 3 GB more. Installing them, without a check of their hashes, since")
     say("requirements.lock doesn't list them: {}.".format(", ".join(sorted(names))))
-    check_disk(os.path.dirname(os.path.dirname(python)))
+    check_disk(os.path.dirname(os.path.dirname(python)), LOCK)
     pins = [pin for pin, _ in entries(read_lock())]
     pip_from(python, [torch_entry()[0], "-c"], "\n".join(pins), "CUDA libraries", 20)
 
 
-def read_lock():
-    """The text of the lock."""
-    with open(LOCK, encoding="utf-8") as file:
+def read_lock(lock=LOCK):
+    """The text of a lock; by default, of the one for CPUs."""
+    with open(lock, encoding="utf-8") as file:
         return file.read()
 
 
@@ -351,7 +354,7 @@ def failure(words, what, log, python):
     errors = [line for line in lines if line.startswith("ERROR")] or lines[-5:]
     text = "pip could not install {}:\n  {}\n".format(what, "\n  ".join(line[:300] for line in errors[-5:]))
     if "No space left" in words:
-        return text + f"-> Free {DISK_NEEDED:.0f} GB of disk space, then run the same command again."
+        return text + "-> Free some disk space, then run the same command again."
     if "No matching distribution" in words or "connection" in words.lower():
         return (
             text
@@ -362,12 +365,13 @@ def failure(words, what, log, python):
     return text + "-> Run the same command again: it goes on from here.\n   All of pip's output: " + log
 
 
-def check_disk(prefix):
+def check_disk(prefix, lock):
     """Refuse to begin where the disk is too full to end."""
     free = shutil.disk_usage(prefix).free / 1e9
-    if free < DISK_NEEDED:
+    needed = GPU_DISK_NEEDED if lock == GPU_LOCK else DISK_NEEDED
+    if free < needed:
         raise InstallError(
-            f"{free:.1f} GB are free on the disk of {prefix}; the packages need {DISK_NEEDED:.0f} GB.\n"
+            f"{free:.1f} GB are free on the disk of {prefix}; the packages need {needed:.0f} GB.\n"
             "-> Free some space, then run the same command again."
         )
 
@@ -435,7 +439,7 @@ def unsafe_tarfile():
 def main(arguments):
     import platform
 
-    unknown = [argument for argument in arguments if argument != "--here"]
+    unknown = [argument for argument in arguments if argument not in ("--here", "--gpu")]
     if unknown:
         say("Unknown: {}\n{}".format(" ".join(unknown), __doc__))
         return 2
@@ -444,10 +448,11 @@ def main(arguments):
         sys.stderr.write(reason + "\n")
         return 1
     try:
-        prefix = active_prefix() if "--here" in arguments else VENV
-        if is_installed(prefix):
+        lock, own = (GPU_LOCK, GPU_VENV) if "--gpu" in arguments else (LOCK, VENV)
+        prefix = active_prefix() if "--here" in arguments else own
+        if is_installed(prefix, lock):
             return 0
-        with_lock(prefix)
+        one_at_a_time(prefix, lock)
         return 0
     except InstallError as error:
         sys.stderr.write(f"{error}\n")
@@ -460,7 +465,7 @@ def main(arguments):
         return 1
 
 
-def with_lock(prefix):
+def one_at_a_time(prefix, lock):
     """Install, one process at a time: `make run` and `make test` may be started together."""
     import fcntl
 
@@ -471,11 +476,11 @@ def with_lock(prefix):
         except BlockingIOError:
             say("Another installation is going on; waiting for it.")
             fcntl.flock(folder, fcntl.LOCK_EX)
-        if is_installed(prefix):
+        if is_installed(prefix, lock):
             return
-        if prefix == VENV:
+        if prefix in (VENV, GPU_VENV):
             make_venv(prefix)
-        install(prefix)
+        install(prefix, lock)
     finally:
         os.close(folder)
 

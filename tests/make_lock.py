@@ -1,12 +1,15 @@
-"""For developers, `make lock`: resolve pyproject.toml into requirements.lock anew, with hashes of all files.
+"""For developers, `make lock`: resolve pyproject.toml into requirements.lock and requirements-gpu.lock anew,
+with hashes of all files.
 
 It runs on the system's Python with the standard library alone.
 """
 
+import json
 import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import install  # noqa: E402
 
-UV = "uv==0.13.9"  # pinned so that the lock's form stays the same
+UV = "uv==0.13.9"  # pinned so that the locks' form stays the same
 HEAD = """\
 # Made by `make lock` from pyproject.toml: edit that, not this. install.py installs it with
 # --no-deps, because some packages ask for what they do not need (see pyproject.toml), and with
@@ -25,8 +28,8 @@ HEAD = """\
 """
 
 
-def make_lock() -> None:
-    """Write requirements.lock. Pins that still fit stay as they are.
+def make_locks() -> None:
+    """Write both locks. Pins that still fit stay as they are.
 
     Raises:
         InstallError: uv can't be had, or the hashes of PyTorch's CPU builds can't.
@@ -35,19 +38,49 @@ def make_lock() -> None:
         environment = Path(folder, "uv")
         install.make_venv(str(environment))
         install.pip(str(environment / "bin" / "python"), [UV], "uv", 1)
-        resolved = Path(folder, "requirements.txt")
-        pins = [pin for pin, _ in install.entries(install.read_lock())]
-        resolved.write_text("\n".join(pins), encoding="utf-8")  # without hashes: uv would keep those it finds
+        write_lock(environment / "bin" / "uv", "cpu", install.LOCK, cpu_builds)
+        write_lock(environment / "bin" / "uv", "gpu", install.GPU_LOCK, lambda pin: [])
+
+
+def write_lock(uv: Path, kind: str, lock: str, more_hashes: Callable[[str], list[str]]) -> None:
+    """Resolve the dependencies of `kind` and write its lock."""
+    with tempfile.TemporaryDirectory() as folder:
+        project, resolved = Path(folder, "pyproject.toml"), Path(folder, "requirements.txt")
+        project.write_text(wanted(kind), encoding="utf-8")
+        pins = install.entries(install.read_lock(lock)) if Path(lock).exists() else []
+        # Without hashes: uv would keep those it finds.
+        resolved.write_text("\n".join(pin for pin, _ in pins), encoding="utf-8")
         options = "--universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet"
-        command = [environment / "bin" / "uv", "pip", "compile", *options.split()]
-        subprocess.run([*command, "--output-file", resolved, install.PROJECT], check=True, cwd=ROOT)
-        text = tidy(resolved.read_text(encoding="utf-8"), cpu_builds)
-    Path(install.LOCK).write_text(text, encoding="utf-8")
-    install.say(f"Wrote {install.LOCK} with {len(install.entries(text))} pins.")
+        command = [uv, "pip", "compile", *options.split(), "--output-file", resolved, project]
+        subprocess.run(command, check=True, cwd=folder)
+        text = tidy(resolved.read_text(encoding="utf-8"), more_hashes)
+    Path(lock).write_text(text, encoding="utf-8")
+    install.say(f"Wrote {lock} with {len(install.entries(text))} pins.")
+
+
+def wanted(kind: str) -> str:
+    """A pyproject.toml with what `cpu` or `gpu` asks for."""
+    own = tomllib.loads(Path(install.PROJECT).read_text(encoding="utf-8"))
+    project, uv, change = own["project"], own["tool"]["uv"], own["tool"]["course"][kind]
+    replaced = change.get("replaced", {})
+    parts = {
+        "project": {
+            **{name: project[name] for name in ("name", "version", "requires-python")},
+            "dependencies": [replaced.get(pin.partition("==")[0], pin) for pin in project["dependencies"]],
+        },
+        "tool.uv": {
+            "environments": uv["environments"],
+            "override-dependencies": uv["override-dependencies"] + change.get("override-dependencies", []),
+        },
+    }
+    return "".join(
+        f"[{part}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+        for part, values in parts.items()
+    )
 
 
 def tidy(text: str, more_hashes: Callable[[str], list[str]] = lambda pin: []) -> str:
-    """The lock without the marker that every line has: the course runs on Linux x86-64 only.
+    """A lock without the marker that every line has: the course runs on Linux x86-64 only.
 
     Args:
         more_hashes: takes a pin, gives hashes to add to it.
@@ -98,6 +131,6 @@ def cpu_builds(pin: str) -> list[str]:
 
 if __name__ == "__main__":
     try:
-        make_lock()
+        make_locks()
     except install.InstallError as error:
         sys.exit(str(error))

