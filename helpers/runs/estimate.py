@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import DataError, RunError
+from helpers.errors import RunError
 from helpers.evaluate.promptings import EXAMPLES
 from helpers.paths import ROOT
 from helpers.runs.prices import KINDS, cost
@@ -85,27 +85,23 @@ class Counted:
     by: str
 
 
-def estimate(settings: Mapping[str, Any], run: Run | None, counted: Counted | None = None) -> dict[str, Any]:
+def estimate(settings: Mapping[str, Any], run: Run | None, counted: Counted) -> dict[str, Any]:
     """Work, time and cost of the stages in `settings`.
 
     Args:
-        settings: of each stage to be run, as `settings_until` gives them.
+        settings: of each stage to be run, as `settings_until` gives them; they may do without the split.
         run: the run to go on with, for stages after split; None for a new one.
-        counted: from `count_parts`, if the caller has it already; then `settings` may do without the split.
+        counted: from `count_parts`.
 
     Returns:
         `backend`, `model`, `data`, `work`, `seconds` (by stage; None if no speed is known) and `cost` (None
         where nothing is billed).
 
     Raises:
-        DataError: the data can't be used, or vLLM would have no room for the answers.
         CourseError: prices.toml can't be used.
     """
-    counted = counted or count_parts(settings, run)
-    if counted.by != "characters":
-        _check_room(settings, counted.parts["test"].longest_prompt)
     work = {stage: stage_work(stage, settings, counted.parts) for stage in settings}
-    kind, model = backend_and_model(settings)
+    kind, model = backend_and_model(settings, run)
     return {
         "backend": kind,
         "model": model,
@@ -133,7 +129,7 @@ def count_parts(settings: Mapping[str, Any], run: Run | None) -> Counted:
     A new split is made in memory, as notebook 01 makes it; that of an existing run is read.
 
     Raises:
-        DataError: the data can't be read, split or prompted with, or an example is longer than `max_length`.
+        DataError: the data can't be read, split or prompted with.
         RunError: the run has no split.
     """
     about, task, examples = _new_parts(settings["split"]) if "split" in settings else _parts_of(run)
@@ -141,12 +137,6 @@ def count_parts(settings: Mapping[str, Any], run: Run | None) -> Counted:
     base_model, prompt_format = (trained.base_model, trained.prompt_format) if trained else ("", "guide")
     counter, by = token_counter(base_model, prompt_format)
     parts = {name: count_tokens(rows, counter, prompt_format) for name, rows in examples.items()}
-    longest = max(parts["train"].longest, parts["validation"].longest)
-    if "train" in settings and longest > settings["train"].max_length and by != "characters":
-        raise DataError(
-            f"the longest example has {longest} tokens, over max_length={settings['train'].max_length}",
-            "raise max_length, or leave long examples out of the data",
-        )
     about["notes"] = [*about["notes"], *_too_short(settings, parts)]
     return Counted(about | {"task": task.name, "right_if": task.rule, "labels": task.labels}, parts, by)
 
@@ -187,17 +177,6 @@ def _parts_of(run: Run | None) -> tuple[dict[str, Any], Any, dict[str, list[dict
     about: dict[str, Any] = {"records": None, "sources": [], "notes": []}
     results: Any = run.stage("split").results
     return about, results.task, {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
-
-
-def _check_room(settings: Mapping[str, Any], longest: int) -> None:
-    """Refuse a context in which vLLM has no room for the longest prompt and an answer."""
-    own = settings.get("vllm")
-    if own and longest + own.max_tokens > own.max_model_len:
-        raise DataError(
-            f"the longest test prompt has {longest} tokens; with max_tokens={own.max_tokens} it exceeds "
-            f"max_model_len={own.max_model_len} of notebook 06",
-            f"lower max_tokens, or raise max_model_len: -p max_model_len={longest + own.max_tokens}",
-        )
 
 
 def _too_short(settings: Mapping[str, Any], parts: dict[str, Part]) -> list[str]:
@@ -340,19 +319,25 @@ def _evaluate_work(own: Any, parts: dict[str, Part]) -> Work:
 # Time and cost
 
 
-def backend_and_model(settings: Mapping[str, Any]) -> tuple[str, str]:
+def backend_and_model(settings: Mapping[str, Any], run: Run | None) -> tuple[str, str]:
     """`stub`, `hosted` or `url`, and the name of the model; an empty name is the local base model.
+
+    Args:
+        run: the run to go on with, which knows the model that it trained.
 
     Raises:
         BackendError: there is no such backend.
     """
-    from helpers.train.backend import HOSTED_MODEL, choose_backend
+    from helpers.train.backend import choose_backend
+    from helpers.train.lineup import hosted_model
 
     names = [own.backend_name for own in settings.values() if hasattr(own, "backend_name")]
     kind, _ = choose_backend(names[0] if names else "stub")
     own = [settings[stage].base_model for stage in ("train", "split") if stage in settings]
     model = next(filter(None, own), "")
-    return kind, model or (HOSTED_MODEL if kind == "hosted" else "")
+    if kind == "hosted" and not model:
+        model = (run and run.manifest.base_model) or hosted_model()
+    return kind, model
 
 
 def seconds(work: dict[str, Work]) -> dict[str, int]:
