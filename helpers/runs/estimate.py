@@ -5,12 +5,14 @@ estimates: speeds were measured on one machine, and how long answers become is k
 long as the reference answers).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from heapq import nlargest
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from helpers.data.conversation import call_text, conversation
 from helpers.errors import RunError
 from helpers.evaluate.promptings import EXAMPLES
 from helpers.paths import ROOT
@@ -26,6 +28,7 @@ FIXED_SECONDS = {"split": 5, "train": 20, "evaluate": 12, "export": 5, "merge": 
 # The course's own data with the local model's tokenizer: 179,935 characters, 67,701 tokens.
 CHARACTERS_PER_TOKEN = 2.66
 CHAT_TOKENS = 12  # what a chat format puts around a question and its answer
+MOST_COUNTED = 10_000  # examples of a part whose tokens are counted
 
 
 @dataclass(frozen=True)
@@ -211,48 +214,85 @@ class ByFile:
 
 
 def token_counter(base_model: str, prompt_format: str) -> tuple[Any, str]:
-    """What counts tokens, and its name: the tokenizer of a model folder on this machine, or `characters`."""
+    """What counts tokens, and its name: the tokenizer of a model folder on this machine, or `characters`.
+
+    For another format than the guide's, it is the renderer with that tokenizer.
+    """
     from helpers.local_model import LOCAL_MODEL
     from helpers.paths import cache_dir
+    from helpers.train.renderers import get_renderer
 
     folder = Path(base_model) if base_model else cache_dir() / "models" / LOCAL_MODEL
-    if prompt_format == "guide" and (folder / "tokenizer.json").is_file():
-        try:
-            return ByFile(folder / "tokenizer.json"), f"the tokenizer of {folder.name}"
-        except (
-            Exception
-        ):  # tokenizers raises bare Exception for a damaged file; an estimate is still possible
-            pass
-    return ByCharacters(), "characters"
+    by = f"the tokenizer of {folder.name}"
+    if not (folder / "tokenizer.json").is_file():
+        return ByCharacters(), "characters"
+    if prompt_format != "guide":
+        return get_renderer(prompt_format, str(folder)), by
+    try:
+        return ByFile(folder / "tokenizer.json"), by
+    except Exception:  # tokenizers raises bare Exception for a damaged file; an estimate is still possible
+        return ByCharacters(), "characters"
 
 
 def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: str) -> Part:
-    """Tokens of all prompts and answers; for a chat format from characters, with what it puts around them.
+    """Tokens of all prompts and answers. Without a tokenizer they are estimated: for a chat format, with
+    what it puts around each turn.
+
+    Of more than MOST_COUNTED examples, some are counted for the sums, and the longest ones for the maxima.
 
     Raises:
-        DataError: an answer holds text at which sampling would stop.
+        DataError: the format can't write an example.
     """
-    from helpers.train.prompts import GUIDE_STOP, PromptFormat, question_text
-
-    if prompt_format == "guide":
-        fmt = PromptFormat("guide", counter, list(GUIDE_STOP))
-        sizes = [(len(fmt.prompt_tokens(example)), len(fmt.answer_tokens(example))) for example in examples]
-    else:
-        sizes = [
-            (
-                len(counter.encode(question_text(example, "chat"))) + CHAT_TOKENS,
-                len(counter.encode(example["output"])) + 1,
-            )
-            for example in examples
-        ]
+    size = _size_by(counter, prompt_format)
+    every = max(1, ceil(len(examples) / MOST_COUNTED))
+    sizes = [size(example) for example in examples[::every]]
+    longest = nlargest(MOST_COUNTED // 10, examples, key=_characters) if every > 1 else []
+    extremes = sizes + [size(example) for example in longest]
+    share = len(examples) / len(sizes) if sizes else 1
     return Part(
         len(examples),
-        sum(p for p, _ in sizes),
-        sum(a for _, a in sizes),
-        max((p + a for p, a in sizes), default=0),
-        max((a for _, a in sizes), default=0),
-        max((p for p, _ in sizes), default=0),
+        round(sum(p for p, _ in sizes) * share),
+        round(sum(a for _, a in sizes) * share),
+        max((p + a for p, a in extremes), default=0),
+        max((a for _, a in extremes), default=0),
+        max((p for p, _ in extremes), default=0),
     )
+
+
+def _size_by(counter: Any, prompt_format: str) -> Callable[[dict[str, Any]], tuple[int, int]]:
+    """What gives the tokens of a record's prompt and of its answer."""
+    from helpers.train.renderers import answer_tokens, prompt_tokens
+
+    if prompt_format == "guide":
+        return lambda record: _guide_size(record, counter)
+    if isinstance(counter, ByCharacters):
+        return lambda record: _chat_size(record, counter)
+    return lambda record: (len(prompt_tokens(record, counter)), len(answer_tokens(record, counter)))
+
+
+def _characters(record: dict[str, Any]) -> int:
+    return sum(len(_whole(turn)) for turn in conversation(record))
+
+
+def _guide_size(record: dict[str, Any], counter: Any) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer, turn by turn as the renderer encodes them."""
+    from helpers.train.guide import before_input, guide_answer, guide_turn
+
+    *before, answer = conversation(record, before_input("guide"))
+    start = len(counter.encode("", add_special_tokens=True))
+    prompt = sum(len(counter.encode(guide_turn(turn))) for turn in before)
+    return start + prompt, len(counter.encode(guide_answer(answer, record["instruction"])))
+
+
+def _chat_size(record: dict[str, Any], counter: Any) -> tuple[int, int]:
+    *before, answer = [len(counter.encode(_whole(turn))) for turn in conversation(record)]
+    return sum(before) + CHAT_TOKENS * len(before), answer + 1
+
+
+def _whole(turn: Any) -> str:
+    """All that a turn says."""
+    calls = call_text(turn["tool_calls"]) if turn.get("tool_calls") else ""
+    return turn["content"] + calls + turn.get("reasoning_content", "")
 
 
 # Work

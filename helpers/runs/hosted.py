@@ -40,7 +40,7 @@ def settled(chosen: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     names, own = renderers_of(model), found["prompt_format"]
     if "prompt_format" not in chosen:
         notes.append(f"prompt_format={own}, of the cookbook's renderers for it: {', '.join(names)}")
-    elif names and own not in names and own != "guide":
+    elif names and own not in (*names, "guide", "template"):
         notes.append(f"prompt_format={own} is none of the cookbook's for {model}: {', '.join(names)}")
     if "learning_rate" not in chosen:
         notes.append(f"learning_rate={found['learning_rate']:g}, the cookbook's for it")
