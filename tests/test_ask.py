@@ -46,7 +46,9 @@ def asked(folder, server, checkpoint, renderer, monkeypatch):
 
 def answer(renderer, model, record, most=GREEDY["max_tokens"]):
     """What `transformers` makes of a prompt of training, with the stop rule of training."""
-    [found] = generate_with_transformers(model, renderer, [prompt_tokens(record, renderer)], most, progress=False)
+    [found] = generate_with_transformers(
+        model, renderer, [prompt_tokens(record, renderer)], most, progress=False
+    )
     return found.text
 
 
@@ -62,7 +64,17 @@ def test_a_question_and_a_conversation_in_the_format_of_training(asked, renderer
     assert said["merged"][1] == said["base"][1] == expected + "\n" != said["trained"][1]
     monkeypatch.setattr("sys.stdin", io.StringIO("\nWhy?\n"))
     status, out, _ = course(
-        capsys, "ask", "asked", QUESTION, "--chat", "--system", "Be brief.", "--model", "merged", "--max-tokens", 5
+        capsys,
+        "ask",
+        "asked",
+        QUESTION,
+        "--chat",
+        "--system",
+        "Be brief.",
+        "--model",
+        "merged",
+        "--max-tokens",
+        5,
     )
     first = answer(renderer, untrained, {"messages": TWO}, 5)
     turns = [*TWO, {"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
@@ -76,7 +88,7 @@ def test_a_question_and_a_conversation_in_the_format_of_training(asked, renderer
         (["nowhere", "Why?"], 1, ["there is no run 'nowhere'"]),
         (["half", "Why?"], 1, ["no finished 'train' stage", "02_train"]),
         (["trained", "Why?", "--model", "merged"], 1, ["no finished 'merge' stage", "05_merge"]),
-        (["trained", "Why?"], 1, ["did not answer with tinker://", "--model merged"]),
+        (["trained", "Why?"], 1, ["did not answer with tinker://gone", "--model merged"]),
         (["trained", " "], 2, ["there is no question"]),
         (["trained", "Why?", "--max-tokens", "0"], 2, ["no room for an answer"]),
         (["trained", "word " * 300, "--model", "base"], 1, ["did not answer"]),

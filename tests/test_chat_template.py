@@ -24,8 +24,9 @@ CONVERSATIONS = {
     "three turns after a system message": [SYSTEM, QUESTION, ANSWER, QUESTION, ANSWER, QUESTION],
 }
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -39,7 +40,9 @@ def tokens(tokenizer, template, turns, **options):
     return tokenizer.apply_chat_template(turns, chat_template=template, **options)
 
 
-@pytest.mark.parametrize("name", ["guide", "template", "qwen3_instruct", "qwen3_disable_thinking", "nemotron3"])
+@pytest.mark.parametrize(
+    "name", ["guide", "template", "qwen3_instruct", "qwen3_disable_thinking", "nemotron3"]
+)
 def test_prompts_are_those_of_training(tokenizer, name):
     renderer = get_renderer(name, tokenizer)
     template = chat_template(renderer)
@@ -98,12 +101,16 @@ def test_a_merged_model_and_its_adapter_carry_the_format_of_training(tmp_path, b
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{ 'of the base' }}"}))
     (base / "chat_template.json").write_text(json.dumps({"chat_template": "{{ 'of the base' }}"}))
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "do_sample": True, "temperature": 0.6}))
+    (base / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 0, "do_sample": True, "temperature": 0.6})
+    )
     renderer = get_renderer(name, base_model)
     adapter = make_adapter(tmp_path / "adapter", base, layers=2)
     merge_adapter(base, adapter, tmp_path / "merged", renderer=renderer)
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    assert tokens(merged, None, [SYSTEM, QUESTION]) == prompt_tokens({"messages": [SYSTEM, QUESTION]}, renderer)
+    assert tokens(merged, None, [SYSTEM, QUESTION]) == prompt_tokens(
+        {"messages": [SYSTEM, QUESTION]}, renderer
+    )
     assert not any("of the base'" in file.read_text() for file in (tmp_path / "merged").glob("*.json*"))
     generation = GenerationConfig.from_pretrained(tmp_path / "merged")
     assert generation.eos_token_id == [0, *end_tokens(renderer)] and generation.temperature == 0.6

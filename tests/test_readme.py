@@ -49,7 +49,7 @@ NOT_RUN = {
     "--chat-template peft_adapter/chat_template.jinja": "needs a GPU",
     "vllm serve runs/reviews/merge/merged_model --max-model-len 1024": "needs a GPU",
     "VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 python -m vllm.entrypoints.openai.api_server --model "
-    "runs/reviews/merge/merged_model --max-model-len 1024 --enforce-eager": "runs on; test_serve.py starts it",
+    "runs/reviews/merge/merged_model --max-model-len 1024 --enforce-eager": "test_serve.py starts it",
     "course serve --learners 12": "its port may be taken; test_serve_class.py runs it on a free one",
     "course serve --learners names.txt --host 0.0.0.0": "as the line above",
     "course serve --host 0.0.0.0": "as the line above",

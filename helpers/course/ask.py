@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.course import completers
 from helpers.course.arguments import add_command
-from helpers.errors import BackendError, CourseError, UsageError
+from helpers.errors import BackendError, UsageError
 from helpers.text import printable
 
 if TYPE_CHECKING:
     from helpers.runs.run import Run
 
 MODELS = ("trained", "merged", "base")
-Sampler = Callable[[list[int]], list[int]]  # tokens of a prompt to tokens of an answer
+Sampler = Callable[[list[int]], tuple[list[int], str]]  # tokens of a prompt to an answer's, and why it ended
 
 
 def add(commands: Any) -> None:
@@ -106,11 +106,11 @@ class Conversation:
 
         record = {"instruction": question, "input": more}
         self.messages += messages_before_answer(record, self.renderer)
-        tokens = self.sample(prompt_tokens({**record, "messages": self.messages}, self.renderer))
+        tokens, ended = self.sample(prompt_tokens({**record, "messages": self.messages}, self.renderer))
         text = answer_text(tokens, self.renderer)
         self.messages.append({"role": "assistant", "content": text})
         print(printable(text), flush=True)
-        if len(tokens) >= self.max_tokens:
+        if ended == "length":
             print(f"(cut off after {len(tokens)} tokens: --max-tokens)", file=sys.stderr)
 
 
@@ -119,25 +119,26 @@ def _service(run: "Run", model: str, renderer: Any, max_tokens: int) -> Sampler:
     from tinker import TinkerError, types
 
     from helpers.files import read_json
+    from helpers.runs.manifest import BackendUsed
     from helpers.train import connect
 
-    used, best = run.manifest.backend, read_json(run.file("train/best_checkpoint.json"))["sampler_path"]
-    service = connect((used.url or used.kind) if used else "auto").service_client
+    best = read_json(run.file("train/best_checkpoint.json"))["sampler_path"]
+    used = run.manifest.backend or BackendUsed(kind="stub", url=None)
+    service = connect(used.url if used.kind == "url" else used.kind).service_client
     which = {"base_model": run.manifest.base_model} if model == "base" else {"model_path": best}
-    params = types.SamplingParams(
-        max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences()
-    )
+    params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
 
-    def sample(tokens: list[int]) -> list[int]:
+    def sample(tokens: list[int]) -> tuple[list[int], str]:
         prompt = types.ModelInput.from_ints(tokens)
         try:
             client = service.create_sampling_client(**which).result()
-            return list(client.sample(prompt, 1, params).result().sequences[0].tokens)
+            [found] = client.sample(prompt, 1, params).result().sequences
         except TinkerError as error:
             raise BackendError(
                 f"the service did not answer with {next(iter(which.values()))}: {error}",
-                "if the checkpoint is gone, ask the merged model (--model merged), or train again",
+                "if the checkpoint is gone there, ask the merged model (--model merged), or train again",
             ) from error
+        return list(found.tokens), found.stop_reason
 
     return sample
 
@@ -149,6 +150,9 @@ def _merged(run: "Run", model: str, renderer: Any, max_tokens: int) -> Sampler:
     from helpers.weights.base_model import load_base
 
     loaded = load_base(merged_folder(run))
-    return lambda tokens: generate_with_transformers(
-        loaded, renderer, [tokens], max_tokens, progress=False
-    )[0].tokens
+
+    def sample(tokens: list[int]) -> tuple[list[int], str]:
+        [found] = generate_with_transformers(loaded, renderer, [tokens], max_tokens, progress=False)
+        return found.tokens, found.stop_reason
+
+    return sample

@@ -44,7 +44,8 @@ _KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [{"messages": [_QUESTION, _ANSWER, _WHY, _ANSWER, _QUESTION]}],
     ),
     "tools": (
-        "tools or messages | selectattr('tool_calls') | list or messages | selectattr('role', 'equalto', 'tool') | list",
+        "tools or messages | selectattr('tool_calls') | list"
+        " or messages | selectattr('role', 'equalto', 'tool') | list",
         [{"messages": [_QUESTION]} | _TOOLS, {"messages": [_QUESTION, _CALLS, _RESULT]} | _TOOLS],
     ),
 }
@@ -80,7 +81,9 @@ def chat_template(renderer: Any) -> str:
     own = getattr(renderer.tokenizer, "chat_template", None)
     own = own.get("default") if isinstance(own, dict) else own
     templates = [own, _written(renderer)] if own else [_written(renderer)]
-    missed = {template: [kind for kind in _KINDS if _differs(template, kind, renderer)] for template in templates}
+    missed = {
+        template: [kind for kind in _KINDS if _differs(template, kind, renderer)] for template in templates
+    }
     best = min(templates, key=lambda template: ("a question" in missed[template], len(missed[template])))
     return "".join(map(_refusal, missed[best])) + best
 
@@ -92,7 +95,10 @@ def refuses_questions(template: str) -> bool:
 
 def _differs(template: str, kind: str, renderer: Any) -> bool:
     """Whether a template has other tokens than the renderer for prompts that the renderer can write."""
-    return any(_template_tokens(template, prompt, renderer) != _tokens(prompt, renderer) for prompt in _KINDS[kind][1])
+    return any(
+        _template_tokens(template, prompt, renderer) != _tokens(prompt, renderer)
+        for prompt in _KINDS[kind][1]
+    )
 
 
 def _tokens(record: dict[str, Any], renderer: Any) -> list[int] | None:
@@ -120,7 +126,9 @@ def _template_tokens(template: str, record: dict[str, Any], renderer: Any) -> li
 
 def _parsed(message: dict[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls", ())
-    functions = [call["function"] | {"arguments": json.loads(call["function"]["arguments"])} for call in calls]
+    functions = [
+        call["function"] | {"arguments": json.loads(call["function"]["arguments"])} for call in calls
+    ]
     found = [call | {"function": function} for call, function in zip(calls, functions, strict=True)]
     return {"tool_calls": found} if found else {}
 
@@ -152,7 +160,9 @@ def _written(renderer: Any) -> str:
     turns = pieces(prompt(user, assistant, user), "user", "assistant", "user")
     _, between["user>assistant"], between["assistant>user"], _ = turns
     with contextlib.suppress(DataError):
-        between["assistant."] = pieces(answer_tokens({"messages": [user, assistant]}, renderer), "assistant")[1]
+        between["assistant."] = pieces(answer_tokens({"messages": [user, assistant]}, renderer), "assistant")[
+            1
+        ]
     return _WRITTEN % json.dumps(between, ensure_ascii=False)
 
 
@@ -160,6 +170,8 @@ def end_tokens(renderer: Any) -> list[int]:
     """The tokens that end an answer. A stop text counts if the tokenizer has one token for it."""
     found = []
     for stop in renderer.get_stop_sequences():
-        tokens = renderer.tokenizer.encode(stop, add_special_tokens=False) if isinstance(stop, str) else [stop]
+        tokens = (
+            renderer.tokenizer.encode(stop, add_special_tokens=False) if isinstance(stop, str) else [stop]
+        )
         found += tokens if len(tokens) == 1 else []
     return found
