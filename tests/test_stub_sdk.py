@@ -1,7 +1,7 @@
 """Every public method of the SDK's clients on the stub: it works, or is refused at once and says so.
 
-What is offered is listed in helpers/stub_tinker/support.py; here each method of both lists is called through
-the real SDK. What it must do is in sdk_clients.py and sdk_rest.py.
+What is offered is listed in helpers/stub_tinker/support.py. Each method of that list is called through the
+real SDK in conformance/test_methods.py, and what it must do is in sdk_clients.py and sdk_rest.py.
 """
 
 import inspect
@@ -22,21 +22,12 @@ from tinker.cli.__main__ import main_cli
 
 from helpers.stub_tinker import support
 from helpers.stub_tinker.calls import BY_ITSELF
+from helpers.stub_tinker.routes_openai import OPENAI
 from helpers.stub_tinker.server import ENDPOINTS
 from helpers.stub_tinker.support import NOT_OFFERED, SUPPORTED, expand
 
 CLASSES = (tinker.ServiceClient, tinker.TrainingClient, tinker.SamplingClient, tinker.RestClient)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def world(small_model, tmp_path_factory):
-    world = World(small_model, tmp_path_factory.mktemp("sdk"))
-    yield world
-    world.service.close("success").result()
-    world.stranger.close("success").result()
-    world.server.stop()
-    assert "Traceback" not in world.server.log.read_text()
 
 
 REFUSED = {
@@ -64,15 +55,9 @@ def test_every_public_method_of_the_sdk_is_in_one_of_the_two_lists():
 
 
 def test_every_route_names_calls_of_the_sdk_that_are_offered():
-    named = [name for endpoint in ENDPOINTS for name in endpoint.sdk.split(", ") if endpoint.sdk != BY_ITSELF]
+    of_the_sdk = [endpoint.sdk for endpoint in ENDPOINTS if endpoint.sdk not in (BY_ITSELF, OPENAI)]
+    named = [name for names in of_the_sdk for name in names.split(", ")]
     assert set(named) <= set(expand(SUPPORTED)) and len(named) == len(set(named))
-
-
-@pytest.mark.parametrize("name", expand(SUPPORTED))
-def test_it_works(world, name):
-    key = name.removesuffix("_async")
-    both_forms = f"{key}[_async]"
-    EXERCISES[both_forms if both_forms in EXERCISES else name](world, Do(name.endswith("_async")))
 
 
 @pytest.mark.parametrize("name", expand(NOT_OFFERED))

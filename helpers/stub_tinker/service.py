@@ -11,6 +11,7 @@ not done twice.
 import itertools
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
 from helpers.stub_tinker.model import Model
+from helpers.stub_tinker.openai_prompts import Renderers
 from helpers.stub_tinker.results import Results
 from helpers.stub_tinker.sampling import Sampler
 from helpers.stub_tinker.session_store import SessionStore
@@ -84,6 +86,7 @@ class Service:
         earlier_owners: what owners are called now, by what an earlier version called them.
         memory: bytes that clients may use together; 0 for what the machine has.
         disk: the same of the disk.
+        renderers: see `openai_prompts.Renderers`.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Service:
         earlier_owners: Mapping[str, str] | None = None,
         memory: int = 0,
         disk: int = 0,
+        renderers: str = "",
     ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision or best_precision(self.device)
@@ -108,6 +112,9 @@ class Service:
         self.samplers: dict[str, SamplingSession] = {}
         self.results = Results(self.budgets.limits["results"])
         self.usage = Ledger()
+        self.renderers = Renderers(renderers)
+        self.direct: set[Future] = set()  # of requests whose connection waits for the answer
+        self.opening = threading.Lock()  # a sampler of the OpenAI endpoint
 
     # What a request names
 
@@ -220,7 +227,8 @@ class Service:
         """Futures of requests that a live session may still ask the result of."""
         heard = {key for key, session in list(self.sessions.items()) if _is_active(session)}
         kept = self.results.all()
-        return [future for key, future in kept.items() if not future.done() or key.split(":")[0] in heard]
+        asked = [future for key, future in kept.items() if not future.done() or key.split(":")[0] in heard]
+        return asked + list(self.direct)
 
     # Sessions that end
 
