@@ -5,16 +5,18 @@ import json
 import threading
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import openai
 import pytest
 from stub import prompt, train
+from test_training import TrainSettings
 from tinker import types
 from tinker_cookbook import renderers
 
 from helpers.evaluate import evaluate_model, run_inspect_eval
 from helpers.evaluate.grading import Verdict
-from helpers.train import guide_renderer
+from helpers.train import TrainingLog, guide_renderer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -33,11 +35,10 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def trained(service, server):
-    """A training client that names its renderer, and its checkpoint."""
-    metadata = {"renderer_name": "guide"}
-    client = service.create_lora_training_client(server.model, rank=8, seed=1, user_metadata=metadata)
-    client = client.result()
+def trained(service, server, tmp_path_factory):
+    """A training client as notebook 02 makes it, which names its renderer, and its checkpoint."""
+    log = TrainingLog(tmp_path_factory.mktemp("log"), TrainSettings())
+    client = log.training_client(SimpleNamespace(service_client=service), server.model, rank=8, seed=1)
     train(client, 3)
     return client, client.save_weights_for_sampler("for-openai").result().path
 
