@@ -43,6 +43,18 @@ def _(w, do):
         w.rest.get_weights_info_by_tinker_path(path).result()
 
 
+@exercise("RestClient.export_session_trace[_async]")
+def _(w, do):
+    greedy(w.sampler)
+    with urllib.request.urlopen(do(w.rest, "export_session_trace", w.session)) as file:
+        trace = file.read()
+    names = ("create_model", "forward_backward", "optim_step", "save_weights", "sample")
+    assert [name for name in names if name.encode() not in trace] == []
+    for other in w.others:
+        with pytest.raises(tinker.NotFoundError):
+            do(other, "export_session_trace", w.session)
+
+
 @exercise("RestClient.get_current_checkpoint_storage_usage[_async]")
 def _(w, do):
     checkpoints = w.rest.list_user_checkpoints(limit=1000).result().checkpoints

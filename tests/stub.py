@@ -65,11 +65,7 @@ class Remote:
 
     def __init__(self, url: str, model: str, keys: tuple[str, ...]):
         self.url, self.model, self.keys = url, model, keys
-
-    @property
-    def key(self) -> str:
-        """What requests bring unless they say otherwise."""
-        return self.keys[0]
+        self.key = keys[0]  # that requests bring unless they say otherwise
 
     def connect(self, key: str = "") -> tinker.ServiceClient:
         return tinker.ServiceClient(base_url=self.url, api_key=key or self.key)
@@ -110,7 +106,7 @@ def remote(url: str, model: str | None) -> Remote:
     if not keys[0]:
         raise pytest.UsageError("put the server's key in TINKER_SERVER_API_KEY")
     server = Remote(url.rstrip("/"), model or "", tuple(filter(None, keys)))
-    offered = [m.model_name for m in server.rest().get_server_capabilities().supported_models]
+    offered = [m.model_name for m in server.rest().get_server_capabilities().result().supported_models]
     if not model and len(offered) != 1:
         raise pytest.UsageError(f"name one of its models with --tinker-model: {', '.join(offered)}")
     server.model = model or offered[0]

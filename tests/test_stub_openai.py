@@ -2,9 +2,14 @@
 
 import http.client
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import openai
@@ -16,6 +21,7 @@ from tinker_cookbook import renderers
 
 from helpers.evaluate import evaluate_model, run_inspect_eval
 from helpers.evaluate.grading import Verdict
+from helpers.stub_tinker import openai_requests
 from helpers.train import TrainingLog, guide_renderer
 
 CHAT = [
@@ -291,6 +297,24 @@ def test_a_chat_streams_from_a_checkpoint_while_another_client_trains(server, cl
     other.close("success").result()
     assert during > 0 and len(parts) > 5
     assert said == client.chat.completions.create(**asked).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("language", "command"), [("bash", ["bash", "-c"]), ("python", [sys.executable, "-c"])]
+)
+def test_the_examples_of_the_readme_stream_a_chat(server, trained, language, command):
+    readme = Path(openai_requests.__file__).with_name("README.md").read_text(encoding="utf-8")
+    [example] = re.findall(rf"(?ms)^```{language}\n(.*?)^```$", readme)
+    example = example.replace("stream=True", "max_tokens=8, stream=True")  # or up to the end of the context
+    example = example.replace('\\"stream\\"', '\\"max_tokens\\": 8, \\"stream\\"')
+    own = {"TINKER_BASE_URL": server.url, "TINKER_SERVER_API_KEY": server.key, "MODEL": trained[1]}
+    done = subprocess.run(
+        [*command, example], env=os.environ | own, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stdout, done.stderr
+    if language == "bash":
+        lines = done.stdout.split("\n\n")
+        assert lines[-2:] == ["data: [DONE]", ""] and len(lines) > 4
 
 
 def test_inspect_gives_the_score_of_evaluate_model(server, service, trained, tmp_path):

@@ -22,9 +22,10 @@ from tinker.cli.__main__ import main_cli
 
 from helpers.stub_tinker import support
 from helpers.stub_tinker.calls import BY_ITSELF
+from helpers.stub_tinker.openai_requests import ChatRequest, CompletionRequest
 from helpers.stub_tinker.routes_openai import OPENAI
 from helpers.stub_tinker.server import ENDPOINTS
-from helpers.stub_tinker.support import NOT_OFFERED, SUPPORTED, expand
+from helpers.stub_tinker.support import NOT_OFFERED, OPENAI_OPTIONS, SUPPORTED, expand
 
 CLASSES = (tinker.ServiceClient, tinker.TrainingClient, tinker.SamplingClient, tinker.RestClient)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 REFUSED = {
     "RestClient.assign_session_project": lambda w, do: do(w.rest, "assign_session_project", w.session, "p"),
-    "RestClient.export_session_trace": lambda w, do: do(w.rest, "export_session_trace", w.session),
     "RestClient.get_audit_log": lambda w, do: do(w.rest, "get_audit_log"),
     "RestClient.get_billing_usage": lambda w, do: do(
         w.rest, "get_billing_usage", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -85,10 +85,15 @@ def test_an_access_token_for_weights_is_refused(world, call):
         call(world).result(timeout=HANG)
 
 
-def test_the_readme_holds_the_support_table():
+@pytest.mark.parametrize(("name", "made"), support.TABLES.items())
+def test_the_readme_holds_the_tables_of_what_is_offered(name, made):
     readme = Path(support.__file__).with_name("README.md").read_text(encoding="utf-8")
-    table = readme.split("<!-- support -->\n")[1].split("\n<!-- /support -->")[0]
-    assert table == support.markdown(), "out of date: python -m helpers.stub_tinker.support --write"
+    table = readme.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+    assert table == made(), "out of date: python -m helpers.stub_tinker.support --write"
+
+
+def test_the_table_of_openais_options_is_what_is_taken():
+    assert set(OPENAI_OPTIONS) == {*ChatRequest.model_fields, *CompletionRequest.model_fields}
 
 
 # The SDK's own command

@@ -134,6 +134,11 @@ class Call:
         """The tinker path of the checkpoint that the address names."""
         return f"tinker://{self.part('run')}/{self.part('kind')}/{self.part('name')}"
 
+    @property
+    def here(self) -> str:
+        """The server's address, as the client calls it."""
+        return f"{self.request.scope['scheme']}://{self.request.headers['host']}"
+
     def query(self, name: str, default: str = "") -> str:
         return self.request.query_params.get(name, default)
 

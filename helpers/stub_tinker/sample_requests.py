@@ -15,6 +15,7 @@ from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.results import PROTO, Result
 from helpers.stub_tinker.samplers import adapter_of
 from helpers.stub_tinker.service import SamplingSession, Service
+from helpers.stub_tinker.timeline import SAMPLING
 
 Job = SampleJob | ScoreJob
 Targets = tuple | None  # what `wire.prompt_targets` made
@@ -105,6 +106,8 @@ def begin(
             jobs.append(score)
         future = SampleFuture(sampler.base, jobs)
         hold.until(future)
+    noted = service.timeline.note(sampler.owner, sampler.session, SAMPLING, "sample")
+    future.add_done_callback(noted.end)
     _gather(service, sampler, future, lambda sequences, scores: answer(sequences, scores, targets))
     return future
 
