@@ -198,6 +198,16 @@ def test_what_is_not_offered_is_refused_by_name(server, client, change, named):
     assert (caught.value.param or "").startswith(named) or caught.value.message.find(named) >= 0
 
 
+def test_logprobs_that_would_fill_the_memory_are_refused(server, client):
+    with pytest.raises(openai.APIStatusError, match="bytes of work that waits") as caught:
+        client.completions.create(
+            model=server.model, prompt=[[5]] * 4, n=1024, logprobs=20, max_tokens=250, temperature=1
+        )
+    assert caught.value.status_code in (413, 429)
+    with pytest.raises(openai.BadRequestError, match="send fewer at once"):
+        client.completions.create(model=server.model, prompt=[[5]] * 5, n=1024)
+
+
 def test_options_that_change_nothing_are_taken(server, client):
     neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tools": [], "best_of": 1}
     neutral |= {"response_format": {"type": "text"}, "user": "me", "stop": None, "top_k": 0, "metadata": None}

@@ -33,6 +33,8 @@ class Choice:
                 character, and with it its tokens.
         """
         tokens = self._job.tokens[: len(self._job.logprobs)] if self._job else []
+        if len(tokens) == self._told_tokens and not ended:
+            return "", None, []
         text = self._settled(tokens, ended)
         if len(text) <= self._told and not ended:
             return "", None, []

@@ -9,6 +9,7 @@ from helpers.stub_tinker.bodies import json_object
 from helpers.stub_tinker.errors import BadRequest
 
 MAX_TOP = 20  # likeliest tokens at each place
+MAX_CHOICES = 4096  # of one answer: prompts times samples
 
 # Values that mean the same as leaving an option out; clients send some of them always.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -145,6 +146,9 @@ def _check_together(request: Options) -> None:
             raise OptionError("top_logprobs", "needs logprobs")
         if request.max_tokens is not None and request.max_completion_tokens is not None:
             raise OptionError("max_tokens", "and max_completion_tokens are the same: give one")
+    prompts = len(request.prompt) if isinstance(request, CompletionRequest) else 1
+    if prompts * request.n > MAX_CHOICES:
+        raise OptionError("n", f"times {prompts:,} prompts is over {MAX_CHOICES:,}: send fewer at once")
     echo = isinstance(request, CompletionRequest) and request.echo
     if request.max_tokens == 0 and not echo:
         raise OptionError("max_tokens", "can be 0 with echo only")

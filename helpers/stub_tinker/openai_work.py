@@ -13,6 +13,7 @@ from datetime import datetime
 from tinker import types
 
 from helpers.stub_tinker import sample_requests
+from helpers.stub_tinker.budgets import Hold
 from helpers.stub_tinker.errors import BadRequest, RequestError
 from helpers.stub_tinker.jobs import SampleJob
 from helpers.stub_tinker.openai_prompts import RENDERER_NAME, Prompt, chat_prompt, text_prompt
@@ -21,6 +22,7 @@ from helpers.stub_tinker.sample_requests import SampleFuture
 from helpers.stub_tinker.samplers import KEPT_ADAPTERS, adapter_of, of_checkpoint
 from helpers.stub_tinker.service import SamplingSession, Service, Session
 
+PLACE_BYTES = 512  # of a token with its logprob in an answer that waits to be sent
 TOUCH_SECONDS = 10  # between two signs that a request's session is alive
 
 
@@ -52,18 +54,20 @@ class Batch:
         self.request, self._service, self._owner = request, service, owner
         self._session = _session(service, owner)
         sampler, renderer = _sampler(service, owner, self._session, request.model)
-        self.tokenizer = service.load(sampler.base)[1].tokenizer
+        model, running = service.load(sampler.base)
+        self.tokenizer, self._max_length = running.tokenizer, model.config.max_length
         self.work: list[Work] = []
+        self._holds: list[Hold] = []
         service.usage.count(self._session, requests=1)
         try:
-            for prompt in self._prompts(sampler.base, renderer):
+            for prompt in self._prompts(renderer):
                 self.work.append(self._begin(sampler, prompt))
         except Exception:
             self.cancel()
             raise
 
-    def _prompts(self, base: str, renderer: str | None) -> list[Prompt]:
-        request, longest = self.request, self._service.load(base)[0].config.max_length
+    def _prompts(self, renderer: str | None) -> list[Prompt]:
+        request, longest = self.request, self._max_length
         if isinstance(request, CompletionRequest):
             return [text_prompt(self.tokenizer, text, longest) for text in request.prompt]
         name = request.renderer or renderer
@@ -86,6 +90,7 @@ class Batch:
             top_k=request.top_k or -1,
             top_p=request.top_p,
         )
+        self._hold_places(prompt, longest, top, scored)
         asked = types.SampleRequest.model_construct(
             num_samples=0 if longest == 0 else request.n,
             prompt=types.ModelInput.from_ints(prompt.tokens),
@@ -98,6 +103,15 @@ class Batch:
         future = sample_requests.begin(self._service, asked, sampler, adapter, lambda _, scores, __: scores)
         self._service.direct.add(future)
         return Work(prompt, future)
+
+    def _hold_places(self, prompt: Prompt, longest: int | None, top: int, scored: bool) -> None:
+        """Take what the logprobs of the answer will need, until it is sent."""
+        request, room = self.request, self._max_length - len(prompt.tokens)
+        if request.logprobs is None or request.logprobs is False:
+            return
+        new = room if longest is None else min(longest, room)
+        places = request.n * (max(new, 0) + scored * len(prompt.tokens))
+        self._holds.append(self._service.budgets.hold(self._owner, queued=places * (1 + top) * PLACE_BYTES))
 
     def _end_of_text(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
@@ -115,7 +129,7 @@ class Batch:
             for job in work.samples if self.request.stream else []:
                 job.on_token = wake
         while True:
-            ended = all(work.future.done() for work in self.work)
+            ended = self.ended
             yield
             if ended:
                 return
@@ -134,6 +148,8 @@ class Batch:
 
     def close(self) -> None:
         self._service.direct.difference_update(work.future for work in self.work)
+        for hold in self._holds:
+            hold.release()
 
     @property
     def ended(self) -> bool:

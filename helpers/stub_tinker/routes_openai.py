@@ -5,6 +5,7 @@ A sample whose client goes away stops, streamed or not.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect
@@ -87,7 +88,7 @@ async def _answered(call: Call, model: type[ChatRequest] | type[CompletionReques
 async def _whole(batch: Batch) -> dict:
     async for _ in batch.changes():
         pass
-    return Answer(batch).whole()
+    return await asyncio.to_thread(Answer(batch).whole)
 
 
 async def _disconnected(call: Call) -> None:
@@ -122,8 +123,10 @@ async def _events(batch: Batch) -> AsyncIterator[str]:
         for part in answer.opening():
             yield _event(part)
         async for _ in batch.changes():
-            for part in answer.parts():
+            started = time.monotonic()
+            for part in await asyncio.to_thread(answer.parts):
                 yield _event(part)
+            await asyncio.sleep(time.monotonic() - started)  # or very many samples keep Python busy
         for part in answer.closing():
             yield _event(part)
     except Exception as error:  # the status is sent: the stream itself says what went wrong
