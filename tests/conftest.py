@@ -13,13 +13,30 @@ from typing import Any
 import pytest
 import tinker
 import torch
-from stub import Server
+from sdk_world import World
+from stub import Remote, Server, remote
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
 from helpers.local_model import LOCAL_MODEL
 
 # The SDK's clients of servers that a test has ended warn for minutes, into the output of whatever test is on.
 logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    kit = parser.getgroup("conformance", "the tests of Tinker's protocol, on any server")
+    kit.addoption(
+        "--tinker-url", help="run tests/conformance, and nothing else, on the server at this address"
+    )
+    kit.addoption("--tinker-model", help="the base model to use (default: the only one that it offers)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --tinker-url, what is not of the kit."""
+    kit = Path(__file__).with_name("conformance")
+    if config.getoption("--tinker-url") and collection_path.is_file():
+        return None if kit in collection_path.parents else True
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -124,12 +141,33 @@ def wide_model(tmp_path_factory, base_model) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(small_model, tmp_path_factory) -> Iterator[Server]:
-    """A stub on the small model, for all tests that do not end it or count what it holds."""
-    server = Server(small_model, tmp_path_factory.mktemp("stub"))
+def server(request, tmp_path_factory) -> Iterator[Remote]:
+    """A stub on the small model, for all tests that do not end it or count what it holds; with --tinker-url,
+    the server there.
+    """
+    if url := request.config.getoption("--tinker-url"):
+        yield remote(url, request.config.getoption("--tinker-model"))
+        return
+    server = Server(request.getfixturevalue("small_model"), tmp_path_factory.mktemp("stub"))
     yield server
     server.stop()
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def closeness(server) -> float:
+    """How close two computations of the same loss must be, relative: our stub repeats them exactly."""
+    return 1e-6 if isinstance(server, Server) else 0.02
+
+
+@pytest.fixture(scope="session")
+def world(server, closeness) -> Iterator[World]:
+    """A run on it, and what else the SDK's methods are tried on."""
+    own = isinstance(server, Server)
+    project = "lab" if own else os.environ.get("TINKER_PROJECT_ID")
+    world = World(server, ("tml-first", "tml-other") if own else server.keys, project, closeness)
+    yield world
+    world.close()
 
 
 @pytest.fixture(scope="module")

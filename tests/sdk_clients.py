@@ -15,7 +15,7 @@ from tinker.lib.api_future_impl import QueueState
 
 @exercise("ServiceClient.close")
 def _(w, do):
-    service = w.server.connect("tml-first")
+    service = w.server.connect(w.key)
     client = service.create_lora_training_client(w.server.model, rank=4).result()
     session = service.holder.get_session_id()
     do(service, "close", "errored", "lost the plot")
@@ -30,10 +30,11 @@ def _(w, do):
 
 @exercise("ServiceClient.copy_weights")
 def _(w, do):
+    w.label()
     path = do(w.service, "copy_weights", w.state)
     assert path.split("/")[2] != w.run and w.loss_of(
         w.service.create_training_client_from_state(path).result()
-    ) == pytest.approx(w.loss)
+    ) == w.near(w.loss)
 
 
 @exercise("ServiceClient.create_custom_loss")
@@ -68,7 +69,7 @@ def _(w, do):
 
 @exercise("ServiceClient.create_training_client_from_state[_async]")
 def _(w, do):
-    assert w.loss_of(do(w.service, "create_training_client_from_state", w.state)) == pytest.approx(w.loss)
+    assert w.loss_of(do(w.service, "create_training_client_from_state", w.state)) == w.near(w.loss)
 
 
 @exercise("ServiceClient.create_training_client_from_state_with_optimizer[_async]")
@@ -76,7 +77,7 @@ def _(w, do):
     losses = [
         train(do(w.service, "create_training_client_from_state_with_optimizer", w.state), 2) for _ in range(2)
     ]
-    assert losses[0] == pytest.approx(losses[1]) and losses[0][0] == pytest.approx(w.loss)
+    assert losses[0] == w.near(losses[1]) and losses[0][0] == w.near(w.loss)
 
 
 @exercise("ServiceClient.get_console_url")
@@ -87,7 +88,7 @@ def _(w, do):
 @exercise("ServiceClient.get_server_capabilities[_async]")
 def _(w, do):
     offered = do(w.service, "get_server_capabilities").supported_models
-    assert [(m.model_name, m.max_context_length) for m in offered] == [(w.server.model, 256)]
+    assert {m.model_name: m.max_context_length for m in offered}[w.server.model] > 0
 
 
 @exercise("ServiceClient.get_telemetry")
@@ -98,9 +99,9 @@ def _(w, do):
     for client in (w.service, w.client, w.sampler):
         assert client.get_telemetry() is client.holder.get_telemetry()
     w.rest.get_telemetry()
-    assert json.loads(
-        w.server.post("/api/v1/telemetry", b'{"events": []}', **{"X-API-Key": "tml-first"})[1]
-    ) == {"status": "accepted"}
+    assert json.loads(w.server.post("/api/v1/telemetry", b'{"events": []}', **{"X-API-Key": w.key})[1]) == {
+        "status": "accepted"
+    }
 
 
 @exercise("ServiceClient.holder")
@@ -115,7 +116,7 @@ def _(w, do):
 
 @exercise("TrainingClient.forward[_async]")
 def _(w, do):
-    assert do(w.client, "forward", datums(), "cross_entropy").metrics["loss:sum"] == pytest.approx(w.loss)
+    assert do(w.client, "forward", datums(), "cross_entropy").metrics["loss:sum"] == w.near(w.loss)
 
 
 @exercise("TrainingClient.forward_backward[_async]")
@@ -161,7 +162,7 @@ def _(w, do):
     for method in ("load_state", "load_state_with_optimizer"):
         client = w.fresh()
         do(client, method, w.state)
-        assert w.loss_of(client) == pytest.approx(w.loss)
+        assert w.loss_of(client) == w.near(w.loss)
 
 
 @exercise("TrainingClient.optim_step[_async]")
@@ -218,7 +219,7 @@ def _(w, do):
 def _(w, do):
     handle = w.sampler.get_sampler_handle()
     twins = [
-        tinker.SamplingClient.from_sampler_handle(handle, api_key="tml-first"),
+        tinker.SamplingClient.from_sampler_handle(handle, api_key=w.key),
         pickle.loads(pickle.dumps(w.sampler)),
     ]
     assert [greedy(twin) for twin in twins] == [greedy(w.sampler)] * 2
@@ -226,8 +227,9 @@ def _(w, do):
     free = types.SamplingParams(max_tokens=12, temperature=1.0, stop=[])
     drawn = [twin.sample(prompt(), 1, free).result().sequences[0].tokens for twin in [w.sampler, *twins]]
     assert len({tuple(tokens) for tokens in drawn}) == 3
-    with pytest.raises(tinker.NotFoundError, match="no sampler"):
-        greedy(tinker.SamplingClient.from_sampler_handle(handle, api_key="tml-other"))
+    for stranger in w.stranger_keys:
+        with pytest.raises(tinker.NotFoundError):
+            greedy(tinker.SamplingClient.from_sampler_handle(handle, api_key=stranger))
 
 
 @exercise("SamplingClient.get_base_model[_async]")

@@ -2,31 +2,38 @@
 
 import asyncio
 import inspect
-from pathlib import Path
 from typing import Any
 
+import pytest
 import tinker
-from stub import Server, datums, train
+from stub import Remote, datums, train
 
 HANG = 60  # seconds; the SDK repeats a refused request for minutes
 
 
 class World:
-    """A server with a trained run of one key, and a second key beside it."""
+    """A trained run of one key of a server, and a second key beside it, if the server has one for us.
 
-    def __init__(self, model: Path, state: Path):
-        self.server = Server(model, state)
+    Attributes:
+        project: a label that the server takes for projects; None if nobody said which.
+        closeness: relative, of two computations of the same loss.
+    """
+
+    def __init__(self, server: Remote, keys: tuple[str, ...], project: str | None, closeness: float):
+        self.server, self.key, self.project, self.closeness = server, keys[0], project, closeness
+        self.stranger_keys = keys[1:2]
         self.service = tinker.ServiceClient(
-            base_url=self.server.url,
-            api_key="tml-first",
-            project_id="lab",
+            base_url=server.url,
+            api_key=self.key,
+            project_id=project,
             display_name="Course of Tuesday",
             user_metadata={"group": "a"},
         )
-        self.rest, self.other = self.server.rest("tml-first"), self.server.rest("tml-other")
-        self.stranger = self.server.connect("tml-other")
+        self.rest = server.rest(self.key)
+        self.others = [server.rest(key) for key in self.stranger_keys]
+        self._strangers = [server.connect(key) for key in self.stranger_keys]
         self.client = self.service.create_lora_training_client(
-            self.server.model, rank=8, seed=1, user_metadata={"try": "1"}
+            server.model, rank=8, seed=1, user_metadata={"try": "1"}
         ).result()
         self.run = self.client.model_id
         train(self.client, 2)
@@ -37,6 +44,24 @@ class World:
         self.loss = self.client.forward(datums(), "cross_entropy").result().metrics["loss:sum"]
         self.session = self.service.holder.get_session_id()
         self.sampler_id = self.rest.get_session(self.session).result().sampler_ids[0]
+
+    @property
+    def other(self) -> tinker.RestClient:
+        return self.others[0] if self.others else pytest.skip("needs a second key")
+
+    @property
+    def stranger(self) -> tinker.ServiceClient:
+        return self._strangers[0] if self._strangers else pytest.skip("needs a second key")
+
+    def label(self) -> str:
+        return self.project or pytest.skip("needs a project: TINKER_PROJECT_ID")
+
+    def near(self, value: Any) -> Any:
+        return pytest.approx(value, rel=self.closeness)
+
+    def close(self) -> None:
+        for service in (self.service, *self._strangers):
+            service.close("success").result()
 
     def name(self, start: str) -> str:
         self.count = getattr(self, "count", 0) + 1

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 import tinker
 from tinker import types
 
@@ -59,33 +60,12 @@ for line in sys.stdin:
 """
 
 
-class Server:
-    """A stub, forked from a process that has imported all it needs. Each of `KEYS` is a client of its own."""
+class Remote:
+    """A server that speaks Tinker's protocol, whoever started it."""
 
-    key = KEYS[0]  # that requests bring
-
-    def __init__(self, model: Path, state: Path, *arguments: str, precision: str = "float32"):
-        self.model, self.state = str(model), state
-        state.mkdir(parents=True, exist_ok=True)
-        (state / "server.json").unlink(missing_ok=True)
-        self.log = state / "log.txt"
-        words = ["--port", "0", "--state-dir", str(state), "--base-model", self.model]
-        keys = [f"--api-key={key}" for key in KEYS]
-        self.start([*words, *keys, "--precision", precision, *arguments])
-        deadline = time.monotonic() + START_SECONDS
-        while not (state / "server.json").exists():
-            assert self.is_running() and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
-        self.url = json.loads((state / "server.json").read_text())["url"]
-
-    def start(self, words: list[str]) -> None:
-        fork = forking()
-        fork.stdin.write(json.dumps([str(self.log), *words]) + "\n")
-        fork.stdin.flush()
-        self.process = psutil.Process(int(fork.stdout.readline()))
-
-    def is_running(self) -> bool:
-        return self.process.is_running()
+    def __init__(self, url: str, model: str, keys: tuple[str, ...]):
+        self.url, self.model, self.keys = url, model, keys
+        self.key = keys[0]  # that requests bring unless they say otherwise
 
     def connect(self, key: str = "") -> tinker.ServiceClient:
         return tinker.ServiceClient(base_url=self.url, api_key=key or self.key)
@@ -116,6 +96,49 @@ class Server:
             connection.endheaders(body)
             answer = connection.getresponse()
             return answer.status, answer.read(), dict(answer.headers)
+
+
+def remote(url: str, model: str | None) -> Remote:
+    """The server at `url`. Its key is in TINKER_SERVER_API_KEY. Another user's, for what one must not see of
+    the other, may be in TINKER_SECOND_API_KEY.
+    """
+    keys = [os.environ.get(name, "") for name in ("TINKER_SERVER_API_KEY", "TINKER_SECOND_API_KEY")]
+    if not keys[0]:
+        raise pytest.UsageError("put the server's key in TINKER_SERVER_API_KEY")
+    server = Remote(url.rstrip("/"), model or "", tuple(filter(None, keys)))
+    offered = [m.model_name for m in server.rest().get_server_capabilities().result().supported_models]
+    if not model and len(offered) != 1:
+        raise pytest.UsageError(f"name one of its models with --tinker-model: {', '.join(offered)}")
+    server.model = model or offered[0]
+    return server
+
+
+class Server(Remote):
+    """A stub, forked from a process that has imported all it needs. Each of `KEYS` is a client of its own."""
+
+    def __init__(self, model: Path, state: Path, *arguments: str, precision: str = "float32"):
+        super().__init__("", str(model), KEYS)
+        self.state = state
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "server.json").unlink(missing_ok=True)
+        self.log = state / "log.txt"
+        words = ["--port", "0", "--state-dir", str(state), "--base-model", self.model]
+        keys = [f"--api-key={key}" for key in KEYS]
+        self.start([*words, *keys, "--precision", precision, *arguments])
+        deadline = time.monotonic() + START_SECONDS
+        while not (state / "server.json").exists():
+            assert self.is_running() and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        self.url = json.loads((state / "server.json").read_text())["url"]
+
+    def start(self, words: list[str]) -> None:
+        fork = forking()
+        fork.stdin.write(json.dumps([str(self.log), *words]) + "\n")
+        fork.stdin.flush()
+        self.process = psutil.Process(int(fork.stdout.readline()))
+
+    def is_running(self) -> bool:
+        return self.process.is_running()
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Every public method of the SDK's clients on the stub: it works, or is refused at once and says so.
 
-What is offered is listed in helpers/stub_tinker/support.py; here each method of both lists is called through
-the real SDK. What it must do is in sdk_clients.py and sdk_rest.py.
+What is offered is listed in helpers/stub_tinker/support.py. Each method of that list is called through the
+real SDK in conformance/test_methods.py, and what it must do is in sdk_clients.py and sdk_rest.py.
 """
 
 import inspect
@@ -22,26 +22,17 @@ from tinker.cli.__main__ import main_cli
 
 from helpers.stub_tinker import support
 from helpers.stub_tinker.calls import BY_ITSELF
+from helpers.stub_tinker.openai_requests import ChatRequest, CompletionRequest
+from helpers.stub_tinker.routes_openai import OPENAI
 from helpers.stub_tinker.server import ENDPOINTS
-from helpers.stub_tinker.support import NOT_OFFERED, SUPPORTED, expand
+from helpers.stub_tinker.support import NOT_OFFERED, OPENAI_OPTIONS, SUPPORTED, expand
 
 CLASSES = (tinker.ServiceClient, tinker.TrainingClient, tinker.SamplingClient, tinker.RestClient)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-@pytest.fixture(scope="module")
-def world(small_model, tmp_path_factory):
-    world = World(small_model, tmp_path_factory.mktemp("sdk"))
-    yield world
-    world.service.close("success").result()
-    world.stranger.close("success").result()
-    world.server.stop()
-    assert "Traceback" not in world.server.log.read_text()
-
-
 REFUSED = {
     "RestClient.assign_session_project": lambda w, do: do(w.rest, "assign_session_project", w.session, "p"),
-    "RestClient.export_session_trace": lambda w, do: do(w.rest, "export_session_trace", w.session),
     "RestClient.get_audit_log": lambda w, do: do(w.rest, "get_audit_log"),
     "RestClient.get_billing_usage": lambda w, do: do(
         w.rest, "get_billing_usage", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -64,15 +55,9 @@ def test_every_public_method_of_the_sdk_is_in_one_of_the_two_lists():
 
 
 def test_every_route_names_calls_of_the_sdk_that_are_offered():
-    named = [name for endpoint in ENDPOINTS for name in endpoint.sdk.split(", ") if endpoint.sdk != BY_ITSELF]
+    of_the_sdk = [endpoint.sdk for endpoint in ENDPOINTS if endpoint.sdk not in (BY_ITSELF, OPENAI)]
+    named = [name for names in of_the_sdk for name in names.split(", ")]
     assert set(named) <= set(expand(SUPPORTED)) and len(named) == len(set(named))
-
-
-@pytest.mark.parametrize("name", expand(SUPPORTED))
-def test_it_works(world, name):
-    key = name.removesuffix("_async")
-    both_forms = f"{key}[_async]"
-    EXERCISES[both_forms if both_forms in EXERCISES else name](world, Do(name.endswith("_async")))
 
 
 @pytest.mark.parametrize("name", expand(NOT_OFFERED))
@@ -100,10 +85,15 @@ def test_an_access_token_for_weights_is_refused(world, call):
         call(world).result(timeout=HANG)
 
 
-def test_the_readme_holds_the_support_table():
+@pytest.mark.parametrize(("name", "made"), support.TABLES.items())
+def test_the_readme_holds_the_tables_of_what_is_offered(name, made):
     readme = Path(support.__file__).with_name("README.md").read_text(encoding="utf-8")
-    table = readme.split("<!-- support -->\n")[1].split("\n<!-- /support -->")[0]
-    assert table == support.markdown(), "out of date: python -m helpers.stub_tinker.support --write"
+    table = readme.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+    assert table == made(), "out of date: python -m helpers.stub_tinker.support --write"
+
+
+def test_the_table_of_openais_options_is_what_is_taken():
+    assert set(OPENAI_OPTIONS) == {*ChatRequest.model_fields, *CompletionRequest.model_fields}
 
 
 # The SDK's own command

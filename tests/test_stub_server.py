@@ -19,23 +19,6 @@ def client(server, service):
     return service.create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False).result()
 
 
-def test_training_lowers_the_loss_and_reports_every_logprob(client):
-    losses = train(client, 12)
-    assert losses[-1] < 0.8 * losses[0]
-    output = client.forward(datums(), "cross_entropy").result()
-    assert [len(item["logprobs"].tolist()) for item in output.loss_fn_outputs] == [20] * 6
-    summed = -sum(
-        np.dot(item["logprobs"].to_numpy(), given.loss_fn_inputs["weights"].to_numpy())
-        for item, given in zip(output.loss_fn_outputs, datums(), strict=True)
-    )
-    assert output.metrics["loss:sum"] == pytest.approx(summed, rel=1e-4)
-
-
-def test_the_same_seed_gives_the_same_training(server, service, client):
-    other = service.create_lora_training_client(server.model, rank=8, seed=1, train_unembed=False).result()
-    assert train(client, 3) == pytest.approx(train(other, 3), rel=1e-6)
-
-
 def test_info_and_tokenizer(server, client, base_model):
     from transformers import AutoTokenizer
 
@@ -43,21 +26,6 @@ def test_info_and_tokenizer(server, client, base_model):
     assert info.lora_rank == 8 and info.model_data.model_name == server.model
     text = "Final answer: 42"
     assert client.get_tokenizer().encode(text) == AutoTokenizer.from_pretrained(base_model).encode(text)
-
-
-def test_a_sampler_is_a_snapshot(service, client):
-    train(client, 4)
-    path = client.save_weights_for_sampler("snap").result().path
-    before = service.create_sampling_client(model_path=path).result()
-    prompts = [(1, 2, 3), (500, 7), (44, 45, 46, 47)]
-    answers = [greedy(before, *tokens) for tokens in prompts]
-    scores = before.compute_logprobs(prompt(1, 2, 3, 4)).result()
-    train(client, 8)
-    assert [greedy(before, *tokens) for tokens in prompts] == answers
-    assert before.compute_logprobs(prompt(1, 2, 3, 4)).result() == scores
-    fresh = client.save_weights_and_get_sampling_client()
-    fresh = fresh.result() if hasattr(fresh, "result") else fresh
-    assert fresh.compute_logprobs(prompt(1, 2, 3, 4)).result()[1:] != pytest.approx(scores[1:], abs=1e-4)
 
 
 def test_sampling_agrees_with_transformers(server, service):
@@ -83,42 +51,6 @@ def test_sampling_agrees_with_transformers(server, service):
         assert scored[0] is None
         own = expected[: len(tokens) - 1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
         np.testing.assert_allclose(scored[1:], own, atol=1e-4)
-
-
-def test_stop_strings_and_tokens_end_a_sample_and_stay_in_it(service, server):
-    sampler = service.create_sampling_client(base_model=server.model).result()
-    tokens = greedy(sampler)
-    by_token = (
-        sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[tokens[3]]))
-        .result()
-        .sequences[0]
-    )
-    assert by_token.stop_reason == "stop" and by_token.tokens == tokens[: tokens.index(tokens[3]) + 1]
-    tokenizer = sampler.get_tokenizer()
-    text = tokenizer.decode(tokens)
-    piece = text[len(text) // 2 : len(text) // 2 + 3]
-    by_text = (
-        sampler.sample(prompt(), 1, types.SamplingParams(max_tokens=12, temperature=0.0, stop=[piece]))
-        .result()
-        .sequences[0]
-    )
-    assert (
-        by_text.stop_reason == "stop"
-        and piece in tokenizer.decode(by_text.tokens)
-        and len(by_text.tokens) < 12
-    )
-
-
-def test_several_samples_with_a_seed_repeat(service, server):
-    sampler = service.create_sampling_client(base_model=server.model).result()
-    params = types.SamplingParams(max_tokens=8, temperature=1.0, seed=7, stop=[])
-    first = [s.tokens for s in sampler.sample(prompt(), 4, params).result().sequences]
-    crowd = [
-        sampler.sample(prompt(i, i + 1), 1, types.SamplingParams(max_tokens=8, stop=[])) for i in range(1, 9)
-    ]
-    again = [s.tokens for s in sampler.sample(prompt(), 4, params).result().sequences]
-    assert first == again and len({tuple(tokens) for tokens in first}) > 1
-    assert all(len(future.result().sequences[0].tokens) == 8 for future in crowd)
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.6}, {"top_k": 3}, {"temperature": 0.5}])
@@ -154,20 +86,6 @@ def test_samples_follow_the_softmax(service, server, settings):
     expected = np.array([probabilities[tokens].sum() for tokens in bins]) * len(drawn)
     assert len(bins) > 1
     assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
-
-
-def test_state_resumes_where_it_was(service, client):
-    train(client, 3)
-    path = client.save_state("middle").result().path
-    straight = train(client, 3)
-    resumed = service.create_training_client_from_state_with_optimizer(path).result()
-    assert train(resumed, 3) == pytest.approx(straight, rel=1e-6)
-    bare = service.create_training_client_from_state(
-        path
-    ).result()  # without Adam's moments it goes elsewhere
-    assert train(bare, 3)[1:] != pytest.approx(straight[1:], rel=1e-6)
-    client.load_state_with_optimizer(path).result()
-    assert train(client, 3) == pytest.approx(straight, rel=1e-6)
 
 
 def test_external_weights_are_the_trained_ones(server, service, client, tmp_path):
@@ -219,26 +137,6 @@ def test_the_cookbook_downloads_both_kinds_of_path(server, client, tmp_path, mon
     contents = [load((folder / "adapter_model.safetensors").read_bytes()) for folder in folders]
     assert contents[0].keys() == contents[1].keys()
     assert all(torch.equal(contents[0][key], contents[1][key]) for key in contents[0])
-
-
-def test_checkpoints_are_listed_and_deleted(server, client):
-    train(client, 1)
-    rest = server.rest()
-    paths = [client.save_state("one").result().path, client.save_weights_for_sampler("two").result().path]
-    run = paths[0].split("/")[2]
-    listed = {c.tinker_path: c for c in rest.list_checkpoints(run).result().checkpoints}
-    assert set(listed) == set(paths) and listed[paths[0]].size_bytes > 0
-    assert rest.get_weights_info_by_tinker_path(paths[0]).result().lora_rank == 8
-    assert rest.get_training_run(run).result().base_model == server.model
-    assert run in [r.training_run_id for r in rest.list_training_runs().result().training_runs]
-    rest.delete_checkpoint_from_tinker_path(paths[0]).result()
-    assert [c.tinker_path for c in rest.list_checkpoints(run).result().checkpoints] == paths[1:]
-
-
-def test_a_name_is_not_overwritten_in_silence(client):
-    client.save_state("once").result()
-    with pytest.raises(tinker.TinkerError, match="exists"):
-        client.save_state("once").result()
 
 
 def test_a_repeated_request_is_not_done_twice(server, client):

@@ -21,6 +21,7 @@ class TrainSettings(BaseModel):
     seed: int = 1
     best_metric: str = "accuracy"
     patience: int = 0
+    prompt_format: str = "guide"
 
 
 def test_each_epoch_sees_every_example_once_and_the_rate_falls_to_zero():

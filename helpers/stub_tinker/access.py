@@ -58,13 +58,16 @@ def _plain(key: str) -> str:
 
 
 def _presented(request: Request) -> str:
-    """The key in X-API-Key, or, for the status page, the password of Basic authentication."""
+    """The key in X-API-Key or, as OpenAI's clients send it, in Authorization: Bearer. For the status page,
+    the password of Basic authentication too.
+    """
     kind, _, value = request.headers.get("authorization", "").partition(" ")
     at_status = request.scope["path"] == STATUS_PATH
     if at_status and kind.lower() == "basic" and "x-api-key" not in request.headers:
         with contextlib.suppress(binascii.Error, UnicodeDecodeError):
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
-    return request.headers.get("x-api-key", "")
+    bearer = value if kind.lower() == "bearer" else ""
+    return request.headers.get("x-api-key", bearer)
 
 
 def _same(presented: str, key: str) -> bool:

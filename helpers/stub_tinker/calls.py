@@ -97,9 +97,9 @@ class Call:
                 raise bodies.too_large(most)
         if encoding == "identity":
             return bytes(body)
-        return await self._read(len(body) << 10, bodies.unpacked, bytes(body), most, admit)
+        return await self.read(len(body) << 10, bodies.unpacked, bytes(body), most, admit)
 
-    async def _read(self, size: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    async def read(self, size: int, work: Callable[..., Any], *arguments: Any) -> Any:
         """What `work` makes of a body of so many bytes; beside the event loop if that takes long."""
         if size <= LARGE_BODY:
             return work(*arguments)
@@ -109,7 +109,7 @@ class Call:
     async def body(self) -> dict:
         """The body as a JSON object."""
         raw = await self.raw(bodies.MAX_JSON, AS_JSON)
-        return await self._read(len(raw), bodies.json_object, raw)
+        return await self.read(len(raw), bodies.json_object, raw)
 
     async def text(self, name: str) -> str:
         """A field of the body."""
@@ -121,7 +121,7 @@ class Call:
     async def parsed(self, model: type[bodies.Model], most: int = bodies.MAX_JSON) -> bodies.Model:
         """The body as a request of the SDK."""
         raw = await self.raw(most, AS_JSON)
-        return await self._read(len(raw), bodies.validated, raw, model)
+        return await self.read(len(raw), bodies.validated, raw, model)
 
     # The address
 
@@ -133,6 +133,11 @@ class Call:
     def checkpoint(self) -> str:
         """The tinker path of the checkpoint that the address names."""
         return f"tinker://{self.part('run')}/{self.part('kind')}/{self.part('name')}"
+
+    @property
+    def here(self) -> str:
+        """The server's address, as the client calls it."""
+        return f"{self.request.scope['scheme']}://{self.request.headers['host']}"
 
     def query(self, name: str, default: str = "") -> str:
         return self.request.query_params.get(name, default)
@@ -203,7 +208,3 @@ def clean(message: str) -> str:
     """A message that can be sent: bounded, and valid text even where it quotes what is not."""
     message = message.encode("utf-8", "replace").decode()
     return message if len(message) <= 4000 else f"{message[:4000]}…"
-
-
-def refusal(message: str, status_code: int, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": clean(message)}, status_code, headers)

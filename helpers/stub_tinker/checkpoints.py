@@ -39,7 +39,7 @@ def save_weights(service: Service, owner: str, request: types.SaveWeightsRequest
         )
         return json_result({"path": path, "type": "save_weights"})
 
-    return service.operate(client, request.seq_id, work)
+    return service.operate(client, request.seq_id, "save_weights", work)
 
 
 def save_weights_for_sampler(
@@ -60,7 +60,7 @@ def save_weights_for_sampler(
         )
         return json_result({"path": path, "type": "save_weights_for_sampler"})
 
-    return service.operate(client, request.seq_id, work)
+    return service.operate(client, request.seq_id, "save_weights_for_sampler", work)
 
 
 def save_weights_external(service: Service, owner: str, request: types.SaveWeightsExternalRequest) -> dict:
@@ -77,7 +77,7 @@ def save_weights_external(service: Service, owner: str, request: types.SaveWeigh
         )
         return json_result({"path": path, "type": "save_weights_external"})
 
-    return service.operate(client, request.seq_id, work)
+    return service.operate(client, request.seq_id, "save_weights_external", work)
 
 
 def _encrypted(files: dict[str, Any], recipients: list[str]) -> dict[str, Any]:
@@ -96,7 +96,9 @@ def load_weights(service: Service, owner: str, request: types.LoadWeightsRequest
     info = service.store.find(request.path, owner)[2]
     if request.model_id is not None:
         client = service.client(request.model_id, owner)
-        return service.operate(client, request.seq_id, lambda: _load_into(service, client, request))
+        return service.operate(
+            client, request.seq_id, "load_weights", lambda: _load_into(service, client, request)
+        )
     session = request.session_id or ""
     service.touch(session, owner)
     base = service.base(request.base_model or info["base_model"])
@@ -110,7 +112,7 @@ def load_weights(service: Service, owner: str, request: types.LoadWeightsRequest
         register(service, client, dict(request.user_metadata or {}))
         return result
 
-    return service.start(f"{model_id}:create", owner, model_id, work)
+    return service.start(f"{model_id}:create", owner, model_id, "load_weights", work)
 
 
 def _load_into(service: Service, client: TrainingClient, request: types.LoadWeightsRequest) -> Result:

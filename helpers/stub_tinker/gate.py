@@ -9,10 +9,8 @@ import socket
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
-from starlette.responses import Response
 
 from helpers.net import is_loopback
-from helpers.stub_tinker.calls import refusal
 
 MAX_HEADERS = 64 << 10  # bytes, with the address
 READING = ("GET", "HEAD")
@@ -32,23 +30,23 @@ class Gate:
         own = [host, socket.gethostname(), f"{socket.gethostname()}.local"] if self._open else [host]
         self._names = {name.lower() for name in [*own, *names]}
 
-    def objection(self, request: Request) -> Response | None:
-        """Why a request is refused, or None."""
+    def objection(self, request: Request) -> tuple[str, int] | None:
+        """Why a request is refused, and the status that says so, or None."""
         headers = request.headers
         host, origin = headers.get("host", ""), headers.get("origin")
         if _size(request) > MAX_HEADERS:
-            return refusal(f"the headers are over {MAX_HEADERS >> 10} KiB", 431)
+            return f"the headers are over {MAX_HEADERS >> 10} KiB", 431
         if not self._is_own(host):
-            return refusal(
+            return (
                 f"this server does not go by the name {host[:100]!r}. Use the address that it printed at its "
                 "start; for another name of its machine, start it with --name",
                 403,
             )
         if origin is not None and origin.partition("://")[2] != host:
-            return refusal(f"web pages of {origin[:100]!r} may not use this server", 403)
+            return f"web pages of {origin[:100]!r} may not use this server", 403
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if request.method not in READING and kind not in CONTENT_TYPES:
-            return refusal(f"send Content-Type: {' or '.join(CONTENT_TYPES)}, also without a body", 415)
+            return f"send Content-Type: {' or '.join(CONTENT_TYPES)}, also without a body", 415
         return None
 
     def _is_own(self, host: str) -> bool:

@@ -1,5 +1,6 @@
 """What a sampler is asked for, and what it answers: one sequence to sample, or a prompt to score."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +33,7 @@ class SampleJob:
     topk: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     generator: torch.Generator | None = None
     owner: str = ""
+    on_token: Callable[[], None] | None = None  # called after each, on the engine's thread
 
     @property
     def positions(self) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from helpers import paths
@@ -46,11 +47,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="GIB",
         help="that clients may use together (default: the size of the disk)",
     )
+    parser.add_argument(
+        "--renderers",
+        type=_registering,
+        default="helpers.train.guide_renderer:register",
+        metavar="MODULE:FUNCTION",
+        help="adds prompt formats to those of tinker_cookbook, for chats (default: the course's guide)",
+    )
     parser.add_argument("--status", action="store_true", help="say what the running server does, and end")
     parser.add_argument(
         "--url", help="with --status: the server to ask (default: the one that uses the state folder)"
     )
     return parser.parse_args(arguments)
+
+
+def _registering(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        raise argparse.ArgumentTypeError("expected MODULE:FUNCTION")
+    return text
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

@@ -112,8 +112,8 @@ async def _storage_usage(call: Call) -> Response:
 
 
 async def _external_weights_urls(call: Call) -> Response:
-    here = f"{call.request.scope['scheme']}://{call.request.headers['host']}"
-    return JSONResponse(await call.beside(call.service.signed_urls.urls, call.checkpoint, call.owner, here))
+    urls = call.service.signed_urls.urls
+    return JSONResponse(await call.beside(urls, call.checkpoint, call.owner, call.here))
 
 
 async def _signed_file(call: Call) -> Response:
@@ -135,6 +135,20 @@ async def _list_sessions(call: Call) -> Response:
 async def _get_session(call: Call) -> Response:
     _ = call.accessible
     return await call.answer(sessions.get_session, call.part("session"))
+
+
+async def _trace_export(call: Call) -> Response:
+    return JSONResponse(
+        await call.beside(sessions.trace_export, call.service, call.owner, call.part("session"), call.here)
+    )
+
+
+async def _signed_trace(call: Call) -> Response:
+    session, owner = call.part("session"), call.query("for")
+    signed = call.number("expires"), owner, call.query("signature")
+    call.service.signed_urls.check_trace(session, *signed)
+    trace = await call.beside(call.service.timeline.trace, owner, session)
+    return Response(trace, media_type="application/octet-stream")
 
 
 API = "/api/v1"
@@ -195,6 +209,10 @@ ENDPOINTS = [
         operation(types.SessionSearchRequest, sessions.search_sessions),
     ),
     Endpoint("GET", API + "/sessions/{session}", "RestClient.get_session", _get_session),
+    Endpoint(
+        "GET", API + "/sessions/{session}/trace_export", "RestClient.export_session_trace", _trace_export
+    ),
+    Endpoint("GET", "/files/{session}/trace", BY_ITSELF, _signed_trace),
     # For people
     Endpoint("GET", "/", BY_ITSELF, _status),
 ]

@@ -64,10 +64,10 @@ async def _retrieve_future(call: Call) -> Response:
     if error is None:
         result = future.result()
         return Response(result.body, media_type=result.media_type, background=fetched)
-    return JSONResponse(_failure(error), background=fetched)
+    return JSONResponse(failure(error), background=fetched)
 
 
-def _failure(error: BaseException) -> dict:
+def failure(error: BaseException) -> dict:
     """What a failed operation is reported as: the user's fault, or the server's, which the log tells too."""
     users = isinstance(error, (RequestError, ValueError)) and not isinstance(error, WriteError)
     if not users:

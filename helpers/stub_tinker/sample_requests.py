@@ -1,20 +1,25 @@
 """One request to sample: its jobs for the engine, and one future for all of them."""
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from tinker import types
 
 from helpers.limits import MAX_SAMPLES
 from helpers.stub_tinker import wire_sampling as wire
 from helpers.stub_tinker.errors import BadRequest
-from helpers.stub_tinker.jobs import SampleJob, ScoreJob
+from helpers.stub_tinker.jobs import PromptScores, SampleJob, ScoreJob, Sequence
 from helpers.stub_tinker.lora import Adapter
 from helpers.stub_tinker.results import PROTO, Result
 from helpers.stub_tinker.samplers import adapter_of
 from helpers.stub_tinker.service import SamplingSession, Service
+from helpers.stub_tinker.timeline import SAMPLING
 
 Job = SampleJob | ScoreJob
+Targets = tuple | None  # what `wire.prompt_targets` made
+Answer = Callable[[list[Sequence], PromptScores | None, Targets], Any]
 
 
 class SampleFuture(Future):
@@ -36,12 +41,19 @@ def sample(service: Service, owner: str, request: types.SampleRequest) -> dict:
     service.load(sampler.base)
     adapter = adapter_of(service, sampler)
 
-    def begin() -> Future:
-        future = _begin(service, request, sampler, adapter)
+    if not 1 <= request.num_samples <= MAX_SAMPLES:
+        raise BadRequest(f"num_samples must be 1 to {MAX_SAMPLES}, got {request.num_samples}")
+
+    def answer(sequences: list[Sequence], scores: PromptScores | None, targets: Targets) -> Result:
+        return Result(wire.sample_response(sequences, scores, bool(request.prompt_logprobs), targets), PROTO)
+
+    def start() -> Future:
+        future = begin(service, request, sampler, adapter, answer)
+        future.add_done_callback(lambda _: future.jobs.clear())  # it is kept, their adapters need not be
         service.usage.count(sampler.session, requests=1)
         return future
 
-    service.results.once(request_id, owner, begin)
+    service.results.once(request_id, owner, start)
     return {
         "request_id": request_id,
         "sample_sequence_ids": [f"{request_id}:{i}" for i in range(request.num_samples)],
@@ -55,14 +67,24 @@ def cancel(service: Service, owner: str, request_id: str) -> None:
         service.engine.cancel(future.base, future.jobs)
 
 
-def _begin(
-    service: Service, request: types.SampleRequest, sampler: SamplingSession, adapter: Adapter | None
+def begin(
+    service: Service,
+    request: types.SampleRequest,
+    sampler: SamplingSession,
+    adapter: Adapter | None,
+    answer: Answer,
 ) -> SampleFuture:
+    """Queue the jobs of a request.
+
+    Args:
+        answer: makes the future's result of the samples, the prompt's scores and its targets.
+
+    Raises:
+        BadRequest: the request is wrong, or its key has too much under way.
+    """
     model = service.load(sampler.base)[0]
     limit, vocab = model.config.max_length, model.config.vocab
     prompt = wire.prompt_tokens(request.prompt, vocab, limit)
-    if not 1 <= request.num_samples <= MAX_SAMPLES:
-        raise BadRequest(f"num_samples must be 1 to {MAX_SAMPLES}, got {request.num_samples}")
     wire.check_sampling(request)
     new = min(request.sampling_params.max_tokens or limit, limit - len(prompt))
     with service.budgets.hold(sampler.owner, **wire.cost(request, len(prompt), new)) as hold:
@@ -84,7 +106,9 @@ def _begin(
             jobs.append(score)
         future = SampleFuture(sampler.base, jobs)
         hold.until(future)
-    _gather(service, sampler, future, bool(request.prompt_logprobs), targets)
+    noted = service.timeline.note(sampler.owner, sampler.session, SAMPLING, "sample")
+    future.add_done_callback(noted.end)
+    _gather(service, sampler, future, lambda sequences, scores: answer(sequences, scores, targets))
     return future
 
 
@@ -126,8 +150,7 @@ def _gather(
     service: Service,
     sampler: SamplingSession,
     gathered: SampleFuture,
-    prompt_logprobs: bool,
-    targets: tuple | None,
+    answer: Callable[[list[Sequence], PromptScores | None], Any],
 ) -> None:
     """Queue the jobs of a request, whose one future ends when they all have."""
     jobs = gathered.jobs
@@ -142,11 +165,9 @@ def _gather(
             results = [job.future.result() for job in jobs]
             scores = results.pop() if isinstance(jobs[-1], ScoreJob) else None
             service.usage.count(sampler.session, sampled=sum(len(s.tokens) for s in results))
-            body = wire.sample_response(results, scores, prompt_logprobs, targets)
-            gathered.set_result(Result(body, PROTO))
+            gathered.set_result(answer(results, scores))
         except Exception as error:  # one failed job fails the request
             gathered.set_exception(error)
-        jobs.clear()  # the future is kept, their adapters need not be
 
     for job in jobs:
         job.future.add_done_callback(done)

@@ -28,14 +28,19 @@ def create_sampling_session(
         if request.model_path is None:
             sampler = SamplingSession(request.session_id, service.base(request.base_model or ""), owner)
         else:
-            sampler = _of_checkpoint(service, owner, request.session_id, request.model_path)
+            sampler = of_checkpoint(service, owner, request.session_id, request.model_path)
         service.samplers[sampler_id] = sampler
         if sampler.adapter:
             service.engine.call(lambda: _set_aside(service, _of_session(service, request.session_id)))
     return {"type": "create_sampling_session", "sampling_session_id": sampler_id}
 
 
-def _of_checkpoint(service: Service, owner: str, session: str, path: str) -> SamplingSession:
+def of_checkpoint(service: Service, owner: str, session: str, path: str) -> SamplingSession:
+    """A sampler of a checkpoint, whose adapter is then in memory.
+
+    Raises:
+        RequestError: there is no such checkpoint for this owner, or no room for it.
+    """
     if parse_path(path)[1] == "external_weights":
         raise StoreError("external_weights are for download: sample from a sampler_weights/ path")
     _, details, info = service.store.find(path, owner)

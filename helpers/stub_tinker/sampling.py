@@ -399,6 +399,8 @@ class Sampler:
             if job.topk_logprobs:
                 top = likeliest(every[i], job.topk_logprobs)
                 job.topk.append((top.int().cpu().numpy(), every[i, top].cpu().numpy()))
+            if job.on_token:
+                job.on_token()
             if reason := self._stop_reason(job):
                 self.cache.remove(job)
                 job.future.set_result(Sequence(job.tokens, job.logprobs, reason, job.topk))

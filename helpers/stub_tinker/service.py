@@ -11,6 +11,7 @@ not done twice.
 import itertools
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -27,10 +28,12 @@ from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
 from helpers.stub_tinker.model import Model
+from helpers.stub_tinker.openai_prompts import Renderers
 from helpers.stub_tinker.results import Results
 from helpers.stub_tinker.sampling import Sampler
 from helpers.stub_tinker.session_store import SessionStore
 from helpers.stub_tinker.signed_urls import SignedUrls
+from helpers.stub_tinker.timeline import Timeline
 from helpers.stub_tinker.usage import Ledger
 
 log = logging.getLogger("stub_tinker")
@@ -84,6 +87,7 @@ class Service:
         earlier_owners: what owners are called now, by what an earlier version called them.
         memory: bytes that clients may use together; 0 for what the machine has.
         disk: the same of the disk.
+        renderers: see `openai_prompts.Renderers`.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Service:
         earlier_owners: Mapping[str, str] | None = None,
         memory: int = 0,
         disk: int = 0,
+        renderers: str = "",
     ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision or best_precision(self.device)
@@ -108,6 +113,10 @@ class Service:
         self.samplers: dict[str, SamplingSession] = {}
         self.results = Results(self.budgets.limits["results"])
         self.usage = Ledger()
+        self.timeline = Timeline()
+        self.renderers = Renderers(renderers)
+        self.direct: set[Future] = set()  # of requests whose connection waits for the answer
+        self.opening = threading.Lock()  # a sampler of the OpenAI endpoint
 
     # What a request names
 
@@ -190,6 +199,7 @@ class Service:
         request_id: str,
         owner: str,
         model_id: str,
+        name: str,
         work: Callable[[], Any],
         hold: Hold | None = None,
     ) -> dict:
@@ -199,7 +209,9 @@ class Service:
         def begin() -> Future:
             waits = self.budgets.hold(owner, waiting=1, queued=WORK_BYTES)
             self.usage.count(session, requests=1)
-            future = self.engine.submit(model_id, session, owner, work)
+            noted = self.timeline.note(owner, session, model_id, name)
+            future = self.engine.submit(model_id, session, owner, noted.timed(work))
+            future.add_done_callback(noted.end)
             for held in (waits, hold):
                 if held:
                     held.until(future)
@@ -209,18 +221,24 @@ class Service:
         return {"request_id": request_id, "model_id": model_id}
 
     def operate(
-        self, client: TrainingClient, seq_id: int | None, work: Callable[[], Any], hold: Hold | None = None
+        self,
+        client: TrainingClient,
+        seq_id: int | None,
+        name: str,
+        work: Callable[[], Any],
+        hold: Hold | None = None,
     ) -> dict:
-        """Queue an operation of a training client under its sequence number."""
+        """Queue an operation of a training client under its sequence number; `name` is for the timeline."""
         if seq_id is None or not 1 <= seq_id < 2**63:
             raise BadRequest(f"seq_id must be a whole number from 1 on, got {seq_id}")
-        return self.start(f"{client.id}:{seq_id}", client.owner, client.id, work, hold)
+        return self.start(f"{client.id}:{seq_id}", client.owner, client.id, name, work, hold)
 
     def waiting(self) -> list[Future]:
         """Futures of requests that a live session may still ask the result of."""
         heard = {key for key, session in list(self.sessions.items()) if _is_active(session)}
         kept = self.results.all()
-        return [future for key, future in kept.items() if not future.done() or key.split(":")[0] in heard]
+        asked = [future for key, future in kept.items() if not future.done() or key.split(":")[0] in heard]
+        return asked + list(self.direct)
 
     # Sessions that end
 

@@ -59,7 +59,7 @@ def serve(
         access = Access([key, *keys], state_folder.secret(state), token)
         bases = {folder: Path(folder) for folder in folders}
         room = int(options.memory * GIB), int(options.disk * GIB)
-        service = Service(state, bases, precision, access.earlier_owners, *room)
+        service = Service(state, bases, precision, access.earlier_owners, *room, options.renderers)
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     running = Running(service, access, lambda nonce: proof(key, nonce, url))

@@ -1,5 +1,5 @@
-"""URLs of files of external weights. Who holds one may fetch its file, without a key, until it expires or who
-asked for it may no longer read the checkpoint.
+"""URLs of files of external weights, and of sessions' traces. Who holds one may fetch its file, without a
+key, until it expires or who asked for it may no longer read the checkpoint.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from helpers.stub_tinker.errors import StoreError
 from helpers.stub_tinker.state_folder import secret
 
 SECONDS = 3600
+EXPIRED = "this URL has expired: ask for a new one"
 
 
 class SignedUrls:
@@ -46,8 +47,28 @@ class SignedUrls:
         if details is None:
             raise StoreError(f"there is no checkpoint {path}", 404)
         identity = details.get("id") or details["time"]
-        message = f"{path}\n{identity}\n{file}\n{expires}\n{owner}"
+        return self._signature(path, identity, file, expires, owner)
+
+    def _signature(self, *parts: object) -> str:
+        message = "\n".join(map(str, parts))
         return hmac.new(self._secret, message.encode(), hashlib.sha256).hexdigest()
+
+    def trace_url(self, session: str, owner: str, server_url: str) -> str:
+        """A URL for the trace of a session of `owner`."""
+        expires = int(time.time()) + SECONDS
+        signature = self._signature("trace", session, expires, owner)
+        query = urlencode({"expires": expires, "for": owner, "signature": signature})
+        return f"{server_url}/files/{quote(session)}/trace?{query}"
+
+    def check_trace(self, session: str, expires: int, owner: str, signature: str) -> None:
+        """Raises:
+        StoreError: the signature is wrong, or the time is over.
+        """
+        expected = self._signature("trace", session, expires, owner)
+        if not hmac.compare_digest(expected.encode(), signature.encode()):
+            raise StoreError("the signature of this URL is wrong", 403)
+        if expires < time.time():
+            raise StoreError(EXPIRED, 403)
 
     def file(self, path: str, file: str, expires: int, owner: str, signature: str) -> Path:
         """The file that a signed URL names.
@@ -63,7 +84,7 @@ class SignedUrls:
         ):
             raise StoreError("the signature of this URL is wrong, or its checkpoint is gone", 403)
         if expires < time.time():
-            raise StoreError("this URL has expired: ask for new ones", 403)
+            raise StoreError(EXPIRED, 403)
         folder, details, _ = self._store.find(path, owner)
         if file not in details["files"]:
             raise StoreError(f"{path} has no file {file!r}", 404)

@@ -1,10 +1,9 @@
 """What of the SDK the stub offers: plain data, which the server, the README and the tests read.
 
-`python -m helpers.stub_tinker.support` prints it as a Markdown table. A name ending in `[_async]` stands for
+`python -m helpers.stub_tinker.support` prints it as Markdown tables. A name ending in `[_async]` stands for
 both forms.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ SUPPORTED = {
         "the client traces and runs the loss; pass its handle to `forward_backward_custom`"
     ),
     "ServiceClient.create_lora_training_client[_async]": (
-        "any base model the server was started with, rank 1 to 256, AdamW"
+        "any base model the server was started with, rank 1 to 256; AdamW, not `dimuon`"
     ),
     "ServiceClient.create_rest_client": "",
     "ServiceClient.create_sampling_client[_async]": "a base model, or a checkpoint of one's own or published",
@@ -64,6 +63,9 @@ SUPPORTED = {
     ),
     "RestClient.delete_checkpoint[_async]": "",
     "RestClient.delete_checkpoint_from_tinker_path[_async]": "",
+    "RestClient.export_session_trace[_async]": (
+        "its requests that were done since the server's start, of a key's latest 20,000"
+    ),
     "RestClient.get_current_checkpoint_storage_usage[_async]": "bytes and counts by project label; no costs",
     "RestClient.get_external_weights_urls[_async]": "signed URLs of this checkpoint, valid for an hour",
     "RestClient.get_sampler[_async]": "while its session lives",
@@ -89,7 +91,6 @@ NOT_OFFERED = {
     "RestClient.assign_session_project[_async]": (
         "there are no projects here: a session keeps the label it began with"
     ),
-    "RestClient.export_session_trace[_async]": "no timeline of a session is kept",
     "RestClient.get_audit_log[_async]": "there is no organization to audit",
     "RestClient.get_billing_usage[_async]": "nothing here costs money",
     "RestClient.whoami": (
@@ -100,6 +101,29 @@ NOT_OFFERED = {
 # Parts of methods that are supported otherwise.
 NOT_OFFERED_OPTIONS = {
     "weights_access_token": "instead, the owner of a checkpoint can publish it",
+}
+
+# Options of OpenAI's API, by what takes them. Any other is refused, unless its value changes nothing.
+OPENAI_OPTIONS = {
+    "model": "a base model, or a `tinker://` path of one's own or published",
+    "messages": "chat: text only, of `system` (or `developer`), `user` and `assistant`",
+    "renderer": "chat: a name of `tinker_cookbook`'s, or `guide`; no option of OpenAI's",
+    "prompt": "completions: a text, token ids, or a list of either",
+    "max_tokens": "cut to what is left of the context; 16 for completions if left out, else all of it",
+    "max_completion_tokens": "chat: the same",
+    "temperature": "",
+    "top_p": "",
+    "top_k": "no option of OpenAI's",
+    "seed": "the same seed gives the samples that it gives through the SDK",
+    "stop": "up to 64 texts; the end of text, and a renderer's own stop, always end an answer",
+    "n": "up to 1,024",
+    "logprobs": "chat: true or false; completions: a number up to 20. Before temperature and top-p",
+    "top_logprobs": "chat: up to 20",
+    "echo": "completions, not streamed: the prompt first, with its logprobs if they are asked for",
+    "stream": "",
+    "stream_options": "`include_usage`",
+    "user": "taken, and not used",
+    "return_token_ids": "`token_ids` and `prompt_token_ids` in each choice; no option of OpenAI's",
 }
 
 
@@ -131,22 +155,25 @@ def markdown() -> str:
     )
 
 
+def openai_markdown() -> str:
+    rows = [f"| `{name}` | {note} |" for name, note in OPENAI_OPTIONS.items()]
+    return "\n".join(["| option | |", "|---|---|", *rows])
+
+
+TABLES = {"support": markdown, "openai": openai_markdown}
+
+
 def main() -> int:
-    """Print the table; with `--write`, put it between the marks of the README."""
+    """Print the tables; with `--write`, put them between their marks in the README."""
+    readme = Path(__file__).with_name("README.md")
+    text = readme.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        after = rest.partition(f"<!-- /{name} -->")[2]
+        text = f"{before}<!-- {name} -->\n{table()}\n<!-- /{name} -->{after}"
+        print(table())
     if sys.argv[1:] == ["--write"]:
-        readme = Path(__file__).with_name("README.md")
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(
-            re.sub(
-                r"(<!-- support -->\n).*?(<!-- /support -->)",
-                lambda m: f"{m[1]}{markdown()}\n{m[2]}",
-                text,
-                flags=re.S,
-            ),
-            encoding="utf-8",
-        )
-    else:
-        print(markdown())
+        readme.write_text(text, encoding="utf-8")
     return 0
 
 

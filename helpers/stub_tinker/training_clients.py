@@ -35,7 +35,7 @@ def create_model(service: Service, owner: str, request: types.CreateModelRequest
         register(service, client, dict(request.user_metadata or {}))
         return json_result({"model_id": model_id, "type": "create_model"})
 
-    return service.start(f"{model_id}:create", owner, model_id, work)
+    return service.start(f"{model_id}:create", owner, model_id, "create_model", work)
 
 
 def new_state(service: Service, owner: str, layout: Layout, seed: int | None) -> LoraState:
@@ -112,7 +112,8 @@ def forward_backward(service: Service, owner: str, body: bytes) -> dict:
             service.usage.count(client.session, trained=sum(len(e.tokens) for e in examples))
             return Result(wire.forward_backward_output(logprobs, examples, metrics), PROTO)
 
-        return service.operate(client, request.seq_id, work, hold)
+        name = "forward" if request.forward_only else "forward_backward"
+        return service.operate(client, request.seq_id, name, work, hold)
 
 
 def optim_step(service: Service, owner: str, request: types.OptimStepRequest) -> dict:
@@ -131,4 +132,4 @@ def optim_step(service: Service, owner: str, request: types.OptimStepRequest) ->
     def work() -> Result:
         return json_result({"metrics": client.state.step(params), "type": "optim_step"})
 
-    return service.operate(client, request.seq_id, work)
+    return service.operate(client, request.seq_id, "optim_step", work)

@@ -45,6 +45,9 @@ class LogSettings(Protocol):
     @property
     def patience(self) -> int: ...
 
+    @property
+    def prompt_format(self) -> str: ...
+
     def model_dump(self) -> dict[str, Any]: ...
 
 
@@ -75,6 +78,7 @@ class TrainingLog:
                 f"patience={settings.patience}", "use 0 for never, or the number of evaluations to wait"
             )
         self.folder, self.patience = folder, settings.patience
+        self._metadata = {"renderer_name": settings.prompt_format}  # as the cookbook says it of a run
         self._goodness = BEST[settings.best_metric]
         self._decided_by = settings.model_dump() | facts
         self._settings_path = folder / "settings.json"
@@ -225,7 +229,8 @@ class TrainingLog:
     # what it needs of the service
 
     def training_client(self, backend: Any, base_model: str, rank: int, seed: int, **lora: bool) -> Any:
-        """A new LoRA training client, or one restored from the last checkpoint, optimizer included.
+        """A new LoRA training client, or one restored from the last checkpoint, optimizer included. Its run's
+        metadata names the prompt format, as `renderer_name`: an endpoint can then ask its checkpoints in it.
 
         Args:
             backend: from `connect`.
@@ -236,12 +241,13 @@ class TrainingLog:
         """
         import tinker
 
-        service = backend.service_client
+        service, named = backend.service_client, {"user_metadata": self._metadata}
         try:
             if not self.resumed:
-                return service.create_lora_training_client(base_model, rank=rank, seed=seed, **lora).result()
+                made = service.create_lora_training_client(base_model, rank=rank, seed=seed, **lora, **named)
+                return made.result()
             state = self.checkpoints[-1]["state_path"]
-            return service.create_training_client_from_state_with_optimizer(state).result()
+            return service.create_training_client_from_state_with_optimizer(state, **named).result()
         except (tinker.TinkerError, ValueError) as error:
             anew, wrong = (
                 f"delete {self.folder} to start this stage anew",
