@@ -292,7 +292,8 @@ def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_pa
     client = Answers(
         base_model,
         lambda prompt: (
-            f" It is 2 * {(n := int(re.findall(r'is (.) [+]', prompt)[-1]))}.\nThe answer is **{2 * n}.0**.\n\n"
+            f" It is 2 * {(n := int(re.findall(r'is (.) [+]', prompt)[-1]))}.\n"
+            f"The answer is **{2 * n}.0**.\n\n"
         ),
     )
     asked = [*ROWS, conversation_record(CHAT)]
@@ -306,10 +307,8 @@ def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_pa
         Answers(base_model, lambda prompt: ""), own_data(ROWS), renderer="guide", log_dir=tmp_path
     )
     assert floor["score"] == 0
-    for records, reason in (
-        ([], "no records"),
-        ([conversation_record(CHAT, [{"type": "function"}])], "has tools"),
-    ):
+    tools = conversation_record(CHAT, [{"type": "function", "function": {"name": "add"}}])
+    for records, reason in (([], "no records"), ([tools], "has tools")):
         with pytest.raises(DataError, match=reason):
             own_data(records)
 
