@@ -343,4 +343,4 @@ def test_the_top_level_is_small():
     files = (
         "CHANGELOG.md CONTRIBUTING.md LICENSE Makefile README.md environment.yml install.py pyproject.toml"
     )
-    assert shown == {*files.split(), "requirements.lock", "data", "docs", "helpers", "notebooks", "tests"}
+    assert shown == {*files.split(), "requirements.lock", "requirements-gpu.lock", "data", "docs", "helpers", "notebooks", "tests"}
