@@ -137,14 +137,12 @@ def test_what_the_data_make_impossible_is_refused_before(
 ):
     """By the run, too: it makes no folder."""
     monkeypatch.setattr("helpers.course.run.run_plan", lambda plan: 0)
-    words = ["run", *["--dry-run"] * dry, "--data", small_data, "-p", *assignment.split()]
-    if assignment.startswith("data_files"):
-        del words[-4:-2]
-    status, _, err = course(capsys, *words)
+    words = ["-p", f"data_files={small_data}", "-p", *assignment.split()]
+    status, _, err = course(capsys, "run", *["--dry-run"] * dry, *words)
     assert status == 1 and not folder.exists()
     assert_one_message(err, *parts)
     advised = re.findall(r"-p \S+=\d+", err)[:1]
-    assert not advised or course(capsys, "run", "--dry-run", *words[2:], *advised[0].split())[0] == 0
+    assert not advised or course(capsys, "run", "--dry-run", *words, *advised[0].split())[0] == 0
 
 
 def test_bad_records_and_repeats_are_told(capsys, small_data):

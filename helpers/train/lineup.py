@@ -53,9 +53,11 @@ def _instead(model: str, offered: list[str]) -> str:
     """What to set in place of a model that is not there."""
     use = replacement(model, offered)
     if not use:
-        return f"name one of them: -p base_model=… ({hosted_models()['deprecations']})"
-    words = " ".join(f"-p {name}={value}" for name, value in recommended(use).items())
-    return f"take the recommended replacement: {' '.join(filter(None, [f'-p base_model={use}', words]))}"
+        return f"name one of them: -p base_model={offered[0] if len(offered) == 1 else '…'}"
+    settings = {"base_model": use} | recommended(use)
+    return (
+        f"take the recommended replacement: {' '.join(f'-p {name}={own}' for name, own in settings.items())}"
+    )
 
 
 def replacement(model: str, offered: list[str]) -> str:
