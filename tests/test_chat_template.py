@@ -7,6 +7,7 @@ from chat_templates import tokenizer_of
 from conftest import save_llama
 from jinja2 import TemplateError
 from tiny_models import make_adapter
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GenerationConfig
 
 from helpers.train.chat_template import chat_template, end_tokens
@@ -76,6 +77,16 @@ def test_the_models_own_template_is_kept_where_it_agrees(tokenizer, family, name
     assert template.endswith(own.chat_template)
     assert ("can't write tools" in template) == ("qwen3" not in family)
     assert template == own.chat_template or template.count("can't write") == 1
+
+
+def test_the_token_that_begins_each_text_is_written_once(tokenizer):
+    own = tokenizer_of("llama3", tokenizer)
+    begin = ("<|begin_of_text|>", own.bos_token_id)
+    own.backend_tokenizer.post_processor = TemplateProcessing(f"{begin[0]} $A", special_tokens=[begin])
+    renderer = get_renderer("guide", own)
+    prompt = prompt_tokens({"messages": [QUESTION]}, renderer)
+    assert tokens(own, chat_template(renderer), [QUESTION]) == prompt
+    assert prompt[0] == begin[1] not in prompt[1:]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing
 left of it after.
 
-    with serve_vllm("merged_model", renderer=renderer) as server:
+    with serve_vllm("merged_model") as server:
         answers = server.ask(test_set, renderer, max_tokens=96)
         client = openai.OpenAI(base_url=server.url, api_key=server.api_key)         # or as any client does
 """
