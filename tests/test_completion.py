@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -26,7 +27,7 @@ def test_help_teaches(capsys):
         assert examples, name
         for example in examples:
             line = example.replace('eval "$(', "").replace(')"', "").split("|")[0].split(">")[0].split("#")[0]
-            make_parser().parse_args(line.split()[1:])
+            make_parser().parse_args(shlex.split(line)[1:])
 
 
 def offered(line: str, **variables: str) -> list[str]:

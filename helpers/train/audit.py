@@ -111,10 +111,11 @@ def _finding(name: str, record: dict[str, Any], renderer: Any) -> Finding:
             name, refused=error.what.partition(f"{record['instruction'][:60]!r}: ")[2] or error.what
         )
     end = max(place for place, weight in enumerate(weights) if weight) + 1
+    off = {"enable_thinking": False, "thinking": False} if renderer.disables_thinking else {}
     try:
         written = (
-            _template_tokens(record, renderer, to_answer=False),
-            _template_tokens(record, renderer, True),
+            template_tokens(record, renderer, to_answer=False, **off),
+            template_tokens(record, renderer, to_answer=True, **off),
         )
     except Exception as error:  # a template is a program: whatever it raises is its refusal
         return Finding(name, refused=f"the chat template says: {error}")
@@ -126,10 +127,14 @@ def _finding(name: str, record: dict[str, Any], renderer: Any) -> Finding:
     return Finding(name, end)
 
 
-def _template_tokens(record: dict[str, Any], renderer: Any, to_answer: bool) -> list[int]:
-    """What `apply_chat_template` makes of a record, with thinking turned off if the renderer turns it off."""
+def template_tokens(record: dict[str, Any], renderer: Any, to_answer: bool, **options: Any) -> list[int]:
+    """What `apply_chat_template` of a renderer's tokenizer makes of a record.
+
+    Args:
+        to_answer: leave the answer out, and begin it.
+        options: for the template, or `chat_template` in place of it.
+    """
     messages = [_as_transformers_takes_it(message) for message in conversation(record)]
-    off = {"enable_thinking": False, "thinking": False} if renderer.disables_thinking else {}
     return list(
         renderer.tokenizer.apply_chat_template(
             messages[:-1] if to_answer else messages,
@@ -137,7 +142,7 @@ def _template_tokens(record: dict[str, Any], renderer: Any, to_answer: bool) -> 
             add_generation_prompt=to_answer,
             tokenize=True,
             return_dict=False,
-            **off,
+            **options,
         )
     )
 
