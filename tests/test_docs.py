@@ -58,6 +58,7 @@ FOREIGN = {
     "PYTHON",
     "ARGS",
     "TINKER_PROJECT_ID",
+    "TINKER_SECOND_API_KEY",
 }
 
 each_text = pytest.mark.parametrize("text", [*PAGES, *NOTEBOOKS], ids=by_name)
