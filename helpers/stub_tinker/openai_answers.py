@@ -161,13 +161,15 @@ class Answer:
         speaks = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         return [self._part({"index": choice.index, **speaks}) for choice in self._choices if self._chat]
 
-    def parts(self) -> list[dict]:
+    def parts(self, ended: bool) -> list[dict]:
         """What is new since the last call, in parts for a stream.
+
+        Args:
+            ended: all has ended, and this is the last call.
 
         Raises:
             Exception: what a sample failed with.
         """
-        ended = self._batch.ended
         entries = [self._entry(choice, ended, "delta") for choice in self._choices]
         return [self._part(entry) for entry in entries if entry]
 
