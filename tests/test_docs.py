@@ -58,6 +58,7 @@ FOREIGN = {
     "PYTHON",
     "ARGS",
     "TINKER_PROJECT_ID",
+    "TINKER_SECOND_API_KEY",
 }
 
 each_text = pytest.mark.parametrize("text", [*PAGES, *NOTEBOOKS], ids=by_name)
@@ -343,4 +344,13 @@ def test_the_top_level_is_small():
     files = (
         "CHANGELOG.md CONTRIBUTING.md LICENSE Makefile README.md environment.yml install.py pyproject.toml"
     )
-    assert shown == {*files.split(), "requirements.lock", "requirements-gpu.lock", "data", "docs", "helpers", "notebooks", "tests"}
+    assert shown == {
+        *files.split(),
+        "requirements.lock",
+        "requirements-gpu.lock",
+        "data",
+        "docs",
+        "helpers",
+        "notebooks",
+        "tests",
+    }

@@ -198,6 +198,35 @@ def test_what_is_not_offered_is_refused_by_name(server, client, change, named):
     assert (caught.value.param or "").startswith(named) or caught.value.message.find(named) >= 0
 
 
+HOSTILE = [
+    b"",
+    b"[]",
+    b"{",
+    b'{"model": 3, "prompt": "x"}',
+    b'{"model": "\\ud800", "prompt": "x"}',
+    b'{"model": MODEL}',
+    b'{"model": MODEL, "prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    b'{"model": MODEL, "prompt": []}',
+    b'{"model": MODEL, "prompt": [[]]}',
+    b'{"model": MODEL, "prompt": ""}',
+    b'{"model": MODEL, "prompt": [1099511627776]}',
+    b'{"model": MODEL, "prompt": [-1]}',
+    b'{"model": MODEL, "prompt": [1.5]}',
+    b'{"model": MODEL, "prompt": "' + b"word " * 5000 + b'"}',
+    b'{"model": MODEL, "prompt": "x", "seed": 1180591620717411303424}',
+    b'{"model": MODEL, "prompt": "x", "temperature": NaN}',
+    b'{"model": MODEL, "prompt": "x", "max_tokens": -1}',
+    b'{"model": MODEL, "prompt": "x", "stop": ["' + b"x" * 300 + b'"]}',
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_request_is_refused_at_once(server, body):
+    sent = body.replace(b"MODEL", json.dumps(server.model).encode())
+    status, answer, _ = server.ask("POST", "/v1/completions", sent)
+    assert 400 <= status < 500 and json.loads(answer)["error"]["message"]
+
+
 def test_logprobs_that_would_fill_the_memory_are_refused(server, client):
     with pytest.raises(openai.APIStatusError, match="bytes of work that waits") as caught:
         client.completions.create(

@@ -6,6 +6,7 @@ Logprobs are the model's own, before temperature, top-k and top-p, as everywhere
 import math
 import time
 import uuid
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from helpers.stub_tinker.jobs import PromptScores, SampleJob
 from helpers.stub_tinker.openai_requests import ChatRequest, CompletionRequest
 from helpers.stub_tinker.openai_work import Batch, Work
 
+Pairs = list[tuple[int, float]]  # likeliest tokens with their logprobs
+Place = tuple[int, float | None, Pairs]  # a token with its logprob, and the likeliest there
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a longer character decode to
 
 
@@ -75,11 +78,11 @@ class Choice:
             return {"content": [self._chat_place(*place) for place in places], "refusal": None}
         return self._completion_logprobs(places)
 
-    def _place(self, job: SampleJob, i: int) -> tuple[int, float, list[tuple[int, float]]]:
+    def _place(self, job: SampleJob, i: int) -> tuple[int, float, Pairs]:
         top = _pairs(*job.topk[i]) if job.topk_logprobs else []
         return job.tokens[i], job.logprobs[i], top
 
-    def _chat_place(self, token: int, logprob: float, top: list[tuple[int, float]]) -> dict:
+    def _chat_place(self, token: int, logprob: float, top: Pairs) -> dict:
         return self._described(token, logprob) | {"top_logprobs": [self._described(*pair) for pair in top]}
 
     def _described(self, token: int, logprob: float) -> dict:
@@ -87,7 +90,7 @@ class Choice:
         known = None if INCOMPLETE in text else list(text.encode())  # the bytes of a part are not in its text
         return {"token": text, "logprob": logprob, "bytes": known}
 
-    def _completion_logprobs(self, places: list[tuple[int, float | None, list[tuple[int, float]]]]) -> dict:
+    def _completion_logprobs(self, places: Sequence[Place]) -> dict:
         texts = [self._batch.tokenizer.decode([token]) for token, _, _ in places]
         tops = [self._by_text(top) if logprob is not None else None for _, logprob, top in places]
         offsets = np.cumsum([self._before + self._told, *map(len, texts)])[:-1].tolist()
@@ -98,7 +101,7 @@ class Choice:
             "text_offset": offsets,
         }
 
-    def _by_text(self, top: list[tuple[int, float]]) -> dict[str, float]:
+    def _by_text(self, top: Pairs) -> dict[str, float]:
         """The likeliest tokens; of several with the same text, the likeliest."""
         found: dict[str, float] = {}
         for token, logprob in top:
@@ -117,14 +120,14 @@ class Choice:
         return text, logprobs
 
 
-def _top_of_prompt(scores: PromptScores, place: int) -> list[tuple[int, float]]:
+def _top_of_prompt(scores: PromptScores, place: int) -> Pairs:
     if scores.topk is None:
         return []
     ids, values = scores.topk
     return _pairs(ids[place], values[place])
 
 
-def _pairs(ids: np.ndarray, values: np.ndarray) -> list[tuple[int, float]]:
+def _pairs(ids: np.ndarray, values: np.ndarray) -> Pairs:
     return list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
@@ -158,13 +161,15 @@ class Answer:
         speaks = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         return [self._part({"index": choice.index, **speaks}) for choice in self._choices if self._chat]
 
-    def parts(self) -> list[dict]:
+    def parts(self, ended: bool) -> list[dict]:
         """What is new since the last call, in parts for a stream.
+
+        Args:
+            ended: all has ended, and this is the last call.
 
         Raises:
             Exception: what a sample failed with.
         """
-        ended = self._batch.ended
         entries = [self._entry(choice, ended, "delta") for choice in self._choices]
         return [self._part(entry) for entry in entries if entry]
 

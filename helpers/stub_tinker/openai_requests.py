@@ -77,7 +77,7 @@ class ChatRequest(Options):
 
 def _prompts(value: Any) -> list[str | list[int]]:
     """A prompt in any of its four forms, as a list of texts and lists of tokens."""
-    values = value if isinstance(value, list) else [value]
+    values: list[Any] = value if isinstance(value, list) else [value]
     if values and all(type(item) is int for item in values):
         values = [values]
     for item in values:

@@ -116,8 +116,8 @@ class Batch:
     def _end_of_text(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Once at the beginning, and after each new token; for the last time when all has ended."""
+    async def changes(self) -> AsyncIterator[bool]:
+        """Whether all has ended: once at the beginning, and after each new token."""
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake(_: object = None) -> None:  # on the engine's thread
@@ -129,8 +129,8 @@ class Batch:
             for job in work.samples if self.request.stream else []:
                 job.on_token = wake
         while True:
-            ended = self.ended
-            yield
+            ended = all(work.future.done() for work in self.work)
+            yield ended
             if ended:
                 return
             with contextlib.suppress(TimeoutError):
@@ -150,10 +150,6 @@ class Batch:
         self._service.direct.difference_update(work.future for work in self.work)
         for hold in self._holds:
             hold.release()
-
-    @property
-    def ended(self) -> bool:
-        return all(work.future.done() for work in self.work)
 
 
 def _session(service: Service, owner: str) -> str:

@@ -122,9 +122,9 @@ async def _events(batch: Batch) -> AsyncIterator[str]:
     try:
         for part in answer.opening():
             yield _event(part)
-        async for _ in batch.changes():
+        async for ended in batch.changes():
             started = time.monotonic()
-            for part in await asyncio.to_thread(answer.parts):
+            for part in await asyncio.to_thread(answer.parts, ended):
                 yield _event(part)
             await asyncio.sleep(time.monotonic() - started)  # or very many samples keep Python busy
         for part in answer.closing():
