@@ -43,13 +43,8 @@ NOT_RUN = {
     "'merged_model', dtype='bfloat16'))\"": "needs the model hub",
     "export TINKER_BASE_URL=https://server.example": "there is no such server",
     "course run --backend https://server.example -p base_model=MODEL": "there is no such server",
-<<<<<<< HEAD
     'vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192 --api-key "$KEY"': "eight GPUs",
-=======
     "pytest --tinker-url https://server.example --tinker-model MODEL": "test_conformance.py runs it",
-    'vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192 --api-key "$KEY" '
-    "--chat-template guide.jinja": "needs eight GPUs",
->>>>>>> endpoint
     "vllm serve BASE --enable-lora --max-lora-rank 32 --lora-modules tuned=peft_adapter "
     "--chat-template peft_adapter/chat_template.jinja": "needs a GPU",
     "vllm serve runs/reviews/merge/merged_model --max-model-len 1024": "needs a GPU",
