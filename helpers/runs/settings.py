@@ -126,6 +126,15 @@ class TrainSettings(Settings):
     base_model: str = Field("", description=BASE_MODEL)
     rank: OneOrMore = Field(32, description="width of the LoRA factors")
     prompt_format: str = Field("guide", description=PROMPT_FORMAT)
+    train_on: Literal[
+        "last_assistant_message",
+        "last_assistant_turn",
+        "all_assistant_messages",
+        "all_messages",
+        "all_tokens",
+        "all_user_and_system_messages",
+        "customized",
+    ] = Field("last_assistant_message", description="what of a conversation is trained on")
     max_length: Tokens = Field(1024, description="tokens; a longer example is an error, not cut")
     epochs: Positive = Field(1.0, description="passes over the training data")
     batch_size: OneOrMore = Field(8, description="examples an optimizer step")

@@ -9,20 +9,15 @@ the chat template that came with the model, and any other name one of `tinker_co
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from helpers.data.conversation import call_text
-from helpers.errors import CourseError, DataError, ModelError
-from helpers.train.messages import (
-    cookbook_messages,
-    messages_before_answer,
-    messages_of,
-    renderer_name,
-    with_tools,
-)
+from helpers.errors import DataError, ModelError
+from helpers.train.messages import cookbook_messages, messages_before_answer, with_tools
 from helpers.train.models import load_tokenizer
+from helpers.train.supervised import LAST, check_all_written, naming, start_of, training_tokens
 
 OTHER_FORMATS = "use 'guide', 'template', or a tinker_cookbook renderer such as 'qwen3_instruct'"
 
@@ -119,9 +114,11 @@ def prompt_tokens(record: dict[str, Any], renderer: Any) -> list[int]:
     Raises:
         DataError: the renderer can't write the record.
     """
-    with _naming(record, renderer):
-        messages = with_tools(cookbook_messages(messages_before_answer(record, renderer)), record, renderer)
-        return renderer.build_generation_prompt(messages).to_ints()
+    with naming(record, renderer):
+        turns = with_tools(cookbook_messages(messages_before_answer(record, renderer)), record, renderer)
+        tokens = renderer.build_generation_prompt(turns).to_ints()
+        check_all_written(turns, tokens, lambda turns: renderer.build_generation_prompt(turns).to_ints())
+    return tokens
 
 
 def answer_tokens(record: dict[str, Any], renderer: Any) -> list[int]:
@@ -130,9 +127,9 @@ def answer_tokens(record: dict[str, Any], renderer: Any) -> list[int]:
     Raises:
         DataError: the renderer can't write the record, or the answer holds text at which sampling would stop.
     """
-    tokens, weights = _example(record, renderer, "last_assistant_message")
-    end = max((place for place, weight in enumerate(weights) if weight), default=-1)
-    return tokens[weights.index(1.0) : end + 1] if end >= 0 else []
+    tokens, weights = training_tokens(record, renderer, by_marks=False)
+    places = [place for place, weight in enumerate(weights) if weight]
+    return tokens[places[0] : places[-1] + 1]
 
 
 def answer_text(tokens: Sequence[int], renderer: Any) -> str:
@@ -160,13 +157,13 @@ def build_datum(
     record: dict[str, Any],
     renderer: Any,
     max_length: int = 2048,
-    train_on: str = "last_assistant_message",
+    train_on: str = LAST,
 ) -> Any:
     """One training example: tokens, targets shifted by one, weight 1 on what is trained on and 0 elsewhere.
 
     Args:
         max_length: most tokens of prompt and answer together.
-        train_on: one of the cookbook's `TrainOnWhat`.
+        train_on: one of the cookbook's `TrainOnWhat`; a message's own `trainable` goes before it.
 
     Returns:
         `tinker.types.Datum`, one shorter than the conversation's tokens.
@@ -177,10 +174,10 @@ def build_datum(
     import tinker
     from tinker import types
 
-    tokens, weights = _example(record, renderer, train_on)
+    tokens, weights = training_tokens(record, renderer, train_on)
     if len(tokens) > max_length:
         raise DataError(
-            f"{_start(record)} is {len(tokens)} tokens long, over max_length={max_length}",
+            f"{start_of(record)} is {len(tokens)} tokens long, over max_length={max_length}",
             "raise max_length, or leave long examples out in the split",
         )
     return types.Datum(
@@ -190,38 +187,3 @@ def build_datum(
             "weights": tinker.TensorData(data=weights[1:], dtype="float32", shape=[len(tokens) - 1]),
         },
     )
-
-
-def _example(record: dict[str, Any], renderer: Any, train_on: str) -> tuple[list[int], list[float]]:
-    """The tokens of a record and the weight of each, up to the last token that any weight is on."""
-    from tinker_cookbook.renderers import TrainOnWhat
-
-    with _naming(record, renderer):
-        messages = with_tools(cookbook_messages(messages_of(record, renderer)), record, renderer)
-        model_input, weights = renderer.build_supervised_example(messages, TrainOnWhat(train_on))
-    return model_input.to_ints(), [float(weight) for weight in weights]
-
-
-@contextlib.contextmanager
-def _naming(record: dict[str, Any], renderer: Any) -> Iterator[None]:
-    """Errors of a renderer say which record they are about."""
-    try:
-        yield
-    except CourseError:
-        raise
-    except NotImplementedError as error:
-        raise _refusal(record, renderer, "it has no way to declare tools") from error
-    except (ValueError, AssertionError) as error:  # RendererError is a ValueError
-        raise _refusal(record, renderer, str(error)) from error
-
-
-def _refusal(record: dict[str, Any], renderer: Any, why: str) -> DataError:
-    name = renderer_name(renderer) or type(renderer).__name__
-    return DataError(
-        f"prompt format {name!r} can't write the record {_start(record)}: {why}",
-        "use another prompt_format, or leave such records out of the data",
-    )
-
-
-def _start(record: dict[str, Any]) -> str:
-    return repr(str(record.get("instruction", ""))[:60])

@@ -78,7 +78,7 @@ class TemplateRenderer(Renderer):
             RendererError: the template refuses the conversation, or an answer can't be told from what is
                 around it.
         """
-        tokens = self._tokens(messages)
+        tokens = self._whole(messages)
         weights = torch.full([len(tokens)], float(train_on_what == TrainOnWhat.ALL_TOKENS))
         if train_on_what != TrainOnWhat.ALL_TOKENS:
             for place in self._trained(messages, train_on_what):
@@ -126,16 +126,20 @@ class TemplateRenderer(Renderer):
             RendererError: the template refuses the conversation, or leaves the text of a message out.
         """
         tools, turns = self._conversation(messages)
+        written = self._write(turns, tools, to_answer)
+        if tools and written == self._write(turns, None, to_answer):
+            raise RendererError("the model's chat template leaves out the tools")
+        if left_out := next(_missing(written, turns), ""):
+            raise RendererError(f"the model's chat template leaves out {left_out}")
+        return written
+
+    def _write(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None, to_answer: bool) -> str:
         try:
-            written = self.tokenizer.apply_chat_template(
+            return self.tokenizer.apply_chat_template(
                 turns, tools=tools, tokenize=False, add_generation_prompt=to_answer
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RendererError(f"the model's chat template refuses such turns: {error}") from error
-        left_out = next(_missing(written, turns), None)
-        if left_out:
-            raise RendererError(f"the model's chat template leaves out {left_out}")
-        return written
 
     def _conversation(
         self, messages: Sequence[Message]
@@ -150,6 +154,18 @@ class TemplateRenderer(Renderer):
 
     def _tokens(self, messages: Sequence[Message], to_answer: bool = False) -> list[int]:
         return list(self.tokenizer.encode(self.text(messages, to_answer), add_special_tokens=False))
+
+    def _whole(self, messages: list[Message]) -> list[int]:
+        """The tokens of a conversation. Where the tokenizer would split the end of the last prompt otherwise
+        because an answer follows, the prompt keeps the tokens that the model is asked with.
+        """
+        tokens = self._tokens(messages)
+        text, before = self.text(messages), self.text(messages[:-1], to_answer=True)
+        prompt = self._tokens(messages[:-1], to_answer=True)
+        if tokens[: len(prompt)] == prompt or not text.startswith(before):
+            return tokens
+        parted = prompt + self.tokenizer.encode(text[len(before) :], add_special_tokens=False)
+        return parted if self.tokenizer.decode(parted) == self.tokenizer.decode(tokens) else tokens
 
     @cached_property
     def _special(self) -> dict[int, str]:
