@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 from typing import Any
 
 import pytest
@@ -18,6 +20,10 @@ from helpers.runs import publish_to_hub, write_model_card
 from helpers.runs.manifest import BackendUsed
 from helpers.runs.run import Run
 from helpers.runs.stages import STAGES
+from helpers.serve import generate_with_transformers
+from helpers.train.renderers import get_renderer, prompt_tokens
+from helpers.weights.base_model import load_base
+from helpers.weights.served_format import write_chat_template, write_end_tokens
 
 RIGHT = "y" * 90 + "n" * 30  # 90 of 120; the base model gets the last one right, and no other
 UNTIL_MERGE = tuple(STAGES)[:-1]
@@ -244,3 +250,23 @@ def test_a_result_that_is_missing_is_named():
     run.file("vllm/parity.json").unlink()
     with pytest.raises(RunError, match=r"(?s)vllm/parity\.json is missing.*06_vllm_inference"):
         write_model_card(run)
+
+
+@pytest.mark.parametrize("name", ["guide", "template", "qwen3_instruct", "role_colon"])
+def test_the_snippet_of_the_card_asks_as_in_training(small_model, name, monkeypatch, capsys):
+    """As it stands, where the model is; of `role_colon` no chat template makes the local model's tokens."""
+    renderer = get_renderer(name, small_model)
+    run = make_run(prompt_format=name, max_tokens=8)
+    folder = run.file("merge/merged_model")
+    shutil.rmtree(folder)
+    shutil.copytree(small_model, folder)
+    write_chat_template(folder, renderer)
+    write_end_tokens(folder, renderer)
+    [snippet] = re.findall(r"```python\n(.*?)```", write_model_card(run).read_text(), re.DOTALL)
+    assert ("apply_chat_template" in snippet) == (name != "role_colon")
+    monkeypatch.chdir(folder.parent)
+    exec(snippet, {})
+    record = {"instruction": "…", "input": "…" if name == "guide" else ""}
+    prompts, model = [prompt_tokens(record, renderer)], load_base(folder)
+    [expected] = generate_with_transformers(model, renderer, prompts, 8, progress=False)
+    assert capsys.readouterr().out.strip() == expected.text

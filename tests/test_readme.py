@@ -44,10 +44,12 @@ NOT_RUN = {
     "'merged_model', dtype='bfloat16'))\"": "needs the model hub",
     "export TINKER_BASE_URL=https://server.example": "there is no such server",
     "course run --backend https://server.example -p base_model=MODEL": "there is no such server",
-    'vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192 --api-key "$KEY" '
-    "--chat-template guide.jinja": "needs eight GPUs",
+    'vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192 --api-key "$KEY"': "eight GPUs",
     "vllm serve BASE --enable-lora --max-lora-rank 32 --lora-modules tuned=peft_adapter "
-    "--chat-template guide.jinja": "needs a GPU",
+    "--chat-template peft_adapter/chat_template.jinja": "needs a GPU",
+    "vllm serve runs/reviews/merge/merged_model --max-model-len 1024": "needs a GPU",
+    "VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 python -m vllm.entrypoints.openai.api_server --model "
+    "runs/reviews/merge/merged_model --max-model-len 1024 --enforce-eager": "test_serve.py starts it",
     "course serve --learners 12": "its port may be taken; test_serve_class.py runs it on a free one",
     "course serve --learners names.txt --host 0.0.0.0": "as the line above",
     "course serve --host 0.0.0.0": "as the line above",

@@ -3,6 +3,7 @@ stays behind.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ from helpers.evaluate.benchmarks import run_inspect_eval
 from helpers.evaluate.grading import check_final_answer
 from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
-from helpers.serve import GUIDE_TEMPLATE, generate_with_transformers, serve_vllm
-from helpers.train.messages import messages_before_answer
+from helpers.serve import generate_with_transformers, serve_vllm
+from helpers.train.chat_template import chat_template, end_tokens
 from helpers.train.models import load_tokenizer
-from helpers.train.renderers import answer_tokens, get_renderer, prompt_tokens
+from helpers.train.renderers import get_renderer, prompt_tokens
+from helpers.weights.served_format import write_chat_template, write_end_tokens
 
 ROWS = [
     {
@@ -38,10 +40,24 @@ def renderer(base_model):
 
 
 @pytest.fixture(scope="module")
-def started(base_model, renderer):
+def served(base_model, renderer, tmp_path_factory):
+    """The base model's folder, as a merge for this format leaves it."""
+    folder = tmp_path_factory.mktemp("served") / "model"
+    shutil.copytree(base_model, folder, copy_function=os.symlink)
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+        shutil.copyfile(base_model / name, folder / name)
+    write_chat_template(folder, renderer)
+    write_end_tokens(folder, renderer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def started(served, renderer):
     """A server, its process tree while it ran, and what became of that."""
     seen = {}
-    with serve_vllm(base_model, renderer=renderer, dtype="float32", max_model_len=512) as server:
+    options = ["--trust-request-chat-template"]
+    with serve_vllm(served, dtype="float32", max_model_len=512, options=options) as server:
         seen["tree"] = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
         yield server, seen
     deadline = time.monotonic() + 20
@@ -91,28 +107,52 @@ def test_only_its_own_key_opens_it_and_no_command_line_shows_it(started):
     server, seen = started
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=server.url, api_key="another", max_retries=0).models.list()
+    assert "vllm.entrypoints.openai.api_server" in seen["tree"][0].cmdline()  # as docs/results.md has it
     assert server.api_key not in repr(server) and not any(
         server.api_key in " ".join(process.cmdline()) for process in seen["tree"]
     )
 
 
-def test_the_template_makes_the_prompts_of_training(renderer):
-    tokenizer = renderer.tokenizer
-    for row in ROWS:
-        assert tokenizer.apply_chat_template(
-            messages_before_answer(row, renderer),
-            chat_template=GUIDE_TEMPLATE,
-            tokenize=True,
-            return_dict=False,
-        ) == prompt_tokens(row, renderer)
-    turn = [
-        *messages_before_answer(ROWS[0], renderer),
-        {"role": "assistant", "content": ROWS[0]["output"]},
-    ]
-    tokens = tokenizer.apply_chat_template(
-        turn, chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False
-    )
-    assert tokens == prompt_tokens(ROWS[0], renderer) + answer_tokens(ROWS[0], renderer)
+@pytest.mark.parametrize("name", ["guide", "template", "qwen3_instruct"])
+def test_a_chat_has_the_tokens_of_training(started, base_model, name):
+    """The folder's own template makes those of `guide`; for the others the request brings their own."""
+    server, _ = started
+    client = openai.OpenAI(base_url=server.url, api_key=server.api_key, max_retries=0)
+    renderer = get_renderer(name, base_model)
+    template = {} if name == "guide" else {"chat_template": chat_template(renderer)}
+
+    def tokens_of(turns, **more):
+        asked = client.chat.completions.create(
+            model=server.model,
+            messages=turns,
+            max_tokens=1,
+            extra_body={"return_token_ids": True, **template, **more},
+        )
+        return asked.model_dump()["prompt_token_ids"]
+
+    question = [{"role": "user", "content": "What is 7 + 5?"}]
+    answer = {"role": "assistant", "content": "12."}
+    system = [{"role": "system", "content": "Answer with a number."}]
+    for turns in (question, system + question, [*system, *question, answer, *question]):
+        assert tokens_of(turns) == prompt_tokens({"messages": turns}, renderer)
+    if name != "template":  # the base model's own template leaves tools out
+        function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
+        with pytest.raises(openai.BadRequestError, match="can't write tools"):
+            tokens_of(question, tools=[{"type": "function", "function": function}], tool_choice="none")
+
+
+def test_the_end_of_an_answer_ends_it_for_any_client(started, renderer):
+    """One that names no stop rule, once the model writes the token that it learned to end with."""
+    server, _ = started
+    client = openai.OpenAI(base_url=server.url, api_key=server.api_key, max_retries=0)
+    for token, reason in ((end_tokens(renderer)[0], "stop"), (renderer.tokenizer.encode("a")[0], "length")):
+        answer = client.chat.completions.create(
+            model=server.model,
+            messages=[{"role": "user", "content": "What is 7 + 5?"}],
+            max_tokens=3,
+            logit_bias={str(token): 100},
+        )
+        assert answer.choices[0].finish_reason == reason
 
 
 def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):

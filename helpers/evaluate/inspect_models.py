@@ -70,7 +70,7 @@ def served_model(server_url: str, api_key: str, wanted: str | None = None) -> Mo
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
         raise BackendError(
             f"no OpenAI-compatible server answers at {server_url}: {error}",
-            "start one (`vllm serve FOLDER`) and give its address with /v1 at the end",
+            "start one (docs/results.md says how) and give its address with /v1 at the end",
         ) from error
     if name not in names or (wanted is None and len(names) > 1):
         raise DataError(f"{server_url} serves {', '.join(names)}", "say which one: model=…")

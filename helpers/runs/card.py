@@ -7,6 +7,7 @@ The text is in `templates/model_card.md.jinja`; here is where its values come fr
 
 import dataclasses
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from helpers.runs.manifest import Manifest, Stages
 from helpers.runs.result_files import EVALUATION, MERGE_PARITY, VLLM_PARITY, Evaluation, Parity
 from helpers.runs.run import Run
 from helpers.text import percent
+from helpers.train.chat_template import refuses_questions
 from helpers.train.guide import GUIDE_STOP, guide_prompt
 
 if TYPE_CHECKING:
@@ -100,7 +102,9 @@ def card_values(run: Run) -> dict[str, Any]:
         "scores": [_score_row(name, own, task) for name, own in _scores(stages, task, evaluation)],
         "asked": [[row.name, row.told(task)] for row in evaluation.base_promptings] if evaluation else [],
         "stop": [f"`{text!r}`" for text in GUIDE_STOP],
+        "stop_strings": ", ".join(map(json.dumps, GUIDE_STOP)),
         "guide_prompt": guide_prompt({"instruction": "…", "input": "…"}),
+        "by_template": not _refuses_questions(merged_folder(run)),
         "sources": [f"`{place}`" for place in places],
         "hub_data": any(_of_hub(place) for place in places),
         "parts": _parts(run),
@@ -111,6 +115,11 @@ def card_values(run: Run) -> dict[str, Any]:
 
 
 # ---- what is told, and what is not
+
+
+def _refuses_questions(folder: Path) -> bool:
+    template = folder / "chat_template.jinja"
+    return template.is_file() and refuses_questions(template.read_text(encoding="utf-8"))
 
 
 def _stages_to_tell(run: Run, manifest: Manifest) -> Stages:

@@ -8,10 +8,9 @@ with serve_vllm("merged_model", renderer=renderer) as server:
 
 from helpers.serve.answers import generate_with_transformers
 from helpers.serve.engine import generate_with_vllm, load_vllm, measure_throughput
-from helpers.serve.server import GUIDE_TEMPLATE, serve_vllm
+from helpers.serve.server import serve_vllm
 
 __all__ = [
-    "GUIDE_TEMPLATE",
     "generate_with_transformers",
     "generate_with_vllm",
     "load_vllm",

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from helpers.clock import worked
 from helpers.errors import BackendError, ModelError
@@ -34,11 +34,10 @@ from helpers.serve.engine import (
     vllm_is_for_cpu,
     vllm_settings,
 )
-from helpers.train.guide import guide_chat_template
-from helpers.train.messages import messages_before_answer, renderer_name
+from helpers.train.chat_template import chat_template
+from helpers.train.renderers import answer_text, prompt_tokens
 from helpers.weights.peft_form import check_peft_adapter
 
-GUIDE_TEMPLATE = guide_chat_template()
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes; 1 saves nothing
 
 
@@ -74,9 +73,12 @@ class Server:
     ) -> list[dict[str, Any]]:
         """Greedy answers, through the OpenAI client, `at_once` at a time.
 
+        The prompts are sent as token ids, which any format of training can be. The server makes the same
+        tokens of a chat, as long as its template doesn't refuse it.
+
         Args:
             examples: records; of a conversation, the turns before its last answer are sent.
-            renderer: the one of training; its stop rule is used, where it is text.
+            renderer: the one of training; its stop rule is used.
             max_tokens: longest answer.
             model: the model or adapter to ask; the server's own by default.
 
@@ -90,19 +92,21 @@ class Server:
         import openai
 
         client = openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=1, timeout=600)
-        stop = [text for text in renderer.get_stop_sequences() if isinstance(text, str)] or None
+        stops = renderer.get_stop_sequences()
+        ends = [token for token in stops if isinstance(token, int)]
 
         def ask_one(example: dict[str, Any]) -> dict[str, Any]:
-            answer = client.chat.completions.create(
+            answer = client.completions.create(
                 model=model or self.model,
-                messages=cast("list[Any]", messages_before_answer(example, renderer)),
+                prompt=prompt_tokens(example, renderer),
                 temperature=0,
                 max_tokens=max_tokens,
-                stop=stop,
+                stop=[text for text in stops if isinstance(text, str)] or None,
+                extra_body={"stop_token_ids": ends, "return_token_ids": True},
             )
-            choice = answer.choices[0]
+            choice: Any = answer.choices[0]
             return {
-                "text": (choice.message.content or "").strip(),
+                "text": answer_text(choice.token_ids, renderer),
                 "stop_reason": choice.finish_reason,
                 "tokens": answer.usage.completion_tokens if answer.usage else 0,
             }
@@ -134,12 +138,13 @@ def serve_vllm(
 ) -> Iterator[Server]:
     """Start vLLM's server on loopback, wait until it answers, and end it with the block.
 
-    It is what `vllm serve` starts, which the build for CPUs lacks.
+    It is what `vllm serve` starts. The command itself fails with the build for CPUs, which has another name.
 
     Args:
         model_folder: the model: a Hugging Face folder, or its name on the hub.
-        renderer: the one of training. `guide` gets a chat template that makes the same prompts; with
-            another format, or None, the server uses the template in the model's folder.
+        renderer: the one of training, whose chat template the server gets: for a model with its adapters
+            beside it. None leaves it the template in the model's folder, where `merge_adapter` puts that of
+            training.
         name: what clients ask for.
         adapters: PEFT adapters to serve beside the model without merging, by the name to ask for.
         dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization, kv_cache_gib: as in `load_vllm`.
@@ -165,9 +170,9 @@ def serve_vllm(
     if not vllm_is_for_cpu():
         arguments["gpu-memory-utilization"] = gpu_memory_utilization
     with worked("vllm"), tempfile.TemporaryDirectory() as scratch:
-        if renderer_name(renderer) == "guide":
-            arguments["chat-template"] = template = Path(scratch) / "guide.jinja"
-            template.write_text(GUIDE_TEMPLATE, encoding="utf-8")
+        if renderer is not None:
+            arguments["chat-template"] = template = Path(scratch) / "chat_template.jinja"
+            template.write_text(chat_template(renderer), encoding="utf-8")
         command = [*_command(arguments), *_adapter_options(model_folder, adapters or {}), *options]
         log = Path(scratch) / "vllm.log"
         started = time.monotonic()

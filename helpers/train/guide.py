@@ -1,6 +1,5 @@
 """The text of the source guide's format: what its renderer, its chat template and estimates are made of."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,13 +58,3 @@ def guide_answer(message: Mapping[str, Any], question: str) -> str:
 def guide_prompt(record: dict[str, Any]) -> str:
     """The text of a record up to its answer: `Instruction`, an `Input` line if there is one, `Response`."""
     return "".join(map(guide_turn, conversation({"output": ""} | record, before_input("guide"))[:-1]))
-
-
-def guide_chat_template() -> str:
-    """The guide's format as a chat template (Jinja), for servers."""
-    cases = []
-    for role, turn in GUIDE_TURNS.items():
-        before, after = map(json.dumps, turn.split("{}"))
-        text = f"{{{{- {before} + message['content'].strip() + {after} }}}}"
-        cases.append(f"if message['role'] == '{role}' -%}}{text}")
-    return "{%- for message in messages -%}{%- " + "{%- el".join(cases) + "{%- endif -%}{%- endfor -%}"

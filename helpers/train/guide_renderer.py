@@ -17,7 +17,7 @@ from tinker_cookbook.renderers.base import (
     ensure_text,
 )
 
-from helpers.train.guide import GUIDE_STOP, guide_answer, guide_turn
+from helpers.train.guide import END_OF_ANSWER, GUIDE_STOP, guide_answer, guide_turn
 
 
 class GuideRenderer(Renderer):
@@ -25,12 +25,15 @@ class GuideRenderer(Renderer):
 
     @property
     def has_extension_property(self) -> bool:
-        return True
+        """Whether the end of an answer keeps its tokens when a question follows."""
+        answer, question = f" a{END_OF_ANSWER}", Message(role="user", content="")
+        return self._tokens(answer, question) == self._tokens(answer)
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         plain = _plain(message)
         empty = not plain["content"] and message["role"] in ("system", "assistant")  # the turn to be written
-        return RenderedMessage(output=self._chunks("" if empty else guide_turn(plain)))
+        tokens = [] if empty else self._tokens(guide_turn(plain), ctx.next_message)
+        return RenderedMessage(output=[tinker.types.EncodedTextChunk(tokens=tokens)] if tokens else [])
 
     def build_supervised_example(
         self,
@@ -44,9 +47,12 @@ class GuideRenderer(Renderer):
             question = str(message["content"])
         return super().build_supervised_example(messages, train_on_what)
 
-    def _chunks(self, text: str) -> list[tinker.ModelInputChunk]:
-        tokens = self.tokenizer.encode(text, add_special_tokens=False) if text else []
-        return [tinker.types.EncodedTextChunk(tokens=tokens)] if tokens else []
+    def _tokens(self, text: str, following: Message | None = None) -> list[int]:
+        """The tokens of a turn in the text of the whole conversation: a chat template makes no others."""
+        after = "Instruction:" if following and following["role"] == "user" else ""
+        whole, end = (self.tokenizer.encode(part, add_special_tokens=False) for part in (text + after, after))
+        apart = not end or whole[-len(end) :] != end
+        return self.tokenizer.encode(text, add_special_tokens=False) if apart else whole[: -len(end)]
 
     def get_stop_sequences(self) -> list[str]:
         return list(GUIDE_STOP)

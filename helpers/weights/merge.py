@@ -41,6 +41,7 @@ from helpers.weights.check import compare_with_plan, not_finite
 from helpers.weights.fresh_folder import fresh_folder
 from helpers.weights.peft_form import adapter_to_peft, load_peft
 from helpers.weights.plan import plan_merge
+from helpers.weights.served_format import write_chat_template, write_end_tokens
 from helpers.weights.shards import merge_by_shards
 
 METHODS = ("auto", "memory", "shards")
@@ -67,6 +68,7 @@ def merge_adapter(
     dtype: str = "float32",
     overwrite: bool = False,
     method: str = "auto",
+    renderer: Any = None,
 ) -> dict[str, Any]:
     """Merge an adapter into its base model and save the whole, tokenizer and chat template included.
 
@@ -83,6 +85,8 @@ def merge_adapter(
         overwrite: replace what is in `out_folder`.
         method: "memory" (PEFT, the whole model in float32), "shards" (one file at a time), or "auto": memory
             if it is enough, else shards.
+        renderer: of training, from `get_renderer`: the folder gets its chat template and its end tokens; None
+            leaves those of the base model.
 
     Returns:
         `{"dtype", "method", "why": why this method, "files": {name: bytes}, "parameters", "changed": count of
@@ -102,12 +106,12 @@ def merge_adapter(
     if method == "shards":  # it takes long enough to say why
         print(f"merging one weight file at a time: {why}", flush=True)
     with fresh_folder(out_folder, overwrite) as temporary, _write_errors(out_folder):
-        report = _merge_into(temporary, folder, adapter_folder, dtype, method)
+        report = _merge_into(temporary, folder, adapter_folder, dtype, method, renderer)
     return {"dtype": dtype, "method": method, "why": why, **report}
 
 
 def _merge_into(
-    out: Path, folder: Path, adapter_folder: str | Path, dtype: str, method: str
+    out: Path, folder: Path, adapter_folder: str | Path, dtype: str, method: str, renderer: Any
 ) -> dict[str, Any]:
     work = out / ".work"
     work.mkdir()
@@ -122,6 +126,9 @@ def _merge_into(
     for name in COMPANIONS:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+    if renderer is not None:
+        write_chat_template(out, renderer)
+        write_end_tokens(out, renderer)
     compared = compare_with_plan(base, out, plan_merge(base, adapter_folder), dtype)
     shutil.rmtree(work)
     return {

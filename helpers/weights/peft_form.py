@@ -18,6 +18,7 @@ from helpers.weights.adapter import Adapter, read_adapter
 from helpers.weights.base_model import base_folder, cause, load_base, read_config, weight_shapes
 from helpers.weights.fresh_folder import fresh_folder
 from helpers.weights.plan import check_adapter_fits, check_output_layer
+from helpers.weights.served_format import write_chat_template
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def adapter_to_peft(
-    base_model: str | Path, adapter_folder: str | Path, out_folder: str | Path, overwrite: bool = False
+    base_model: str | Path,
+    adapter_folder: str | Path,
+    out_folder: str | Path,
+    overwrite: bool = False,
+    renderer: Any = None,
 ) -> Path:
     """Write a Tinker adapter in PEFT's form, for `PeftModel.from_pretrained` and vLLM's `enable_lora`.
 
@@ -38,6 +43,8 @@ def adapter_to_peft(
         adapter_folder: Tinker's adapter, as `extract_archive` leaves it.
         out_folder: PEFT's form of it. It appears when it is complete.
         overwrite: replace what is in `out_folder`.
+        renderer: of training, from `get_renderer`: its chat template is written beside the adapter, for
+            whoever serves it.
 
     Returns:
         `out_folder`.
@@ -73,6 +80,8 @@ def adapter_to_peft(
         shutil.rmtree(plain)
         config = read_json(temporary / "adapter_config.json")
         write_json(temporary / "adapter_config.json", {**config, "base_model_name_or_path": str(base_model)})
+        if renderer is not None:
+            write_chat_template(temporary, renderer)
     return Path(out_folder)
 
 

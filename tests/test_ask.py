@@ -1,0 +1,105 @@
+"""`course ask`: the checkpoint, the merged model and the base model of a run, asked as in training."""
+
+import io
+import shutil
+
+import pytest
+from commands import assert_one_message, course
+from runs_for_tests import make_run
+from stub import GREEDY, train
+
+from helpers.files import write_json
+from helpers.runs.manifest import BackendUsed
+from helpers.serve import generate_with_transformers
+from helpers.text import printable
+from helpers.train.renderers import get_renderer, prompt_tokens
+from helpers.weights.base_model import load_base
+
+QUESTION = "What is 7 + 5?"
+TWO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(server, service) -> str:
+    """A trained checkpoint on the server."""
+    client = service.create_lora_training_client(server.model, rank=4).result()
+    train(client, 3)
+    return client.save_weights_for_sampler("ask").result().path
+
+
+@pytest.fixture(params=["guide", "template", "qwen3_instruct", "role_colon"])
+def renderer(request, small_model):
+    return get_renderer(request.param, small_model)
+
+
+@pytest.fixture
+def asked(folder, server, checkpoint, renderer, monkeypatch):
+    """A run of that server in that format, with a merged model."""
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", server.key)
+    manifest = {"base_model": server.model, "backend": BackendUsed(kind="url", url=server.url)}
+    name = renderer._renderer_name
+    run = make_run("asked", manifest=manifest, prompt_format=name, max_tokens=GREEDY["max_tokens"])
+    write_json(run.file("train/best_checkpoint.json"), {"sampler_path": checkpoint})
+    shutil.copytree(server.model, run.file("merge/merged_model"), dirs_exist_ok=True)
+    return run
+
+
+def answer(renderer, model, record, most=GREEDY["max_tokens"]):
+    """What `transformers` makes of a prompt of training, with the stop rule of training."""
+    [found] = generate_with_transformers(
+        model, renderer, [prompt_tokens(record, renderer)], most, progress=False
+    )
+    return found.text
+
+
+def test_a_question_and_a_conversation_in_the_format_of_training(asked, renderer, capsys, monkeypatch):
+    untrained = load_base(asked.file("merge/merged_model"))
+    record = {"instruction": QUESTION, "input": "Say it in words."}
+    expected = printable(answer(renderer, untrained, record))
+    said = {
+        model: course(capsys, "ask", "latest", QUESTION, "--input", record["input"], "--model", model)
+        for model in ("trained", "merged", "base")
+    }
+    assert [status for status, _, _ in said.values()] == [0, 0, 0]
+    assert said["merged"][1] == said["base"][1] == expected + "\n" != said["trained"][1]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\nWhy?\n"))
+    status, out, _ = course(
+        capsys,
+        "ask",
+        "asked",
+        QUESTION,
+        "--chat",
+        "--system",
+        "Be brief.",
+        "--model",
+        "merged",
+        "--max-tokens",
+        5,
+    )
+    first = answer(renderer, untrained, {"messages": TWO}, 5)
+    turns = [*TWO, {"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
+    second = answer(renderer, untrained, {"messages": turns}, 5)
+    assert status == 0 and out == printable(f"{first}\n{second}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "parts"),
+    [
+        (["nowhere", "Why?"], 1, ["there is no run 'nowhere'"]),
+        (["half", "Why?"], 1, ["no finished 'train' stage", "02_train"]),
+        (["trained", "Why?", "--model", "merged"], 1, ["no finished 'merge' stage", "05_merge"]),
+        (["trained", "Why?"], 1, ["did not answer with tinker://gone", "--model merged"]),
+        (["trained", " "], 2, ["there is no question"]),
+        (["trained", "Why?", "--max-tokens", "0"], 2, ["no room for an answer"]),
+        (["trained", "word " * 300, "--model", "base"], 1, ["did not answer"]),
+    ],
+)
+def test_what_can_not_be_asked_says_why(folder, server, monkeypatch, capsys, arguments, status, parts):
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", server.key)
+    manifest = {"base_model": server.model, "backend": BackendUsed(kind="url", url=server.url)}
+    make_run("half", done=("split",), manifest=manifest)
+    run = make_run("trained", done=("split", "train"), manifest=manifest)
+    write_json(run.file("train/best_checkpoint.json"), {"sampler_path": "tinker://gone/sampler_weights/x"})
+    code, out, err = course(capsys, "ask", *arguments)
+    assert code == status and not out
+    assert_one_message(err, *parts)

@@ -1,0 +1,118 @@
+"""The chat template that a model is given makes the tokens of its training, or refuses."""
+
+import json
+
+import pytest
+from conftest import save_llama
+from jinja2 import TemplateError
+from tiny_models import make_adapter
+from transformers import AutoTokenizer, GenerationConfig
+
+from helpers.train.chat_template import chat_template, end_tokens
+from helpers.train.models import load_tokenizer
+from helpers.train.renderers import answer_tokens, get_renderer, prompt_tokens
+from helpers.weights import adapter_to_peft, merge_adapter
+
+SYSTEM = {"role": "system", "content": "You help users of a booking site.\nBe brief."}
+QUESTION = {"role": "user", "content": "Can I cancel room 12 – today?"}
+ANSWER = {"role": "assistant", "content": "Yes, until 18:00."}
+CONVERSATIONS = {
+    "a question": [QUESTION],
+    "a question with white space around it": [QUESTION | {"content": "\n Can I cancel? "}],
+    "a system message": [SYSTEM, QUESTION],
+    "two turns": [QUESTION, ANSWER, QUESTION | {"content": "And tomorrow?"}],
+    "three turns after a system message": [SYSTEM, QUESTION, ANSWER, QUESTION, ANSWER, QUESTION],
+}
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base_model):
+    return load_tokenizer(base_model)
+
+
+def tokens(tokenizer, template, turns, **options):
+    options = {"add_generation_prompt": True, "return_dict": False} | options
+    return tokenizer.apply_chat_template(turns, chat_template=template, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["guide", "template", "qwen3_instruct", "qwen3_disable_thinking", "nemotron3"]
+)
+def test_prompts_are_those_of_training(tokenizer, name):
+    renderer = get_renderer(name, tokenizer)
+    template = chat_template(renderer)
+    for turns in CONVERSATIONS.values():
+        stripped = [turn | {"content": turn["content"].strip()} for turn in turns]
+        given = stripped if name == "template" else turns  # a model's own template may keep white space
+        assert tokens(tokenizer, template, given) == prompt_tokens({"messages": stripped}, renderer)
+    assert (template == tokenizer.chat_template) == (name == "template")
+
+
+def test_a_whole_conversation_ends_as_in_training(tokenizer):
+    for name in ("guide", "qwen3_instruct"):
+        renderer, record = get_renderer(name, tokenizer), {"messages": [QUESTION, ANSWER]}
+        whole = tokens(tokenizer, chat_template(renderer), record["messages"], add_generation_prompt=False)
+        assert whole == prompt_tokens(record, renderer) + answer_tokens(record, renderer)
+
+
+def test_no_system_prompt_that_training_never_saw(tokenizer):
+    """The local model's own template adds one, and so does the training with `template`."""
+    said = {
+        name: tokenizer.decode(tokens(tokenizer, chat_template(get_renderer(name, tokenizer)), [QUESTION]))
+        for name in ("guide", "qwen3_instruct", "template")
+    }
+    assert [name for name, text in said.items() if "named SmolLM" in text] == ["template"]
+
+
+def test_the_models_own_template_is_kept_where_it_agrees(base_model):
+    tokenizer = load_tokenizer(base_model)
+    tokenizer.chat_template = CHATML
+    template = chat_template(get_renderer("qwen3_instruct", tokenizer))
+    assert template.endswith(CHATML) and "between" not in template
+    tools = [{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}]
+    with pytest.raises(TemplateError, match="can't write tools"):  # it would leave them out
+        tokens(tokenizer, template, [QUESTION], tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "message"),
+    [
+        ("role_colon", [QUESTION], "can't write a question"),  # one text has other tokens than its pieces
+        ("guide", [QUESTION, ANSWER, {"role": "tool", "content": "12"}], "can't write tools"),
+        ("guide", [SYSTEM, SYSTEM, QUESTION], "no system message can follow system"),
+        ("qwen3_instruct", [{"role": "narrator", "content": "Meanwhile"}], "no narrator message"),
+        ("qwen3_instruct", [QUESTION, ANSWER], "must be of the user"),
+    ],
+)
+def test_what_training_had_no_tokens_for_is_refused(tokenizer, name, turns, message):
+    with pytest.raises(TemplateError, match=message):
+        tokens(tokenizer, chat_template(get_renderer(name, tokenizer)), turns)
+
+
+@pytest.mark.parametrize("name", ["guide", "qwen3_instruct"])
+def test_a_merged_model_and_its_adapter_carry_the_format_of_training(tmp_path, base_model, name):
+    """In whatever places the base model has a template of its own, and with its own end tokens kept."""
+    base = save_llama(tmp_path / "base", base_model)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{ 'of the base' }}"}))
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": "{{ 'of the base' }}"}))
+    (base / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 0, "do_sample": True, "temperature": 0.6})
+    )
+    renderer = get_renderer(name, base_model)
+    adapter = make_adapter(tmp_path / "adapter", base, layers=2)
+    merge_adapter(base, adapter, tmp_path / "merged", renderer=renderer)
+    merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokens(merged, None, [SYSTEM, QUESTION]) == prompt_tokens(
+        {"messages": [SYSTEM, QUESTION]}, renderer
+    )
+    assert not any("of the base'" in file.read_text() for file in (tmp_path / "merged").glob("*.json*"))
+    generation = GenerationConfig.from_pretrained(tmp_path / "merged")
+    assert generation.eos_token_id == [0, *end_tokens(renderer)] and generation.temperature == 0.6
+    peft = adapter_to_peft(base, adapter, tmp_path / "peft", renderer=renderer)
+    assert (peft / "chat_template.jinja").read_text() == merged.chat_template
