@@ -73,7 +73,8 @@ _CALLS = """
         {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\\n' }}{%- endif %}
     {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
 
 QWEN3 = (
     _TOOLS
@@ -99,6 +100,9 @@ QWEN3 = (
             {{- '<think>\\n' + thoughts.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
         {%- else %}{{- content }}{%- endif %}"""
     + _CALLS
+    + """{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}
+    {{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}"""
 )
 
 QWEN3_INSTRUCT = (
@@ -115,7 +119,12 @@ QWEN3_INSTRUCT = (
 
 @dataclass(frozen=True)
 class Family:
-    """A template, its special tokens, and the token that ends an answer."""
+    """A template, its special tokens, and the token that ends an answer.
+
+    Attributes:
+        pattern: what splits text into words, where it isn't the one of the tokenizer at hand.
+        plain: tokens that are not special.
+    """
 
     template: str
     end: str
@@ -123,19 +132,22 @@ class Family:
     bos: str | None = None
     eos: str = "<|endoftext|>"
     pattern: str = ""
+    plain: tuple[str, ...] = ()
 
+
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 FAMILIES = {
     "chatml": Family(CHATML, "<|im_end|>"),
-    "qwen3": Family(QWEN3, "<|im_end|>"),
-    "qwen3_instruct": Family(QWEN3_INSTRUCT, "<|im_end|>"),
+    "qwen3": Family(QWEN3, "<|im_end|>", pattern=WORDS, plain=("<think>", "</think>")),
+    "qwen3_instruct": Family(QWEN3_INSTRUCT, "<|im_end|>", pattern=WORDS),
     "llama3": Family(
         LLAMA3,
         "<|eot_id|>",
         ("<|start_header_id|>", "<|end_header_id|>"),
         "<|begin_of_text|>",
         "<|eot_id|>",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        pattern=WORDS,
     ),
     "phi3": Family(PHI3, "<|end|>", ("<|user|>", "<|assistant|>", "<|system|>")),
     "gemma": Family(GEMMA, "<end_of_turn>", ("<start_of_turn>",), "<bos>", "<eos>"),
@@ -157,6 +169,7 @@ def tokenizer_of(name: str, base: Any, pattern: bool = True) -> Any:
     made = copy.deepcopy(base)
     extra = [text for text in (family.end, *family.special, family.bos, family.eos) if text]
     made.add_tokens([AddedToken(text, special=True, normalized=False) for text in extra], special_tokens=True)
+    made.add_tokens([AddedToken(text, normalized=False) for text in family.plain])
     made.eos_token = family.eos
     if family.bos:
         made.bos_token = family.bos

@@ -231,6 +231,12 @@ def test_a_way_that_the_model_can_t_be_asked_in_is_named():
     assert list(formats) == [TRAINING] and set(left_out.values()) == {"the model has no chat template"}
 
 
+def test_a_chat_template_that_is_the_format_of_training_is_asked_once():
+    formats, left_out = base_formats(get_renderer("template", Talkative()), TEST_SET, TEST_SET, 96, None)
+    assert list(formats) == [f"{CHAT}, 3 examples", TRAINING]
+    assert left_out == {CHAT: "it is the format of training"}
+
+
 def test_the_chat_template_stops_at_the_end_of_a_turn(base_model):
     renderer = get_renderer("guide", base_model)
     formats, _ = base_formats(renderer, TEST_SET, TEST_SET, 96, 8192)

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from chat_templates import tokenizer_of
 from conftest import save_llama
 from jinja2 import TemplateError
 from tiny_models import make_adapter
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GenerationConfig
 
 from helpers.train.chat_template import chat_template, end_tokens
@@ -23,11 +25,6 @@ CONVERSATIONS = {
     "two turns": [QUESTION, ANSWER, QUESTION | {"content": "And tomorrow?"}],
     "three turns after a system message": [SYSTEM, QUESTION, ANSWER, QUESTION, ANSWER, QUESTION],
 }
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +47,7 @@ def test_prompts_are_those_of_training(tokenizer, name):
         stripped = [turn | {"content": turn["content"].strip()} for turn in turns]
         given = stripped if name == "template" else turns  # a model's own template may keep white space
         assert tokens(tokenizer, template, given) == prompt_tokens({"messages": stripped}, renderer)
-    assert (template == tokenizer.chat_template) == (name == "template")
+    assert template.endswith(tokenizer.chat_template) == (name == "template")
 
 
 def test_a_whole_conversation_ends_as_in_training(tokenizer):
@@ -69,14 +66,27 @@ def test_no_system_prompt_that_training_never_saw(tokenizer):
     assert [name for name, text in said.items() if "named SmolLM" in text] == ["template"]
 
 
-def test_the_models_own_template_is_kept_where_it_agrees(base_model):
-    tokenizer = load_tokenizer(base_model)
-    tokenizer.chat_template = CHATML
-    template = chat_template(get_renderer("qwen3_instruct", tokenizer))
-    assert template.endswith(CHATML) and "between" not in template
-    tools = [{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}]
-    with pytest.raises(TemplateError, match="can't write tools"):  # it would leave them out
-        tokens(tokenizer, template, [QUESTION], tools=tools)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("qwen3_instruct", "qwen3_instruct"), ("qwen3", "qwen3"), ("llama3", "llama3"), ("gemma", "template")],
+)
+def test_the_models_own_template_is_kept_where_it_agrees(tokenizer, family, name):
+    """With its tools, or a refusal of tools where it leaves them out."""
+    own = tokenizer_of(family, tokenizer)
+    template = chat_template(get_renderer(name, own))
+    assert template.endswith(own.chat_template)
+    assert ("can't write tools" in template) == ("qwen3" not in family)
+    assert template == own.chat_template or template.count("can't write") == 1
+
+
+def test_the_token_that_begins_each_text_is_written_once(tokenizer):
+    own = tokenizer_of("llama3", tokenizer)
+    begin = ("<|begin_of_text|>", own.bos_token_id)
+    own.backend_tokenizer.post_processor = TemplateProcessing(f"{begin[0]} $A", special_tokens=[begin])
+    renderer = get_renderer("guide", own)
+    prompt = prompt_tokens({"messages": [QUESTION]}, renderer)
+    assert tokens(own, chat_template(renderer), [QUESTION]) == prompt
+    assert prompt[0] == begin[1] not in prompt[1:]
 
 
 @pytest.mark.parametrize(

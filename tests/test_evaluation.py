@@ -11,13 +11,16 @@ import pytest
 from tinker import types
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
+from helpers.data.conversation import conversation_record
 from helpers.errors import BackendError, DataError
 from helpers.evaluate.completions import evaluate_completions
 from helpers.evaluate.evaluation import evaluate_model, score_outputs
+from helpers.evaluate.grading import check_answer
 from helpers.evaluate.grading.free_text import token_f1
 from helpers.evaluate.math_reasoning import evaluate_math_reasoning, majority_vote, pass_at_k
 from helpers.evaluate.paired import mcnemar
 from helpers.evaluate.score import wilson_interval
+from helpers.files import read_jsonl
 
 ROWS = [
     {
@@ -290,6 +293,25 @@ def test_several_samples_give_pass_at_k_and_a_vote():
     assert result["answer_accuracy"] == 0.5 and result["total"] == 20
     assert result["pass_at_k"] == pytest.approx({1: 0.5, 2: 5 / 6, 4: 1.0})
     assert result["majority_vote"]["accuracy"] == 1
+
+
+def test_a_conversation_is_asked_up_to_its_last_answer(tmp_path):
+    asked = {"role": "user", "content": "Where is it?"}
+    messages = [
+        asked,
+        {"role": "assistant", "content": "On its way."},
+        asked,
+        {"role": "assistant", "content": "4"},
+    ]
+    record = conversation_record(messages)
+    client = Client(lambda prompt, attempt: "4\n\n" if prompt.count("Where is it?") == 2 else "?")
+    result = evaluate_model(client, [record], Characters(), grader=check_answer, samples_path=tmp_path / "s")
+    [sample] = read_jsonl(tmp_path / "s")
+    assert result["correct"] == 1 and sample["turns"] == messages[:-1] and sample["expected"] == "4"
+    assert (
+        sample["prompt"]
+        == "Instruction: Where is it?\nResponse: On its way.\n\nInstruction: Where is it?\nResponse:"
+    )
 
 
 def test_evaluate_completions_runs_and_plugs_into_the_cookbook():

@@ -4,10 +4,12 @@ from functools import cache
 
 import pytest
 from chat_templates import FAMILIES, tokenizer_of
+from commands import course
 
 from helpers.data.conversation import conversation_record
 from helpers.errors import DataError
 from helpers.train import answer_text, answer_tokens, build_datum, get_renderer, prompt_tokens
+from helpers.train.audit import CONVERSATIONS, audit
 from helpers.train.models import load_tokenizer
 
 ONE = {
@@ -223,3 +225,48 @@ def test_nothing_to_train_on_is_refused(tokenizer):
     assert set(every.loss_fn_inputs["weights"].tolist()) == {1.0}
     with pytest.raises(DataError, match="only the assistant's messages"):
         build_datum(PLAIN, get_renderer("template", tokenizer), train_on="all_messages")
+
+
+# the audit
+
+EVERY = set(CONVERSATIONS)
+SHOWN = {"a tool call", "a tool's answer"}
+THINKS = {"thinking"}
+SYSTEM_TOO = {"a system message", "several turns"}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "refused", "differs"),
+    [
+        ("qwen3", "qwen3", set(), set()),
+        ("qwen3_disable_thinking", "qwen3", THINKS, set()),
+        ("qwen3_instruct", "qwen3_instruct", set(), THINKS),
+        ("qwen3_instruct", "chatml", set(), SHOWN | THINKS),
+        ("llama3", "llama3", SHOWN | THINKS | {"thinking in an earlier turn"}, set()),
+        ("template", "qwen3", set(), set()),
+        ("template", "qwen3_instruct", THINKS, set()),
+        ("template", "chatml", SHOWN | THINKS, set()),
+        ("template", "llama3", SHOWN | THINKS, set()),
+        ("template", "phi3", SHOWN | THINKS, set()),
+        ("template", "gemma", SHOWN | THINKS | SYSTEM_TOO, set()),
+        ("template", "mistral", SHOWN | THINKS | SYSTEM_TOO, set()),
+        ("template", "r1", EVERY, set()),
+        ("guide", "chatml", SHOWN | THINKS | {"thinking in an earlier turn"}, {"a question"} | SYSTEM_TOO),
+    ],
+)
+def test_the_audit_compares_with_the_chat_template(tokenizers, name, family, refused, differs):
+    findings = audit(get_renderer(name, tokenizers(family)))
+    assert [finding.name for finding in findings] == list(CONVERSATIONS)
+    assert {finding.name for finding in findings if finding.refused} == refused
+    assert {finding.name for finding in findings if finding.difference} == differs
+    assert all(finding.tokens > 10 for finding in findings if finding.name not in refused | differs)
+
+
+def test_check_template_shows_the_first_difference(base_model, tmp_path, capsys):
+    status, out, _ = course(capsys, "check-template", str(base_model))
+    assert status == 1 and "several turns: the same 64 tokens" in out
+    shown = "a question: the prompt differs at token 2, after '<|im_start|>':\n    qwen3_instruct  'user"
+    assert shown in out and "\n    chat template   'system\\nYou are a helpful" in out
+    assert course(capsys, "check-template", str(base_model), "--renderer", "template")[0] == 0
+    status, _, err = course(capsys, "check-template", str(base_model), "--renderer", "qwen9")
+    assert status == 1 and "no prompt format 'qwen9'" in err

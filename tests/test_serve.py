@@ -135,10 +135,9 @@ def test_a_chat_has_the_tokens_of_training(started, base_model, name):
     system = [{"role": "system", "content": "Answer with a number."}]
     for turns in (question, system + question, [*system, *question, answer, *question]):
         assert tokens_of(turns) == prompt_tokens({"messages": turns}, renderer)
-    if name != "template":  # the base model's own template leaves tools out
-        function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
-        with pytest.raises(openai.BadRequestError, match="can't write tools"):
-            tokens_of(question, tools=[{"type": "function", "function": function}], tool_choice="none")
+    function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
+    with pytest.raises(openai.BadRequestError, match="can't write tools"):
+        tokens_of(question, tools=[{"type": "function", "function": function}], tool_choice="none")
 
 
 def test_the_end_of_an_answer_ends_it_for_any_client(started, renderer):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from helpers.course import (
     ask,
     check,
+    check_template,
     clean,
     completers,
     completion,
@@ -24,7 +25,7 @@ from helpers.course import (
 from helpers.errors import CourseError, UsageError
 
 INTERRUPTED = 130
-COMMANDS = (run, sweep, list, show, report, ask, clean, check, stub, serve, lab, completion)
+COMMANDS = (run, sweep, list, show, report, ask, clean, check, check_template, stub, serve, lab, completion)
 EXIT_CODES = """exit status:
   0    done
   1    an error was reported, a check failed, or the answer to a question was no

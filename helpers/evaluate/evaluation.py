@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.clock import worked
+from helpers.data.conversation import conversation, has_conversation
 from helpers.errors import BackendError, DataError
 from helpers.evaluate.grading import check_final_answer
 from helpers.evaluate.sampling import Sampling, sample_all
@@ -59,7 +60,8 @@ def evaluate_model(
         `accuracy`, `correct`, `total`, `ci95` (Wilson) and the four as one `score` (a `Score`), `by_category`
         and `by_template` (`seen`, `unseen`; empty where the records don't say), `failed` (0), `tokens`
         (sampled), `seconds`, `samples` (one record a problem: index, problem, prompt, output, expected,
-        score, why, stop_reason, tokens, mean_logprob, category, template).
+        score, why, stop_reason, tokens, mean_logprob, category, template; of a conversation, also the `turns`
+        before the answer).
 
     Raises:
         DataError: the test set is empty, or a record has no instruction or output.
@@ -177,10 +179,12 @@ def sample_record(
 ) -> dict[str, Any]:
     """One answer and how it was graded: a line of samples.jsonl."""
     verdict = grader(output, reference_of(example))
+    turns = {"turns": conversation(example)[:-1]} if has_conversation(example) else {}
     problem = " ".join(part for part in (example["instruction"], example.get("input") or "") if part)
     return {
         "index": index,
         "problem": problem,
+        **turns,
         "prompt": prompt,
         "output": output,
         "expected": reference_of(example),

@@ -9,7 +9,8 @@ from tinker_cookbook.eval.inspect_utils import DEFAULT_MAX_TOKENS, InspectAPIFro
 
 from helpers.errors import BackendError, DataError
 from helpers.train.guide import GUIDE_STOP
-from helpers.train.renderers import OTHER_FORMATS, register_renderers, renderer_for, renderer_name
+from helpers.train.messages import renderer_name
+from helpers.train.renderers import OTHER_FORMATS, register_renderers, renderer_for
 
 register_renderers()
 

@@ -18,7 +18,7 @@ from helpers.errors import DataError
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
 from helpers.text import plural
-from helpers.train.messages import cookbook_messages, messages_of
+from helpers.train.messages import cookbook_messages, messages_of, renderer_name
 from helpers.train.renderers import prompt_tokens
 
 EXAMPLES = 8
@@ -78,6 +78,9 @@ def base_formats(
     """
     renderers, left_out = {}, {}
     for name, before in ((CHAT, ()), (f"{CHAT}, {len(examples)} examples", examples)):
+        if name == CHAT and renderer_name(renderer) == "template":
+            left_out[name] = "it is the format of training"
+            continue
         try:
             renderers[name] = _chat_template(renderer.tokenizer, before)
             _check_room(renderers[name], test_data, max_tokens, context)

@@ -105,7 +105,7 @@ class SplitSettings(Settings):
     skip_bad: bool = Field(
         False, description="leave out records that can't be used, instead of refusing the data"
     )
-    task: Literal["math", "classification", "extraction", "text"] = Field(
+    task: Literal["math", "classification", "extraction", "calls", "text"] = Field(
         "math", description="what makes an answer right"
     )
     base_model: str = Field("", description=BASE_MODEL)

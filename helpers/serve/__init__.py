@@ -2,7 +2,7 @@
 
 llm = load_vllm("merged_model")
 answers = generate_with_vllm(llm, renderer, prompts, max_tokens=96)
-with serve_vllm("merged_model", renderer=renderer) as server:
+with serve_vllm("merged_model") as server:
     answers = server.ask(test_set, renderer, max_tokens=96)
 """
 

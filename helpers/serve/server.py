@@ -1,7 +1,7 @@
 """vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing
 left of it after.
 
-    with serve_vllm("merged_model", renderer=renderer) as server:
+    with serve_vllm("merged_model") as server:
         answers = server.ask(test_set, renderer, max_tokens=96)
         client = openai.OpenAI(base_url=server.url, api_key=server.api_key)         # or as any client does
 """
@@ -142,9 +142,8 @@ def serve_vllm(
 
     Args:
         model_folder: the model: a Hugging Face folder, or its name on the hub.
-        renderer: the one of training, whose chat template the server gets: for a model with its adapters
-            beside it. None leaves it the template in the model's folder, where `merge_adapter` puts that of
-            training.
+        renderer: the one of training, whose chat template the server gets; None leaves it the one in the
+            model's folder, which in a merged model is that of training.
         name: what clients ask for.
         adapters: PEFT adapters to serve beside the model without merging, by the name to ask for.
         dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization, kv_cache_gib: as in `load_vllm`.

@@ -16,37 +16,34 @@ from typing import Any
 from jinja2 import TemplateError
 
 from helpers.errors import DataError
+from helpers.train.audit import CONVERSATIONS, template_tokens
 from helpers.train.renderers import answer_tokens, prompt_tokens
 
-_SYSTEM = {"role": "system", "content": "Answer in one word."}
-_QUESTION = {"role": "user", "content": "What is 7 + 5? And what is 好评?"}
-_ANSWER = {"role": "assistant", "content": "It is 12.\nThe other is praise"}
-_WHY = {"role": "user", "content": "Why?"}
-_FUNCTION = {
-    "name": "add",
-    "description": "Adds two numbers.",
-    "parameters": {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]},
-}
-_CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 7}'}}
-_CALLS = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-_RESULT = {"role": "tool", "content": "12", "tool_call_id": "call_1", "name": "add"}
-_TOOLS = {"tools": [{"type": "function", "function": _FUNCTION}]}
 
-# Kinds of conversations: the Jinja condition that finds one, and prompts to compare.
+def _without_system(name: str) -> dict[str, Any]:
+    record = CONVERSATIONS[name]
+    return {**record, "messages": record["messages"][1:]}
+
+
+# Kinds of conversations: the Jinja condition that finds one, and examples to compare.
 _KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    "a question": ("true", [{"messages": [_QUESTION]}]),
+    "a question": ("true", [CONVERSATIONS["a question"]]),
     "a system message": (
         "messages | selectattr('role', 'equalto', 'system') | list",
-        [{"messages": [_SYSTEM, _QUESTION]}],
+        [CONVERSATIONS["a system message"]],
     ),
     "several turns": (
         "messages | selectattr('role', 'equalto', 'assistant') | list",
-        [{"messages": [_QUESTION, _ANSWER, _WHY, _ANSWER, _QUESTION]}],
+        [_without_system("several turns")],
     ),
     "tools": (
         "tools or messages | selectattr('tool_calls') | list"
         " or messages | selectattr('role', 'equalto', 'tool') | list",
-        [{"messages": [_QUESTION]} | _TOOLS, {"messages": [_QUESTION, _CALLS, _RESULT]} | _TOOLS],
+        [
+            record
+            for name in ("a tool call", "a tool's answer")
+            for record in (CONVERSATIONS[name], _without_system(name))
+        ],
     ),
 }
 
@@ -109,28 +106,11 @@ def _tokens(record: dict[str, Any], renderer: Any) -> list[int] | None:
 
 
 def _template_tokens(template: str, record: dict[str, Any], renderer: Any) -> list[int] | None:
-    """None if it refuses. Arguments of calls come as objects, as servers hand them to a template."""
-    messages = [message | _parsed(message) for message in record["messages"]]
+    """None if it refuses."""
     try:
-        text = renderer.tokenizer.apply_chat_template(
-            messages,
-            tools=record.get("tools"),
-            chat_template=template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        return template_tokens(record, renderer, to_answer=True, chat_template=template)
     except (TemplateError, TypeError, ValueError):
         return None
-    return renderer.tokenizer.encode(text, add_special_tokens=False)
-
-
-def _parsed(message: dict[str, Any]) -> dict[str, Any]:
-    calls = message.get("tool_calls", ())
-    functions = [
-        call["function"] | {"arguments": json.loads(call["function"]["arguments"])} for call in calls
-    ]
-    found = [call | {"function": function} for call, function in zip(calls, functions, strict=True)]
-    return {"tool_calls": found} if found else {}
 
 
 def _refusal(kind: str) -> str:

@@ -24,10 +24,13 @@ def messages_of(record: dict[str, Any], renderer: Any) -> list[Message]:
     return [{**message, "content": message["content"].strip()} for message in messages]
 
 
-def messages_before_answer(record: dict[str, Any], renderer: Any) -> list[Message]:
-    """The turns of a record that come before its last answer: what a server is asked."""
+def messages_before_answer(record: dict[str, Any], renderer: Any) -> list[Any]:
+    """The turns of a record that come before its last answer, without marks for training: what a server is
+    asked.
+    """
     messages = messages_of(record, renderer)
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    return [{key: value for key, value in message.items() if key != "trainable"} for message in before]
 
 
 def cookbook_messages(messages: Iterable[Message]) -> list[Any]:
