@@ -14,8 +14,11 @@ from tinker_cookbook.utils import cost_estimation
 
 from helpers.files import read_json, read_toml, write_json
 from helpers.runs import estimate, prices
+from helpers.train.lineup import hosted_model
 
 pytestmark = pytest.mark.usefixtures("folder")
+UNKNOWN = ["--backend", "hosted", "-p", "base_model=a/b"]  # a model that the cookbook doesn't know
+UNKNOWN += ["-p", "prompt_format=guide", "-p", "learning_rate=1e-3"]
 
 
 def plan(capsys, *arguments: str) -> dict:
@@ -118,24 +121,28 @@ def test_a_run_and_its_dry_run_refuse_the_same_at_once(
     assert_one_message(err, *parts)
 
 
-def test_what_the_data_make_impossible_is_refused_before(capsys, small_data):
-    for assignment, words in (
-        ("epochs=1e9", "28 examples in batches of 8 make 4,000,000,000 steps"),
-        ("max_tokens=1020", "exceeds max_model_len=1024 of notebook 06"),
-    ):
-        status, _, err = course(capsys, "run", "--dry-run", "--data", small_data, "-p", assignment)
-        assert status == 1
-        assert_one_message(err, words)
-    assert course(capsys, "run", "--dry-run", "--data", small_data, "-p", "batch_sizes=4")[0] == 0
-
-
-def test_hosted_formats_are_checked_by_name_alone(capsys, small_data):
-    arguments = ["run", "--dry-run", "--backend", "hosted", "--until", "train", "--data", small_data]
-    hosted = [*arguments, "-p", "base_model=a/b"]
-    assert course(capsys, *hosted, "-p", "prompt_format=llama3")[0] == 0
-    assert "no prompt format" in course(capsys, *hosted, "-p", "prompt_format=llama33")[2]
-    refused = course(capsys, *arguments, "-p", "prompt_format=llama3")[2]
-    assert "SmolLM2" in refused, "notebook 01 takes the local tokenizer where no model is named"
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("assignment", "parts"),
+    [
+        ("epochs=1e9", ["28 examples in batches of 8 make 4,000,000,000 steps"]),
+        ("max_length=10", ["longest example has", "over max_length=10", "-p max_length="]),
+        ("max_tokens=1020", ["exceeds max_model_len=1024 of notebook 06", "-p max_model_len="]),
+        ("max_tokens=8190 -p max_model_len=8192", ["the base model's context, 8192", "-p max_tokens="]),
+        ("data_files=none.json", ["none.json", "does not exist"]),
+    ],
+)
+def test_what_the_data_make_impossible_is_refused_before(
+    assignment, parts, dry, capsys, folder, small_data, monkeypatch
+):
+    """By the run, too: it makes no folder."""
+    monkeypatch.setattr("helpers.course.run.run_plan", lambda plan: 0)
+    words = ["-p", f"data_files={small_data}", "-p", *assignment.split()]
+    status, _, err = course(capsys, "run", *["--dry-run"] * dry, *words)
+    assert status == 1 and not folder.exists()
+    assert_one_message(err, *parts)
+    advised = re.findall(r"-p \S+=\d+", err)[:1]
+    assert not advised or course(capsys, "run", "--dry-run", *words, *advised[0].split())[0] == 0
 
 
 def test_bad_records_and_repeats_are_told(capsys, small_data):
@@ -245,7 +252,7 @@ def price_list(monkeypatch) -> Iterator[list[dict]]:
 
 
 def test_hosted_cost_by_the_published_list(capsys, small_data, price_list):
-    arguments = ["--backend", "hosted", "-p", "base_model=a/b", "--until", "train", "--data", str(small_data)]
+    arguments = [*UNKNOWN, "--until", "train", "--data", str(small_data)]
     price_list += [
         {
             "tinker_id": "a/b:peft:131072",
@@ -278,9 +285,7 @@ def test_hosted_cost_without_prices(capsys, small_data, price_list):
     status, out, _ = course(
         capsys, "run", "--dry-run", "--profile", "hosted", "--until", "export", "--data", str(small_data)
     )
-    assert (
-        status == 0 and "holds no price of Qwen/Qwen3-30B-A3B-Instruct-2507 for train, prefill, sample" in out
-    )
+    assert status == 0 and f"holds no price of {hosted_model()} for train, prefill, sample" in out
     assert (
         "https://tinker-docs.thinkingmachines.ai/tinker/models/" in out
         and "dollars per million tokens" in out
@@ -291,18 +296,14 @@ def test_hosted_cost_without_prices(capsys, small_data, price_list):
 def test_hosted_cost_with_prices(capsys, small_data, monkeypatch):
     table = {"source": "s", "date": "2026-11-25", "a/b": {"train": 1000, "prefill": 100, "sample": 10.5}}
     monkeypatch.setattr(prices, "read_toml", lambda path: table)
-    found = plan(
-        capsys, "--backend", "hosted", "-p", "base_model=a/b", "--until", "train", "--data", str(small_data)
-    )
+    found = plan(capsys, *UNKNOWN, "--until", "train", "--data", str(small_data))
     work, cost = found["work"]["train"], found["cost"]
     assert found["model"] == "a/b" and cost["missing"] == []
     assert cost["dollars"] == pytest.approx(
         (work["train"] * 1000 + work["prefill"] * 100 + work["sample"] * 10.5) / 1e6, abs=1e-4
     )
     assert cost["dollars_at_most"] > cost["dollars"]
-    out = course(
-        capsys, "run", "--dry-run", "--backend", "hosted", "-p", "base_model=a/b", "--data", small_data
-    )[1]
+    out = course(capsys, "run", "--dry-run", *UNKNOWN, "--data", small_data)[1]
     assert re.search(
         r"about \$\d+\.\d\d, at most \$\d+\.\d\d: an estimate, by the prices of 2026-11-25 in "
         r"helpers/runs/prices.toml",

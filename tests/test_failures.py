@@ -32,24 +32,19 @@ def assert_nothing_half_written(folder: Path) -> None:
             json.loads(line)
 
 
-# Through the real command: what the notebook finds. test_data.py has what else can be wrong with data.
+# Through the real command. test_data.py has what else can be wrong with data.
 
 
-def test_bad_data(tmp_path, folder):
+def test_bad_data_is_refused_before_a_run_is_made(tmp_path, folder):
     good = {"instruction": "2 + 2 = ?", "input": "", "output": "Final answer: 4"}
     (tmp_path / "data.json").write_text(json.dumps([good, {"instruction": "a"}]))
     result = real_course("run", "--name", "mine", "--until", "split", "--data", tmp_path / "data.json")
-    assert result.returncode == 1
-    assert_one_message(
-        result.stderr, "data.json", "index 1", "'output'", "course run --resume --name mine", "01_split.ipynb"
-    )
-    failure = Run(folder / "mine").manifest.failure
-    assert failure and (failure.stage, failure.kind) == ("split", "DataError")
-    assert f"course: {failure.what}\n→ {failure.fix}\n" in result.stderr
-    assert_nothing_half_written(folder)
+    assert result.returncode == 1 and not folder.exists()
+    assert_one_message(result.stderr, "data.json", "index 1", "'output'")
+    assert "--resume" not in result.stderr, "there is nothing to go on with"
 
 
-def test_a_file_in_place_of_a_stage_folder():
+def test_a_file_in_place_of_a_stage_folder(capsys):
     run = make_run("blocked", done=("split",))
     run.file("train").write_text("")
     result = real_course("run", "--resume", "--until", "train", "--name", run.name)
@@ -57,6 +52,11 @@ def test_a_file_in_place_of_a_stage_folder():
     assert_one_message(result.stderr, str(run.file("train")))
     failure = run.manifest.failure
     assert failure and (failure.stage, failure.kind) == ("train", "RunError")
+    assert f"course: {failure.what}\n→ {failure.fix}\n" in result.stderr
+    [again] = re.findall(r"put right, .*?:  course (.*)", result.stderr)
+    assert again == "run --resume --name blocked --until train"
+    run.file("train").unlink()
+    assert course(capsys, *again.split(), "--dry-run")[0] == 0
 
 
 def test_merge_before_export_in_the_notebook(tmp_path):

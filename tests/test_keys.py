@@ -90,6 +90,7 @@ def test_hosted_means_hosted(monkeypatch):
         "helpers.train.backend._clients", lambda url, key, fix: asked.append((url, key)) or (None, None)
     )
     monkeypatch.setattr("atexit.register", lambda *_: None)
+    monkeypatch.setattr("helpers.net.no_answer", lambda url, seconds: None)
     keys.server_key()  # an earlier connection of this process, to another server
     with serving(recorder(reached, refuse)) as url:
         monkeypatch.setenv("TINKER_BASE_URL", url)

@@ -37,10 +37,9 @@ NOT_RUN = {
     "course sweep --name mine --settings FILE": "FILE is the reader's; test_sweep.py reads such files",
     'course run --dry-run --data "hub:fancyzhx/ag_news#train[:1%]" -p task=classification': "needs the hub",
     "course run --profile hosted --until export": "needs a key of the hosted service",
-    "course run --profile hosted -p base_model=Qwen/Qwen3-8B -p prompt_format=qwen3_disable_thinking "
-    "-p sampler_precision=bfloat16": "needs a key of the hosted service",
+    "course run --profile hosted -p base_model=Qwen/Qwen3-8B": "needs a key of the hosted service",
     'python -c "from helpers.weights import merge_adapter; '
-    "print(merge_adapter('Qwen/Qwen3-30B-A3B-Instruct-2507', 'runs/latest/export/model_weights', "
+    "print(merge_adapter('Qwen/Qwen3.6-35B-A3B', 'runs/latest/export/model_weights', "
     "'merged_model', dtype='bfloat16'))\"": "needs the model hub",
     "export TINKER_BASE_URL=https://server.example": "there is no such server",
     "course run --backend https://server.example -p base_model=MODEL": "there is no such server",

@@ -257,17 +257,19 @@ def test_like_takes_the_settings(capsys, started):
 def test_like_points_out_what_changed(capsys, started, monkeypatch, tmp_path, small_data):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     packages = package_versions() | {"tinker": "0.0.1"}
-    old = make_run("old", done=("split",), manifest={"packages": packages}, data_files="small.json")
+    old = make_run("old", done=("split",), manifest={"packages": packages}, data_files=str(small_data))
     old.update(settings=old.manifest.settings | {"gone": 1})
-    small_data.write_text("[]")
+    other = small_data.rename(tmp_path / "other.json")
+    small_data.write_text(other.read_text().replace("aaaa", "bbbb"))
     status, out, _ = course(capsys, "run", "--like", "latest", "--name", "again")
     assert status == 0 and "note: tinker was 0.0.1, is " in out
     assert "note: data file small.json has changed" in out
     assert "note: setting gone=1 is left out" in out and out.count("note:") == 3
+    found = course(capsys, "run", "--like", "old", "-p", f"data_files={other}")[1]
+    assert "other data files: small.json then, other.json now" in found
     small_data.unlink()
-    assert "data file small.json is not there" in course(capsys, "run", "--like", "old", "--name", "more")[1]
-    other = course(capsys, "run", "--like", "old", "-p", "data_files=other.json")[1]
-    assert "other data files: small.json then, other.json now" in other
+    status, _, err = course(capsys, "run", "--like", "old", "--name", "more")
+    assert status == 1 and "small.json does not exist" in err and not (old.path.parent / "more").exists()
 
 
 def test_like_a_run_of_another_backend(capsys, started):

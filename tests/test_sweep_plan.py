@@ -154,7 +154,8 @@ def test_cost_of_a_sweep_on_hosted_tinker(capsys, folder, small_data, monkeypatc
         "helpers.runs.prices.read_toml",
         lambda path: {"source": "s", "a/b": {"train": 1000, "prefill": 100, "sample": 10}},
     )
-    hosted = ["--backend", "hosted", "-p", "base_model=a/b", "--dry-run", "--json"]
+    hosted = ["--backend", "hosted", "-p", "base_model=a/b", "-p", "prompt_format=guide"]
+    hosted += ["-p", "learning_rate=1e-3", "--dry-run", "--json"]
     arguments = ["sweep", "--name", "s", "--data", small_data, *hosted]
     one = json.loads(course(capsys, *arguments, "--grid", "rank=8")[1])
     two = json.loads(course(capsys, *arguments, "--grid", "rank=8,16")[1])

@@ -1,40 +1,36 @@
 """`course run --dry-run`: the plan of a run, as text or JSON. Nothing is started, and nothing is written."""
 
 import json
-import os
 from typing import Any
 
 from helpers.data.records import Source
 from helpers.paths import runs_dir
 from helpers.runs.estimate import MEASURED_ON, TOKENS_PER_SECOND, estimate
 from helpers.runs.plan import RunPlan
+from helpers.runs.preflight import no_key
 from helpers.runs.stages import STAGES
 from helpers.text import minutes, plural, printable, table, two_digits
 
 FEW_STEPS = 10  # fewer are pointed out
+NO_KEY = "TINKER_API_KEY is not set: the run would be refused, and the service was not asked for its models"
 
 
 def print_plan(plan: RunPlan, as_json: bool = False) -> None:
     """Print what `course run` would do.
 
     Raises:
-        CourseError: the data or a number can't be used, as the run itself would find.
+        CourseError: prices.toml can't be used.
     """
     page = {
         "run": plan.run.name if plan.run else plan.name or None,
         "new": plan.run is None,
         "runs_dir": str(runs_dir()),
-        "notes": plan.notes,
+        "notes": [*plan.notes, *([NO_KEY] if no_key(plan.backend) else [])],
         "stages": [
             {"stage": stage, "notebook": STAGES[stage].notebook, "settings": own.changed}
             for stage, own in plan.of_stages.items()
         ],
-    } | estimate(plan.of_stages, plan.run)
-    if page["backend"] == "hosted" and not os.environ.get("TINKER_API_KEY"):
-        page["notes"] = [
-            *plan.notes,
-            "TINKER_API_KEY is not set: the run would stop in its first notebook that needs hosted Tinker",
-        ]
+    } | estimate(plan.of_stages, plan.run, plan.counted)
     print(printable(json.dumps(page, indent=2, ensure_ascii=False) if as_json else _page(page)))
 
 

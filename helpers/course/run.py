@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
             "--like starts a new run, --resume and --from go on with one", "leave one of them out"
         )
     from helpers.runs.plan import RunRequest, plan_run
+    from helpers.runs.preflight import no_key
+    from helpers.train.keys import hosted_key
 
     old = options.resume or options.first or options.like
     settings = chosen_settings(options, None if old else "quick")
@@ -78,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
         print_plan(plan, options.json)
         return 0
+    if no_key(plan.backend):
+        hosted_key()
     return run_plan(plan)
 
 
@@ -102,7 +106,7 @@ def run_plan(plan: "RunPlan") -> int:
 
 def run_stages(run: "Run", stages: list[str], settings: dict[str, Any]) -> int:
     """Execute the notebooks of these stages, one after the other. Returns the exit status."""
-    from helpers.course.execute import run_notebook, short
+    from helpers.course.execute import INTERRUPTED, run_notebook, short
     from helpers.runs.settings import fields_named
 
     print(f"run {run.name} → {short(run.path)}", flush=True)
@@ -111,13 +115,27 @@ def run_stages(run: "Run", stages: list[str], settings: dict[str, Any]) -> int:
         own = {name: value for name, value in settings.items() if stage in fields_named(name)}
         status = run_notebook(run, stage, own, f"[{number}/{len(stages)}]")
         if status:
-            print(
-                f"\nWhat was done is kept. To go on from here:  course run --resume --name {run.name}",
-                file=sys.stderr,
-            )
+            print(how_to_go_on(run.name, stages[-1], failed=status != INTERRUPTED), file=sys.stderr)
             return status
     print_summary(run, stages, time.monotonic() - started)
     return 0
+
+
+def how_to_go_on(name: str, last: str, failed: bool) -> str:
+    """What to type after a run ended early.
+
+    Args:
+        last: the stage that it was to end with.
+        failed: it was not interrupted: something has to change first.
+    """
+    until = "" if last == list(STAGES)[-1] else f" --until {last}"
+    command = f"course run --resume --name {name}{until}"
+    if not failed:
+        return f"\nWhat was done is kept. To go on from here:  {command}"
+    return (
+        "\nWhat was done is kept. Once that is put right, go on from here; add -p NAME=VALUE to change a "
+        f"setting:  {command}"
+    )
 
 
 def print_summary(run: "Run", stages: list[str], seconds: float) -> None:

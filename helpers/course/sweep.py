@@ -167,6 +167,8 @@ def run_request(request: SweepRequest) -> int:
     before = f", done before: {len(done)}" if done else ""
     runs = f"{plural(len(sweep.settings), 'run')} until {sweep.until}"
     say(f"sweep {sweep.name}: {runs}{before} → {sweep.folder}")
+    for note in sweep.notes:
+        say(printable(f"note: {note}"))
     say(time_line(plan, done))
     try:
         with ended_like_ctrl_c():

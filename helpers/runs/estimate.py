@@ -5,14 +5,15 @@ estimates: speeds were measured on one machine, and how long answers become is k
 long as the reference answers).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from heapq import nlargest
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from helpers.data.conversation import call_text, conversation
-from helpers.errors import DataError, RunError
+from helpers.errors import RunError
 from helpers.evaluate.promptings import EXAMPLES
 from helpers.paths import ROOT
 from helpers.runs.prices import KINDS, cost
@@ -27,6 +28,7 @@ FIXED_SECONDS = {"split": 5, "train": 20, "evaluate": 12, "export": 5, "merge": 
 # The course's own data with the local model's tokenizer: 179,935 characters, 67,701 tokens.
 CHARACTERS_PER_TOKEN = 2.66
 CHAT_TOKENS = 12  # what a chat format puts around a question and its answer
+MOST_COUNTED = 10_000  # examples of a part whose tokens are counted
 
 
 @dataclass(frozen=True)
@@ -86,27 +88,23 @@ class Counted:
     by: str
 
 
-def estimate(settings: Mapping[str, Any], run: Run | None, counted: Counted | None = None) -> dict[str, Any]:
+def estimate(settings: Mapping[str, Any], run: Run | None, counted: Counted) -> dict[str, Any]:
     """Work, time and cost of the stages in `settings`.
 
     Args:
-        settings: of each stage to be run, as `settings_until` gives them.
+        settings: of each stage to be run, as `settings_until` gives them; they may do without the split.
         run: the run to go on with, for stages after split; None for a new one.
-        counted: from `count_parts`, if the caller has it already; then `settings` may do without the split.
+        counted: from `count_parts`.
 
     Returns:
         `backend`, `model`, `data`, `work`, `seconds` (by stage; None if no speed is known) and `cost` (None
         where nothing is billed).
 
     Raises:
-        DataError: the data can't be used, or vLLM would have no room for the answers.
         CourseError: prices.toml can't be used.
     """
-    counted = counted or count_parts(settings, run)
-    if counted.by != "characters":
-        _check_room(settings, counted.parts["test"].longest_prompt)
     work = {stage: stage_work(stage, settings, counted.parts) for stage in settings}
-    kind, model = backend_and_model(settings)
+    kind, model = backend_and_model(settings, run)
     return {
         "backend": kind,
         "model": model,
@@ -134,7 +132,7 @@ def count_parts(settings: Mapping[str, Any], run: Run | None) -> Counted:
     A new split is made in memory, as notebook 01 makes it; that of an existing run is read.
 
     Raises:
-        DataError: the data can't be read, split or prompted with, or an example is longer than `max_length`.
+        DataError: the data can't be read, split or prompted with.
         RunError: the run has no split.
     """
     about, task, examples = _new_parts(settings["split"]) if "split" in settings else _parts_of(run)
@@ -142,12 +140,6 @@ def count_parts(settings: Mapping[str, Any], run: Run | None) -> Counted:
     base_model, prompt_format = (trained.base_model, trained.prompt_format) if trained else ("", "guide")
     counter, by = token_counter(base_model, prompt_format)
     parts = {name: count_tokens(rows, counter, prompt_format) for name, rows in examples.items()}
-    longest = max(parts["train"].longest, parts["validation"].longest)
-    if "train" in settings and longest > settings["train"].max_length and by != "characters":
-        raise DataError(
-            f"the longest example has {longest} tokens, over max_length={settings['train'].max_length}",
-            "raise max_length, or leave long examples out of the data",
-        )
     about["notes"] = [*about["notes"], *_too_short(settings, parts)]
     return Counted(about | {"task": task.name, "right_if": task.rule, "labels": task.labels}, parts, by)
 
@@ -190,17 +182,6 @@ def _parts_of(run: Run | None) -> tuple[dict[str, Any], Any, dict[str, list[dict
     return about, results.task, {name: load_part(run.file(f"split/{file}")) for name, file in PARTS.items()}
 
 
-def _check_room(settings: Mapping[str, Any], longest: int) -> None:
-    """Refuse a context in which vLLM has no room for the longest prompt and an answer."""
-    own = settings.get("vllm")
-    if own and longest + own.max_tokens > own.max_model_len:
-        raise DataError(
-            f"the longest test prompt has {longest} tokens; with max_tokens={own.max_tokens} it exceeds "
-            f"max_model_len={own.max_model_len} of notebook 06",
-            f"lower max_tokens, or raise max_model_len: -p max_model_len={longest + own.max_tokens}",
-        )
-
-
 def _too_short(settings: Mapping[str, Any], parts: dict[str, Part]) -> list[str]:
     """A note if the model may not write as much as the reference answers have."""
     longest = max(parts["validation"].longest_answer, parts["test"].longest_answer)
@@ -233,37 +214,64 @@ class ByFile:
 
 
 def token_counter(base_model: str, prompt_format: str) -> tuple[Any, str]:
-    """What counts tokens, and its name: the tokenizer of a model folder on this machine, or `characters`."""
+    """What counts tokens, and its name: the tokenizer of a model folder on this machine, or `characters`.
+
+    For another format than the guide's, it is the renderer with that tokenizer.
+    """
     from helpers.local_model import LOCAL_MODEL
     from helpers.paths import cache_dir
+    from helpers.train.renderers import get_renderer
 
     folder = Path(base_model) if base_model else cache_dir() / "models" / LOCAL_MODEL
-    if prompt_format == "guide" and (folder / "tokenizer.json").is_file():
-        try:
-            return ByFile(folder / "tokenizer.json"), f"the tokenizer of {folder.name}"
-        except (
-            Exception
-        ):  # tokenizers raises bare Exception for a damaged file; an estimate is still possible
-            pass
-    return ByCharacters(), "characters"
+    by = f"the tokenizer of {folder.name}"
+    if not (folder / "tokenizer.json").is_file():
+        return ByCharacters(), "characters"
+    if prompt_format != "guide":
+        return get_renderer(prompt_format, str(folder)), by
+    try:
+        return ByFile(folder / "tokenizer.json"), by
+    except Exception:  # tokenizers raises bare Exception for a damaged file; an estimate is still possible
+        return ByCharacters(), "characters"
 
 
 def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: str) -> Part:
-    """Tokens of all prompts and answers; for a chat format from characters, with what it puts around them.
+    """Tokens of all prompts and answers. Without a tokenizer they are estimated: for a chat format, with
+    what it puts around each turn.
+
+    Of more than MOST_COUNTED examples, some are counted for the sums, and the longest ones for the maxima.
 
     Raises:
-        DataError: an answer holds text at which sampling would stop.
+        DataError: the format can't write an example.
     """
-    size = _guide_size if prompt_format == "guide" else _chat_size
-    sizes = [size(example, counter) for example in examples]
+    size = _size_by(counter, prompt_format)
+    every = max(1, ceil(len(examples) / MOST_COUNTED))
+    sizes = [size(example) for example in examples[::every]]
+    longest = nlargest(MOST_COUNTED // 10, examples, key=_characters) if every > 1 else []
+    extremes = sizes + [size(example) for example in longest]
+    share = len(examples) / len(sizes) if sizes else 1
     return Part(
         len(examples),
-        sum(p for p, _ in sizes),
-        sum(a for _, a in sizes),
-        max((p + a for p, a in sizes), default=0),
-        max((a for _, a in sizes), default=0),
-        max((p for p, _ in sizes), default=0),
+        round(sum(p for p, _ in sizes) * share),
+        round(sum(a for _, a in sizes) * share),
+        max((p + a for p, a in extremes), default=0),
+        max((a for _, a in extremes), default=0),
+        max((p for p, _ in extremes), default=0),
     )
+
+
+def _size_by(counter: Any, prompt_format: str) -> Callable[[dict[str, Any]], tuple[int, int]]:
+    """What gives the tokens of a record's prompt and of its answer."""
+    from helpers.train.renderers import answer_tokens, prompt_tokens
+
+    if prompt_format == "guide":
+        return lambda record: _guide_size(record, counter)
+    if isinstance(counter, ByCharacters):
+        return lambda record: _chat_size(record, counter)
+    return lambda record: (len(prompt_tokens(record, counter)), len(answer_tokens(record, counter)))
+
+
+def _characters(record: dict[str, Any]) -> int:
+    return sum(len(_whole(turn)) for turn in conversation(record))
 
 
 def _guide_size(record: dict[str, Any], counter: Any) -> tuple[int, int]:
@@ -351,19 +359,25 @@ def _evaluate_work(own: Any, parts: dict[str, Part]) -> Work:
 # Time and cost
 
 
-def backend_and_model(settings: Mapping[str, Any]) -> tuple[str, str]:
+def backend_and_model(settings: Mapping[str, Any], run: Run | None) -> tuple[str, str]:
     """`stub`, `hosted` or `url`, and the name of the model; an empty name is the local base model.
+
+    Args:
+        run: the run to go on with, which knows the model that it trained.
 
     Raises:
         BackendError: there is no such backend.
     """
-    from helpers.train.backend import HOSTED_MODEL, choose_backend
+    from helpers.train.backend import choose_backend
+    from helpers.train.lineup import hosted_model
 
     names = [own.backend_name for own in settings.values() if hasattr(own, "backend_name")]
     kind, _ = choose_backend(names[0] if names else "stub")
     own = [settings[stage].base_model for stage in ("train", "split") if stage in settings]
     model = next(filter(None, own), "")
-    return kind, model or (HOSTED_MODEL if kind == "hosted" else "")
+    if kind == "hosted" and not model:
+        model = (run and run.manifest.base_model) or hosted_model()
+    return kind, model
 
 
 def seconds(work: dict[str, Work]) -> dict[str, int]:

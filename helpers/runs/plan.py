@@ -6,9 +6,11 @@ from typing import Any
 from helpers.errors import RunError, UsageError
 from helpers.runs.base_answers import check_base_run
 from helpers.runs.chosen import checked
+from helpers.runs.estimate import Counted, count_parts
+from helpers.runs.hosted import settled
 from helpers.runs.info import readable_run
 from helpers.runs.like import settings_like
-from helpers.runs.preflight import check_run
+from helpers.runs.preflight import backend_of, check_data, check_run
 from helpers.runs.run import Run, check_new_run
 from helpers.runs.settings import settings_of, taken_by
 from helpers.runs.stages import STAGES
@@ -46,6 +48,7 @@ class RunPlan:
         of_stages: all settings of each stage that is to run, in order.
         notes: what to say about the settings: a sentence each.
         like: the run whose settings were taken over, if any.
+        counted: records and tokens of the data.
     """
 
     run: Run | None
@@ -54,10 +57,16 @@ class RunPlan:
     of_stages: dict[str, Any]
     notes: list[str]
     like: str | None
+    counted: Counted
 
     @property
     def stages(self) -> list[str]:
         return list(self.of_stages)
+
+    @property
+    def backend(self) -> str:
+        """The backend's name; empty if no stage uses one."""
+        return backend_of(self.of_stages)
 
 
 def plan_run(request: RunRequest) -> RunPlan:
@@ -75,11 +84,17 @@ def plan_run(request: RunRequest) -> RunPlan:
     if run:
         check_used(settings, run, stages)
         settings = run.manifest.settings | settings  # it keeps what it was started with
+    if "train" in stages or not run:
+        settings, of_hosted = settled(settings)
+        notes = [*notes, *of_hosted]
     if "evaluate" in stages:
         check_base_run(settings)
     of_stages = {stage: settings_of(stage, settings) for stage in stages}
-    check_run(of_stages, settings.get("base_model", ""))
-    return RunPlan(run, request.name, settings, of_stages, notes, like and like.name)
+    trained = run.manifest.base_model if run and "train" not in stages else None
+    context = check_run(of_stages, trained or settings.get("base_model", ""))
+    counted = count_parts(of_stages, run)
+    check_data(of_stages, counted, context)
+    return RunPlan(run, request.name, settings, of_stages, notes, like and like.name, counted)
 
 
 def choose_stages(request: RunRequest) -> tuple[Run | None, list[str]]:

@@ -23,6 +23,7 @@ from helpers.runs.result_files import EVALUATION
 from helpers.runs.run import Run, data_fingerprints, new_run, open_run
 from helpers.runs.settings import SETTINGS, TrainSettings, settings_of
 from helpers.runs.stages import STAGES
+from helpers.train.lineup import recommended
 from helpers.weights import Scores
 
 
@@ -149,8 +150,13 @@ class Stage:
         return score_controls(self.task, self.examples("test"), self.examples("train"))
 
     def uses(self, backend: Any, base_model: str) -> None:
-        """Record the service that trains, and the base model."""
+        """Record the service that trains, and the base model. On hosted Tinker, print which settings differ
+        from what the cookbook recommends for the model.
+        """
         self.run.update(base_model=base_model, backend=BackendUsed(kind=backend.kind, url=backend.url))
+        for name, value in recommended(base_model).items() if backend.kind == "hosted" else ():
+            if (own := getattr(self.settings, name)) != value:
+                print(f"note: {name} is {own}; the cookbook recommends {value} for {base_model}")
 
     def finish(
         self,

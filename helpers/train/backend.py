@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from helpers import local_model, net, paths
 from helpers.errors import BackendError, RunError
 from helpers.files import private_folder
 from helpers.stub_folder import running_server
-from helpers.train import keys, models
+from helpers.train import keys, lineup, models
 from helpers.train.patches import follow_no_redirects, stop_waiting_when_ended
 
-HOSTED_MODEL = "Qwen/Qwen3-30B-A3B-Instruct-2507"
+HOSTED = "hosted Tinker"
 START_SECONDS = 120
+REACH_SECONDS = 10
 IDLE_SECONDS = 1800  # a stub that `connect` started ends when unused for this long
 
 
@@ -46,23 +48,23 @@ class Backend:
     def __str__(self) -> str:
         return {
             "stub": f"stub Tinker backend on this machine ({self.url})",
-            "hosted": "hosted Tinker",
+            "hosted": HOSTED,
             "url": f"Tinker server at {self.url}",
         }[self.kind]
 
     def base_model(self, name: str = "") -> str:
-        """The base model to train: `name`; if it is empty, the only one that the server offers, or the
-        guide's.
+        """The base model to train: `name`; if it is empty, the local one on the stub, the only one that
+        another server offers, or the one that the course takes on hosted Tinker.
 
         Raises:
             ModelError: `name` is a local folder that holds no model.
+            BackendError: the service does not offer the model; names those that it does, and a replacement.
         """
         if name or self.kind == "stub":
-            return models.resolve_base_model(name)
-        offered = [
-            model.model_name for model in self.rest_client.get_server_capabilities().result().supported_models
-        ]
-        return offered[0] if len(offered) == 1 else HOSTED_MODEL
+            name = models.resolve_base_model(name)
+        if self.kind == "stub":
+            return name
+        return lineup.choose_model(name, _offered(self.rest_client), str(self), self.kind == "hosted")
 
 
 def connect(backend: str = "auto") -> Backend:
@@ -77,36 +79,74 @@ def connect(backend: str = "auto") -> Backend:
         BackendError: it can't be reached or started, refuses the key, or is not to be trusted with one.
     """
     kind, url = choose_backend(backend)
-    if kind == "hosted":
-        key, fix = keys.hosted_key(), f"check {keys.HOSTED_KEY}"
-        service, rest = _clients(url or keys.HOSTED_URL, key, fix)
-        url = None
-    elif url:
-        _check_reachable(url)
-        key, fix = keys.server_key(), f"check {keys.SERVER_KEY}, the key for this server, and the address"
-        service, rest = _clients(url, key, fix)
-    else:
+    if kind == "stub":
         server, fix = start_stub(), "end it, and it is started anew: course stub stop"
         url, key = server["url"], keys.stub_key(server["key"])
         service, rest = _clients(url, key, fix)
         stop_waiting_when_ended(url, service.holder, rest.holder)
+    else:
+        address, key, fix = _reach(kind, url)
+        service, rest = _clients(address, key, fix)
     atexit.register(_close, service)
-    return Backend(kind, url, service, rest, key)
+    return Backend(kind, None if kind == "hosted" else url, service, rest, key)
+
+
+def _reach(kind: str, url: str | None) -> tuple[str, str, str]:
+    """The address of hosted Tinker or of a server that answers, the key for it, and what to check if it
+    refuses that.
+    """
+    if kind == "hosted":
+        key, url = keys.hosted_key(), url or keys.HOSTED_URL
+        if problem := net.no_answer(url, REACH_SECONDS):  # the SDK would try for minutes
+            raise BackendError(
+                f"{HOSTED} is {problem}", "check the network; if you use a proxy, set HTTPS_PROXY"
+            )
+        return url, key, f"check {keys.HOSTED_KEY}"
+    url = url or ""
+    _check_reachable(url)
+    return url, keys.server_key(), f"check {keys.SERVER_KEY}, the key for this server, and the address"
 
 
 def _clients(url: str, key: str, fix: str) -> tuple[Any, Any]:
     """Clients of the SDK that have been let in, one with a session of its own."""
+    with _let_in(url, fix) as tinker:
+        service = tinker.ServiceClient(base_url=url, api_key=key)
+        rest = tinker.RestClient(base_url=url, api_key=key)
+        _offered(rest)
+        service.holder.get_session_id()
+    return service, rest
+
+
+@contextlib.contextmanager
+def _let_in(url: str, fix: str) -> Iterator[Any]:
+    """The SDK, whose errors say which server refused the connection."""
     import tinker
 
     follow_no_redirects()
     try:
-        service = tinker.ServiceClient(base_url=url, api_key=key)
-        rest = tinker.RestClient(base_url=url, api_key=key)
-        rest.get_server_capabilities().result()
-        service.holder.get_session_id()
+        yield tinker
     except tinker.TinkerError as error:
         raise BackendError(f"{url} refused the connection: {error}", fix) from error
-    return service, rest
+
+
+def _offered(rest: Any) -> dict[str, Any]:
+    """The SDK's `SupportedModel` of each model that a service offers, by name."""
+    offered = rest.get_server_capabilities().result().supported_models
+    return {model.model_name: model for model in offered if model.model_name}
+
+
+def served_models(backend: str) -> dict[str, Any]:
+    """What hosted Tinker or a server at a URL offers now, by name, asked without beginning a session.
+
+    Args:
+        backend: as for `connect`; not the stub.
+
+    Raises:
+        BackendError: as `connect`.
+    """
+    address, key, fix = _reach(*choose_backend(backend))
+    with _let_in(address, fix) as tinker:
+        return _offered(tinker.RestClient(base_url=address, api_key=key))
 
 
 def _close(service: Any) -> None:

@@ -245,7 +245,7 @@ class TrainingLog:
         except (tinker.TinkerError, ValueError) as error:
             anew, wrong = (
                 f"delete {self.folder} to start this stage anew",
-                "check base_model and the backend's models",
+                "change what it names, such as -p rank=… or -p base_model=…",
             )
             raise BackendError(
                 f"{backend} gave no training client: {error}", anew if self.resumed else wrong

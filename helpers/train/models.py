@@ -10,13 +10,14 @@ from helpers import net
 from helpers.errors import ModelError
 from helpers.local_model import local_base_model
 from helpers.model_folder import check_model_folder, check_path
+from helpers.train.lineup import hosted_model
 
 
 def resolve_base_model(name: str) -> str:
     """The base model that a parameter names, as `base_model` of the Tinker SDK takes it.
 
     Args:
-        name: empty for the local base model, a local folder, or a hub name such as `Qwen/Qwen3-8B`.
+        name: empty for the local base model, a local folder, or a name on the hub: `OWNER/NAME`.
 
     Returns:
         The absolute path of a checked folder, or the hub name as it is.
@@ -35,7 +36,7 @@ def resolve_base_model(name: str) -> str:
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+(:[\w.:-]+)?", name):
         return name
     raise ModelError(
-        f"{name!r} is neither a model folder nor a name like Qwen/Qwen3-8B",
+        f"{name!r} is neither a model folder nor a name like {hosted_model()}",
         "check the spelling, or leave the base model empty to use the local one",
     )
 

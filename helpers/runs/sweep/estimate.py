@@ -1,12 +1,15 @@
 """How long a sweep takes and what it costs, with what its runs share counted once."""
 
+from functools import cache
 from typing import Any
 
 from helpers.runs.estimate import Counted, count_parts, estimate
+from helpers.runs.preflight import check_data, check_run
 from helpers.runs.settings import written
 from helpers.runs.sweep.plan import Sweep, named
 from helpers.runs.sweep.sharing import base_key, leaders, split_key
 from helpers.text import clock, plural, table
+from helpers.train.backend import served_models
 
 
 def estimate_sweep(sweep: Sweep) -> dict[str, Any]:
@@ -16,7 +19,7 @@ def estimate_sweep(sweep: Sweep) -> dict[str, Any]:
         `runs` (a dictionary a run: `run`, `settings`, `seconds`, `split_from`, `base_from`), `seconds` and
         `seconds_apart` (of all, and of the same runs without sharing; None if no speed is known), `splits`
         and `base_asked` (how often each is done), `first` (the estimate of the first run, as `estimate`
-        gives it) and `cost` (hosted: tokens and dollars of all runs).
+        gives it), `cost` (hosted: tokens and dollars of all runs) and `notes`.
 
     Raises:
         CourseError: the data or a number can't be used; says which setting.
@@ -24,11 +27,13 @@ def estimate_sweep(sweep: Sweep) -> dict[str, Any]:
     splits = leaders(sweep.settings, lambda name: split_key(sweep, name))
     bases = leaders(sweep.settings, lambda name: base_key(sweep, name))
     counts: list[tuple[Any, Counted]] = []
+    ask = cache(served_models)
     runs, shared, apart = [], [], []
     for name in sweep.settings:
         stages = sweep.stage_settings(name)
         with named(sweep, name):
             counted = _counted(stages, counts)
+            check_data(stages, counted, check_run(stages, sweep.settings[name].get("base_model", ""), ask))
             apart.append(estimate(stages, None, counted))
             if bases[name] not in (None, name):
                 stages["evaluate"] = stages["evaluate"].model_copy(update={"base_run": bases[name]})
@@ -50,16 +55,16 @@ def estimate_sweep(sweep: Sweep) -> dict[str, Any]:
         "seconds_apart": _total([_sum(one["seconds"]) for one in apart]),
         "first": apart[0],
         "cost": _total_cost([one["cost"] for one in shared]),
+        "notes": sweep.notes,
     }
 
 
 def _counted(stages: dict[str, Any], counts: list[tuple[Any, Counted]]) -> Counted:
     """The data of a run, counted once for all runs with the same split."""
-    key = stages["split"], stages["train"].max_length if "train" in stages else None
-    found = next((counted for other, counted in counts if other == key), None)
+    found = next((counted for other, counted in counts if other == stages["split"]), None)
     if found is None:
         found = count_parts(stages, None)
-        counts.append((key, found))
+        counts.append((stages["split"], found))
     return found
 
 
@@ -115,7 +120,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"test on{first}",
         shared,
     ]
-    return "\n".join([*lines, time_line(plan), cost_line(plan)])
+    notes = [f"note      {note}" for note in plan["notes"]]
+    return "\n".join([*lines, time_line(plan), cost_line(plan), *notes])
 
 
 def time_line(plan: dict[str, Any], done: list[str] | tuple[str, ...] = ()) -> str:

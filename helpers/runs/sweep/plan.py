@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from helpers.files import private_folder, read_json, write_text
 from helpers.paths import runs_dir
 from helpers.runs.base_answers import check_base_run
 from helpers.runs.chosen import checked
+from helpers.runs.hosted import settled
 from helpers.runs.manifest import now
 from helpers.runs.preflight import check_run
 from helpers.runs.run import SWEEP_FILE, Run, check_new_run
 from helpers.runs.settings import OTHER_RUNS, defaults_of, settings_until
 from helpers.runs.stages import STAGES, stages_until
+from helpers.train.backend import served_models
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class Sweep:
         until: the last stage of each run.
         swept: names of the settings that differ, in the user's order.
         settings: what each run gets, by its name: `{"ranks-01": {"rank": 8, "epochs": 1}, …}`.
+        notes: what to say about the settings: a sentence each.
     """
 
     folder: Path
     until: str
     swept: tuple[str, ...]
     settings: dict[str, dict[str, Any]]
+    notes: list[str] = field(default_factory=list, compare=False)
 
     @property
     def name(self) -> str:
@@ -133,11 +138,13 @@ def plan_sweep(
             f"{other[0]} names a run: it is nothing to compare",
             "leave it out; a sweep takes over what its runs share by itself",
         )
+    ask = cache(served_models)
     for run in names:
         with named(sweep, run):
-            own[run] = checked(own[run])
+            own[run], notes = settled(checked(own[run]))
+            sweep.notes.extend(note for note in notes if note not in sweep.notes)
             check_base_run(own[run])
-            check_run(sweep.stage_settings(run), own[run].get("base_model", ""))
+            check_run(sweep.stage_settings(run), own[run].get("base_model", ""), ask)
     _refuse_twins(sweep)
     for taken in (name, *names) if new else ():
         check_new_run(taken)
