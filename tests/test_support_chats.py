@@ -21,7 +21,7 @@ from helpers.evaluate import check_answer, choose_task, score_outputs
 from helpers.files import read_json
 from helpers.paths import ROOT
 from helpers.serve import generate_with_transformers, serve_vllm
-from helpers.train import build_datum, get_renderer, prompt_tokens
+from helpers.train import answer_tokens, build_datum, get_renderer, prompt_tokens
 from helpers.weights import download_checkpoint_archive, extract_archive, merge_adapter
 
 DATA = ROOT / "data/support_chats.jsonl"
@@ -80,6 +80,8 @@ def test_all_answers_of_the_assistant_are_trained_on(parts, small_model):
         trained = renderer.tokenizer.decode([t for t, w in zip(targets, weights, strict=True) if w])
         answers = [turn["content"] for turn in record["messages"] if turn["role"] == "assistant"]
         assert trained == "".join(f"{answer}<|im_end|>" for answer in answers)
+        whole = [*datum.model_input.to_ints(), targets[-1]]  # without the template's last line break
+        assert whole == prompt_tokens(record, renderer) + answer_tokens(record, renderer)
 
 
 def test_the_merged_model_asks_and_answers_as_the_trained_one(parts, server, service, small_model, tmp_path):
