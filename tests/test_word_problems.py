@@ -1,4 +1,4 @@
-"""The committed data: word problems, reviews and bookings, and the scripts that make them."""
+"""The committed data: word problems, reviews, bookings and support chats, and the scripts that make them."""
 
 import importlib.util
 import json
@@ -45,10 +45,9 @@ def test_check_passes_on_the_committed_file():
     assert "all steps hold" in done.stdout
 
 
-def test_the_other_script_makes_the_committed_bytes():
-    done = subprocess.run(
-        [sys.executable, DATA / "make_reviews_and_bookings.py", "--check"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize("script", ["make_reviews_and_bookings.py", "make_support_chats.py"])
+def test_the_other_scripts_make_the_committed_bytes(script):
+    done = subprocess.run([sys.executable, DATA / script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

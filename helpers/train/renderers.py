@@ -166,7 +166,7 @@ def build_datum(
         train_on: one of the cookbook's `TrainOnWhat`; a message's own `trainable` goes before it.
 
     Returns:
-        `tinker.types.Datum`, one shorter than the conversation's tokens.
+        `tinker.types.Datum`, one shorter than the conversation's tokens up to the last that is trained on.
 
     Raises:
         DataError: the example is longer than `max_length` tokens, or the renderer can't write the record.
@@ -175,6 +175,8 @@ def build_datum(
     from tinker import types
 
     tokens, weights = training_tokens(record, renderer, train_on)
+    end = max(place for place, weight in enumerate(weights) if weight) + 1  # a template may go on after it
+    tokens, weights = tokens[:end], weights[:end]
     if len(tokens) > max_length:
         raise DataError(
             f"{start_of(record)} is {len(tokens)} tokens long, over max_length={max_length}",
