@@ -178,25 +178,91 @@ class SteadyLora:
         return self._b.steady(h), h
 
 
-class LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + s (x Aᵀ) Bᵀ. Backward returns dx and adds dA and dB to the group's own buffers."""
+class RmsNorm:
+    """Root mean square norm over the last dimension, computed in float32, in the weight's precision."""
+
+    def __init__(self, weight: torch.Tensor, eps: float):
+        self._weight, self._eps = weight, eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self._inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self._eps)
+        return (x * self._inverse).to(self._weight.dtype) * self._weight
+
+    def again(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        """The result once more, and what `pull` takes."""
+        normed = x * self._inverse
+        return normed.to(self._weight.dtype) * self._weight, (normed, x.dtype)
+
+    def pull(self, grad: torch.Tensor, normed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        grad = (grad * self._weight).float()
+        return (grad - normed * (grad * normed).mean(-1, keepdim=True)).mul_(self._inverse).to(dtype)
+
+
+class SwiGlu:
+    """silu(gate) · up of the fused (tokens, 2·intermediate) input."""
+
+    def __call__(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return by_rows(F.silu, gate).mul_(up)
+
+    def again(self, gate_up: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        """The result once more, and what `pull` takes."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        return silu * up, (up, sigmoid, silu)
+
+    def pull(
+        self, grad: torch.Tensor, up: torch.Tensor, sigmoid: torch.Tensor, silu: torch.Tensor
+    ) -> torch.Tensor:
+        out = grad.new_empty(len(grad), 2 * grad.shape[1])
+        torch.mul(grad * up, sigmoid + silu * (1 - sigmoid), out=out[:, : grad.shape[1]])
+        torch.mul(grad, silu, out=out[:, grad.shape[1] :])
+        return out
+
+
+class Before(torch.autograd.Function):
+    """`RmsNorm` or `SwiGlu` by itself; keeps only its input."""
 
     @staticmethod
-    def forward(ctx, x, frozen: Frozen, lora: LoraGroup | None, scale: float):
-        ctx.frozen, ctx.lora, ctx.scale = frozen, lora, scale
-        if lora is None:
-            return frozen(x)
-        delta, h = lora.delta(x, scale)
-        ctx.save_for_backward(x, h)
-        return frozen(x, delta)
+    def forward(ctx, x, step: RmsNorm | SwiGlu):
+        ctx.save_for_backward(x)
+        ctx.step = step
+        return step(x)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return ctx.step.pull(grads[0], *ctx.step.again(*ctx.saved_tensors)[1]), None
+
+
+class LoraLinear(torch.autograd.Function):
+    """y = f(x) Wᵀ + s (f(x) Aᵀ) Bᵀ, where f is the step before, if any. Backward returns dx, and adds dA and
+    dB to the group's own buffers. It computes f(x) again, which would be a quarter of what a pass keeps.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x, before: RmsNorm | SwiGlu | None, frozen: Frozen, lora: LoraGroup | None, scale: float
+    ):
+        ctx.before, ctx.frozen, ctx.lora, ctx.scale = before, frozen, lora, scale
+        inner = before(x) if before else x
+        delta, h = lora.delta(inner, scale) if lora else (None, None)
+        ctx.save_for_backward(x if before or lora else None, h)
+        return frozen(inner, delta)
 
     @staticmethod
     def backward(ctx, *grads):
         (grad,) = grads
-        frozen, lora = ctx.frozen, ctx.lora
-        if lora is None:
-            return frozen.pull(grad), None, None, None
-        x, h = ctx.saved_tensors
+        (x, h), delta = ctx.saved_tensors, None
+        inner, kept = ctx.before.again(x) if ctx.before else (x, ())
+        if ctx.lora is not None:
+            delta = LoraLinear._pull_lora(ctx.lora, ctx.scale, inner, h, grad)
+        grad = ctx.frozen.pull(grad, delta)
+        return (ctx.before.pull(grad, *kept) if ctx.before else grad), None, None, None, None
+
+    @staticmethod
+    def _pull_lora(lora: LoraGroup, scale: float, x, h, grad) -> torch.Tensor:
+        """Adds to the buffers of A and B; returns the part of dx that comes through them."""
         rank, start = lora.b[0].shape[1], 0
         grad_h = torch.empty_like(h)
         for i, b in enumerate(lora.b):
@@ -204,34 +270,9 @@ class LoraLinear(torch.autograd.Function):
             lora.grad_b[i] += part.T @ h[:, columns]
             torch.mm(part, b, out=grad_h[:, columns])
             start += len(b)
-        grad_h.mul_(ctx.scale)
+        grad_h.mul_(scale)
         lora.grad_a += grad_h.T @ x
-        return frozen.pull(grad, grad_h @ lora.a), None, None, None
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root mean square norm over the last dimension, computed in float32, in the weight's precision."""
-    inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
-    return (x * inverse).to(weight.dtype) * weight
-
-
-class RmsNorm(torch.autograd.Function):
-    """`rms_norm` that keeps only its input and 1/rms."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, inverse)
-        ctx.weight = weight
-        return (x * inverse).to(weight.dtype) * weight
-
-    @staticmethod
-    def backward(ctx, *grads):
-        (grad,) = grads
-        x, inverse = ctx.saved_tensors
-        normed = x * inverse
-        grad = (grad * ctx.weight).float()
-        return (grad - normed * (grad * normed).mean(-1, keepdim=True)).mul_(inverse).to(x.dtype), None, None
+        return grad_h @ lora.a
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -256,30 +297,30 @@ class Rotate(torch.autograd.Function):
         return rotate(grad, cos, -sin), None, None
 
 
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up on the fused (tokens, 2·intermediate) output."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return by_rows(F.silu, gate).mul_(up)
-
-
-class SwiGlu(torch.autograd.Function):
-    """`swiglu` that keeps only its input."""
+class Spread(torch.autograd.Function):
+    """(n, …) rows at n places of a larger tensor of zeros. PyTorch's own `index_copy` would keep the rows."""
 
     @staticmethod
-    def forward(ctx, gate_up):
-        ctx.save_for_backward(gate_up)
-        return swiglu(gate_up)
+    def forward(ctx, rows, places, size: int):
+        ctx.places = places
+        return rows.new_zeros(size, *rows.shape[1:]).index_copy_(0, places, rows)
 
     @staticmethod
     def backward(ctx, *grads):
-        (grad,) = grads
-        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        out = torch.empty_like(ctx.saved_tensors[0])
-        torch.mul(grad * up, sigmoid + silu * (1 - sigmoid), out=out[:, : gate.shape[1]])
-        torch.mul(grad, silu, out=out[:, gate.shape[1] :])
-        return out
+        return grads[0].index_select(0, ctx.places), None, None
+
+
+class Gather(torch.autograd.Function):
+    """The rows at some places: the way back from `Spread`."""
+
+    @staticmethod
+    def forward(ctx, grid, places):
+        ctx.places, ctx.size = places, len(grid)
+        return grid.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return Spread.apply(grads[0], ctx.places, ctx.size), None
 
 
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -19,21 +19,22 @@ from helpers.stub_tinker.cache import Cache
 from helpers.stub_tinker.kernels import (
     STEP,
     Attention,
+    Before,
     Frozen,
+    Gather,
     LoraGroup,
     LoraLinear,
     RmsNorm,
     Rotate,
+    Spread,
     SteadyLora,
     SwiGlu,
     TargetLogprob,
     attend_in_pieces,
     causal_weights,
     log_softmax,
-    rms_norm,
     rotate,
     round_up,
-    swiglu,
 )
 from helpers.stub_tinker.prefixes import Piece
 from helpers.stub_tinker.steady import fill
@@ -140,12 +141,12 @@ class Packed:
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
         """(tokens, heads, dim) -> (sequences, heads, longest, dim), zeros where there is no token."""
-        grid = rows.new_zeros(self.count * self.longest, *rows.shape[1:]).index_copy(0, self.slots, rows)
+        grid = Spread.apply(rows, self.slots, self.count * self.longest)
         return grid.view(self.count, self.longest, *rows.shape[1:]).transpose(1, 2)
 
     def unpad(self, grid: torch.Tensor) -> torch.Tensor:
         """(sequences, heads, longest, dim) -> (tokens, heads·dim)."""
-        return grid.transpose(1, 2).reshape(self.count * self.longest, -1)[self.slots]
+        return Gather.apply(grid.transpose(1, 2).reshape(self.count * self.longest, -1), self.slots)
 
 
 @dataclass
@@ -244,36 +245,43 @@ class Model:
         """What `rotate` takes, for rows at `positions`."""
         return self._cos[positions][:, None].to(dtype), self._sin[positions][:, None].to(dtype)
 
-    def _linear(self, x, frozen: Frozen, adapters: Adapters, name: str):
-        """x Wᵀ with each adapter's delta on its rows."""
+    def _linear(
+        self, x, frozen: Frozen, adapters: Adapters, name: str, before: RmsNorm | SwiGlu | None = None
+    ):
+        """f(x) Wᵀ, where f is the step before, with each adapter's delta on its rows."""
         if adapters.training:
-            return LoraLinear.apply(x, frozen, adapters.groups.get(name), adapters.scale)
+            return LoraLinear.apply(x, before, frozen, adapters.groups.get(name), adapters.scale)
+        x = before(x) if before else x
         return frozen.steady(x, _deltas(x, frozen.shape[0], adapters, name))
+
+    def _norm(self, weight: torch.Tensor, adapters: Adapters) -> RmsNorm:
+        return RmsNorm(weight.to(adapters.dtype), self.config.eps)
+
+    def _normed(self, x, weight: torch.Tensor, adapters: Adapters):
+        norm = self._norm(weight, adapters)
+        return Before.apply(x, norm) if adapters.training else norm(x)
 
     def _heads(self, n: int, x, angles, adapters: Adapters):
         """Of layer `n`: rotated queries and keys, (tokens, heads + kv_heads, head_dim), and values, (tokens,
         kv_heads, head_dim).
         """
         c, layer = self.config, self.layers[n]
-        norm, turn = (RmsNorm.apply, Rotate.apply) if adapters.training else (rms_norm, rotate)
-        out = self._linear(
-            norm(x, layer["norm1"].to(adapters.dtype), c.eps), layer["qkv"], adapters, f"{n}.qkv"
-        )
+        turn = Rotate.apply if adapters.training else rotate
+        out = self._linear(x, layer["qkv"], adapters, f"{n}.qkv", self._norm(layer["norm1"], adapters))
         out = out.unflatten(-1, (-1, c.head_dim))
         turned, values = out.split([c.heads + c.kv_heads, c.kv_heads], dim=1)
         if layer["q_norm"] is not None:
             q, k = turned.split([c.heads, c.kv_heads], dim=1)
-            q = norm(q, layer["q_norm"].to(adapters.dtype), c.eps)
-            turned = torch.cat([q, norm(k, layer["k_norm"].to(adapters.dtype), c.eps)], dim=1)
+            q = self._normed(q, layer["q_norm"], adapters)
+            turned = torch.cat([q, self._normed(k, layer["k_norm"], adapters)], dim=1)
         return turn(turned, *angles), values
 
     def _after_attention(self, n: int, x, attended, adapters: Adapters):
         layer = self.layers[n]
-        norm, activation = (RmsNorm.apply, SwiGlu.apply) if adapters.training else (rms_norm, swiglu)
         x = x + self._linear(attended, layer["o"], adapters, f"{n}.o")
-        normed = norm(x, layer["norm2"].to(adapters.dtype), self.config.eps)
-        gate_up = self._linear(normed, layer["gate_up"], adapters, f"{n}.gate_up")
-        return x + self._linear(activation(gate_up), layer["down"], adapters, f"{n}.down")
+        norm = self._norm(layer["norm2"], adapters)
+        gate_up = self._linear(x, layer["gate_up"], adapters, f"{n}.gate_up", norm)
+        return x + self._linear(gate_up, layer["down"], adapters, f"{n}.down", SwiGlu())
 
     def hidden(self, batch: Packed, adapters: Adapters) -> torch.Tensor:
         """Final hidden states, (tokens, hidden), normed, in the adapters' compute precision; filler is cut
@@ -325,8 +333,7 @@ class Model:
 
     def end(self, x: torch.Tensor, batch: Packed, adapters: Adapters) -> torch.Tensor:
         """Final hidden states, (tokens, hidden), from the last layer's output."""
-        norm = RmsNorm.apply if adapters.training else rms_norm
-        return norm(x[: batch.size], self.norm.to(adapters.dtype), self.config.eps)
+        return self._normed(x[: batch.size], self.norm, adapters)
 
     def _attend_apart(self, n: int, heads, batch: Packed, on_layer) -> torch.Tensor:
         """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own
@@ -380,7 +387,7 @@ class Model:
             attended = step.attend(n, queries, keys, values)
             x = self._after_attention(n, x, attended, adapters)
         step.done()
-        return self.logits(rms_norm(x, self.norm, c.eps), adapters)[:count]
+        return self.logits(self._normed(x, self.norm, adapters), adapters)[:count]
 
     def _matrices(self, n: int) -> list[Frozen]:
         return [self.layers[n][group] for group in GROUPS]
@@ -406,5 +413,6 @@ def _attend(q, k, v):
     if length > SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     grouped = q.reshape(sequences, k.shape[1], -1, dim)
+    k, v = k.contiguous(), v.contiguous()  # or what is kept of them would be the whole grid
     attended = Attention.apply(grouped, k, v) if q.requires_grad else causal_weights(grouped, k) @ v
     return attended.view(sequences, heads, length, dim)
