@@ -3,16 +3,21 @@ that go on where they were interrupted.
 """
 
 import asyncio
+import importlib.util
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from stub_reference import Stub, assert_close
 from tinker import types
 
+from helpers.data.lists import HELD_OUT, is_known, known_members, list_problems, read_items
 from helpers.errors import DataError
+from helpers.paths import ROOT
 from helpers.train import get_format
+from helpers.train.distillation import distill_loop, distillation_data
 from helpers.train.loop_log import LoopLog
 from helpers.train.preferences import dpo_loop, dpo_loss, pair_data, reference_logprobs
 from helpers.train.rl import (
@@ -92,6 +97,22 @@ def test_the_dpo_gradient_is_the_one_of_the_formula(stub, groups):
     assert_close(stub.gradients(client), reference.gradients())
 
 
+def test_the_distillation_gradient_is_the_one_of_the_formula(stub, groups):
+    """That of the reverse KL divergence, estimated from the samples: (student − teacher) · ∇ log student."""
+    client, reference = stub.pair("llama")
+    start, made = groups
+    teacher = token_logprobs(start, made)
+    differences = [[[v + 0.1 * i for i, v in enumerate(s)] for s in rows] for rows in teacher]
+    client.forward_backward(distillation_data(made, differences), "importance_sampling").result()
+    loss = 0
+    for group, rows in zip(made, differences, strict=True):
+        for tokens, q, row in zip(group.tokens, group.logprobs, rows, strict=True):
+            own = answer_logprobs(reference, group.prompt, tokens)
+            loss = loss + (torch.exp(own - torch.tensor(q)) * torch.tensor(row)).sum()
+    loss.backward()
+    assert_close(stub.gradients(client), reference.gradients())
+
+
 def test_the_start_has_no_divergence_and_half_of_all_pairs(groups):
     """The base model's own samples: what it says of them is what the sampler said."""
     start, made = groups
@@ -144,18 +165,19 @@ def a_loop(kind: str, service, log: LoopLog, base: str):
         pairs = [pair_data(prompt, [7, 9, 2], [11, 2]) for prompt in PROMPTS]
         return dpo_loop(client, start, log, [pairs] * 5, dpo_beta=0.5, learning_rate=1e-2, save_every=2)
     records = [{"instruction": word, "input": "", "output": word} for word in ("yes", "no")]
-    options = {"group_size": 4, "max_tokens": 5, "learning_rate": 1e-2, "seed": 1, "kl": 0.1}
+    options = {"group_size": 4, "max_tokens": 5, "learning_rate": 1e-2, "seed": 1, "save_every": 2}
+    fmt = get_format("guide", base)
+    if kind == "distillation":
+        return distill_loop(client, start, log, [records] * 5, fmt, **options)
 
     def reward(text: str, reference: str) -> float:
         assert reference in ("yes", "no")
         return sum(letter.isupper() for letter in text) / max(1, len(text))
 
-    return rl_loop(
-        client, start, log, [records] * 5, reward, get_format("guide", base), **options, save_every=2
-    )
+    return rl_loop(client, start, log, [records] * 5, reward, fmt, kl=0.1, **options)
 
 
-@pytest.mark.parametrize("kind", ["rl", "dpo"])
+@pytest.mark.parametrize("kind", ["rl", "dpo", "distillation"])
 def test_a_loop_goes_on_where_it_was_interrupted(kind, service, small_model, tmp_path):
     base = str(small_model)
     whole = list(a_loop(kind, service, LoopLog(tmp_path / "whole", {"a": 1}), base))
@@ -172,6 +194,27 @@ def test_a_loop_goes_on_where_it_was_interrupted(kind, service, small_model, tmp
 
 
 def test_a_group_of_one_is_refused():
+    nothing: Any = None
+    loop = rl_loop(*[nothing] * 6, group_size=1, max_tokens=1, learning_rate=1, seed=1)
     with pytest.raises(DataError, match="group_size=1"):
-        sample_groups(None, [[1]], 1, None)
+        next(loop)
     assert Group([1], [], [], [2.0, 4.0]).advantages == [-1, 1]
+
+
+def test_lists_are_read_as_people_write_them():
+    train, held_out = list_problems()
+    assert len(train) == 450 and len(held_out) == 216 and set(HELD_OUT) < known_members().keys()
+    assert not {row["category"] for row in train} & {row["category"] for row in held_out}
+    items = read_items("Robin, Owls,  the  Goose, a butterfly, and cherries.")
+    assert items == ["robin", "owls", "goose", "butterfly", "cherries"]
+    assert [is_known(item, "birds") for item in items] == [True, True, True, False, False]
+    assert is_known("cherries", "fruits") and is_known("scarves", "pieces of clothing")
+    assert read_items("") == [""] and not is_known("", "birds")
+
+
+def test_the_diagrams_are_those_of_the_script():
+    spec = importlib.util.spec_from_file_location("diagrams", ROOT / "notebooks/images/make_diagrams.py")
+    diagrams = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(diagrams)
+    for name, diagram in diagrams.DIAGRAMS.items():
+        assert (ROOT / "notebooks/images" / name).read_text(encoding="utf-8") == diagrams.draw(*diagram)

@@ -21,7 +21,8 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
 
     Returns:
         `gained` and `lost` (pairs of records: only the tuned, only the base model right), `both_right`,
-        `both_wrong` (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base), `ci95` (its interval).
+        `both_wrong` (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base), `ci95` (its
+        interval).
 
     Raises:
         DataError: the two lists are not about the same problems.
@@ -61,9 +62,9 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
 
 
 def _difference_interval(gained: int, lost: int, total: int) -> tuple[float, float]:
-    """The 95% interval of a paired difference, by Agresti and Min: Wald's, with half a pair more of each kind.
+    """The 95% interval of a paired difference: Wald's, with half a pair more of each of the four kinds.
 
-    "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005).
+    Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions".
     """
     more, fewer, pairs = gained + 0.5, lost + 0.5, total + 2
     middle = (more - fewer) / pairs

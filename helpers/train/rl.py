@@ -53,17 +53,9 @@ class Group:
 def sample_groups(
     sampling_client: Any, prompts: Sequence[list[int]], group_size: int, sampling_params: Any
 ) -> list[Group]:
-    """`group_size` samples of each prompt. All prompts are sent before the first answer is awaited.
-
-    Raises:
-        DataError: `group_size` is below 2: one sample has nothing to be compared with.
-    """
+    """`group_size` samples of each prompt. All prompts are sent before the first answer is awaited."""
     from tinker import types
 
-    if group_size < 2:
-        raise DataError(
-            f"group_size={group_size}", "use 2 or more: advantages compare the samples of a group"
-        )
     futures = [
         sampling_client.sample(types.ModelInput.from_ints(prompt), group_size, sampling_params)
         for prompt in prompts
@@ -213,13 +205,21 @@ def rl_loop(
     Args:
         start_client: a sampling client of the model before training, for the KL divergence.
         batches: the records of each step.
-        reward: takes (answer, the record's `answer` or `output`), as graders do, and gives a number; a grader itself will
-            do, with 1 for a pass and 0 otherwise.
+        reward: takes (answer, the record's `answer` or `output`), as graders do, and gives a number. A grader
+            will do: its verdict counts as 1 or 0.
         max_tokens: longest sample. One that is cut off is graded like any other.
         kl: how much the divergence from the start costs; 0 only measures it.
         save_every: steps between two checkpoints to resume from; 0 for none.
+
+    Raises:
+        DataError: `group_size` is below 2.
     """
     from tinker import types
+
+    if group_size < 2:
+        raise DataError(
+            f"group_size={group_size}", "use 2 or more: advantages compare the samples of a group"
+        )
 
     for step in range(log.last_step + 1, len(batches) + 1):
         records = batches[step - 1]
