@@ -1,4 +1,4 @@
-"""The diagrams of notebooks 10 and 11, drawn as SVG.
+"""The diagrams of the notebooks, drawn as SVG.
 
     python notebooks/images/make_diagrams.py
 
@@ -40,7 +40,28 @@ POLICY_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
-DIAGRAMS = {"policy_step.svg": POLICY_STEP}
+LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "A LoRA layer: the input x goes through the frozen matrix W, and beside it through A, which reduces it to r "
+    "numbers, and B, which spreads them out again, scaled by s; both results are added.",
+    (
+        (10, 70, 80, "data", ("x", "n numbers")),
+        (210, 10, 240, "data", ("W", "m × n, frozen")),
+        (170, 130, 130, "model", ("A", "r × n, trained")),
+        (350, 130, 130, "model", ("B", "m × r, trained")),
+        (540, 130, 100, "rule", ("× s", "alpha / r")),
+        (700, 70, 130, "data", ("W·x + s·B·(A·x)", "m numbers")),
+    ),
+    (
+        ((90, 90), (210, 39), ""),
+        ((90, 108), (170, 159), ""),
+        ((300, 159), (350, 159), ""),
+        ((480, 159), (540, 159), ""),
+        ((450, 39), (700, 90), ""),
+        ((640, 159), (700, 110), ""),
+    ),
+)
+
+DIAGRAMS = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER}
 
 
 def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
