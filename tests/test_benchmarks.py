@@ -27,7 +27,7 @@ from helpers.evaluate.benchmarks import run_inspect_eval
 from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
 from helpers.train.models import load_tokenizer
-from helpers.train.prompts import get_format, question_text, renderer_for
+from helpers.train.renderers import get_renderer, prompt_tokens, renderer_for
 
 GSM8K = [
     {
@@ -287,34 +287,16 @@ def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_pa
     )
     results = run_inspect_eval(client, own_data(ROWS), renderer="guide", log_dir=tmp_path)
     assert results["score"] == 100 and results["benchmark"] == "own_data" and results["renderer"] == "guide"
-    fmt = get_format("guide", client.tokenizer)
-    assert sorted(client.prompts) == sorted(client.tokenizer.decode(fmt.prompt_tokens(row)) for row in ROWS)
-    assert client.params.stop == fmt.stop
+    renderer = get_renderer("guide", client.tokenizer)
+    prompts = [client.tokenizer.decode(prompt_tokens(row, renderer)) for row in ROWS]
+    assert sorted(client.prompts) == sorted(prompts)
+    assert client.params.stop == renderer.get_stop_sequences()
     floor = run_inspect_eval(
         Answers(base_model, lambda prompt: ""), own_data(ROWS), renderer="guide", log_dir=tmp_path
     )
     assert floor["score"] == 0
     with pytest.raises(DataError):
         own_data([])
-
-
-def test_the_guide_renderer_gives_the_tokens_of_training(base_model):
-    from tinker_cookbook import renderers
-    from tinker_cookbook.renderers.base import ParseTermination
-
-    tokenizer = load_tokenizer(base_model)
-    renderer, fmt = renderers.get_renderer("guide", tokenizer), get_format("guide", tokenizer)
-    for row in ROWS:
-        question = [{"role": "user", "content": question_text(row, "guide")}]
-        assert renderer.build_generation_prompt(question).to_ints() == fmt.prompt_tokens(row)
-        tokens, weights = renderer.build_supervised_example(
-            [*question, {"role": "assistant", "content": row["output"]}]
-        )
-        assert tokens.to_ints() == fmt.prompt_tokens(row) + fmt.answer_tokens(row)
-        assert weights.tolist() == [0] * len(fmt.prompt_tokens(row)) + [1] * len(fmt.answer_tokens(row))
-        message, end = renderer.parse_response(fmt.answer_tokens(row))
-        assert message["content"] == row["output"] and end == ParseTermination.STOP_SEQUENCE
-    assert renderer.parse_response(tokenizer.encode(" 4"))[1] == ParseTermination.MALFORMED
 
 
 def test_a_model_without_a_known_chat_format_is_asked_about(base_model):

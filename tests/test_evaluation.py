@@ -35,6 +35,8 @@ ROWS = [
 class Characters:
     """A tokenizer whose tokens are characters."""
 
+    eos_token_id = None
+
     def encode(self, text, add_special_tokens=False):
         return [ord(char) for char in text]
 
@@ -294,9 +296,9 @@ def test_several_samples_give_pass_at_k_and_a_vote():
 def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
     from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
-    from helpers.train.prompts import get_format
+    from helpers.train.renderers import get_renderer
 
-    renderer = get_format("guide", Characters())
+    renderer = get_renderer("guide", Characters())
     evaluator = evaluate_completions(
         sampling_client=Client(wrong_on_odd), test_dataset=ROWS, renderer=renderer
     )

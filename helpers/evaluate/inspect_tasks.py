@@ -19,12 +19,13 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import CORRECT, INCORRECT, Score, accuracy, scorer, stderr
 from inspect_ai.solver import generate
 
+from helpers.data.conversation import conversation
 from helpers.data.records import load_json_files
 from helpers.errors import DataError
 from helpers.evaluate.benchmark_files import BENCHMARKS, local_records
 from helpers.evaluate.grading import check_final_answer
 from helpers.evaluate.patches import records_from
-from helpers.train.prompts import question_text
+from helpers.train.guide import before_input
 
 Grader = Callable[[str, str], Any]
 
@@ -65,7 +66,7 @@ def own_data(
     samples = [
         Sample(
             id=number,
-            input=question_text(row, prompt_format),
+            input=conversation(row, before_input(prompt_format))[-2]["content"],
             target=str(row.get("answer") or row["output"]),
             metadata={"category": row.get("category")},
         )

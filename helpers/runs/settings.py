@@ -67,7 +67,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 BACKEND = "auto, stub, hosted, or the URL of a Tinker-compatible server"
 BASE_MODEL = "a model name or folder; empty takes the backend's default"
-PROMPT_FORMAT = "guide, or the name of a tinker_cookbook renderer"
+PROMPT_FORMAT = "guide, template (the model's own chat template), or a tinker_cookbook renderer"
 
 
 class Settings(BaseModel):
