@@ -12,7 +12,8 @@ import pytest
 from helpers.paths import ROOT
 from helpers.runs.stages import STAGES
 
-NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), "solutions"]
+PART_TWO = ["08_lora_by_hand"]
+NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), *PART_TWO, "solutions"]
 
 
 def run(command: list, env: dict, timeout: int) -> subprocess.CompletedProcess:
