@@ -333,6 +333,26 @@ def curves(
     return figure
 
 
+def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":
+    """One small panel a measure, over the steps of a loop.
+
+    Args:
+        rows: lines of the loop's metrics.jsonl, with `step`; there may be none yet.
+        titles: what to draw: the measure's name in the rows, and its title with the unit.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(2.4 * len(titles), 2.3)
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", markersize=3)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    return figure
+
+
 MODEL_LOOKS = [("grey", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "^")]
 
 

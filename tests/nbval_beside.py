@@ -13,7 +13,8 @@ import psutil
 from helpers.paths import ROOT
 from helpers.runs.stages import STAGES
 
-NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), "solutions"]
+PART_TWO = ["08_lora_by_hand"]
+NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), *PART_TWO, "solutions"]
 NOTEBOOK_TESTS = "test_notebooks.py"
 SECONDS = 2400
 

@@ -240,6 +240,7 @@ def test_mcnemar_is_the_exact_binomial_test():
     ] == pytest.approx(7 / 20)
     assert mcnemar(outcomes(tuned), outcomes(base))["p_value"] == pytest.approx(result["p_value"])
     assert mcnemar(outcomes(base), outcomes(base))["p_value"] == 1
+    assert result["ci95"] == pytest.approx((0.0397, 0.5967), abs=1e-4)  # Agresti and Min's formula, by hand
 
 
 def test_mcnemar_refuses_other_problems():

@@ -21,7 +21,8 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
 
     Returns:
         `gained` and `lost` (pairs of records: only the tuned, only the base model right), `both_right`,
-        `both_wrong` (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base).
+        `both_wrong` (counts), `p_value` (two-sided), `difference` (accuracy of tuned minus base), `ci95` (its
+        interval).
 
     Raises:
         DataError: the two lists are not about the same problems.
@@ -56,7 +57,19 @@ def mcnemar(base_samples: Sequence[dict], tuned_samples: Sequence[dict]) -> dict
         "both_wrong": len(pairs) - both - flips,
         "p_value": min(1.0, 2 * tail),
         "difference": (len(gained) - len(lost)) / len(pairs),
+        "ci95": _difference_interval(len(gained), len(lost), len(pairs)),
     }
+
+
+def _difference_interval(gained: int, lost: int, total: int) -> tuple[float, float]:
+    """The 95% interval of a paired difference: Wald's, with half a pair more of each of the four kinds.
+
+    Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions".
+    """
+    more, fewer, pairs = gained + 0.5, lost + 0.5, total + 2
+    middle = (more - fewer) / pairs
+    half = 1.96 * math.sqrt(more + fewer - (more - fewer) ** 2 / pairs) / pairs
+    return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def before_after_table(

@@ -1,0 +1,110 @@
+"""The diagrams of the notebooks, drawn as SVG.
+
+    python notebooks/images/make_diagrams.py
+
+It writes the `.svg` files next to this file. A test compares them with what this script draws.
+"""
+
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+FOLDER = Path(__file__).parent
+BOX_HEIGHT, FONT = 58, 13
+FILLS = {"model": "#dbe9f6", "data": "#f2f2f2", "rule": "#fdebd0"}
+
+Box = tuple[int, int, int, str, tuple[str, ...]]  # x, y, width, kind, lines of text
+Arrow = tuple[tuple[int, int], tuple[int, int], str]  # from, to, label
+
+POLICY_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "One step of reinforcement learning: the model samples a group of answers to one prompt, the reward scores "
+    "each, the group's mean is subtracted, and the advantages change the model.",
+    (
+        (10, 20, 120, "data", ("prompt", "“Name exactly 3 birds”")),
+        (180, 20, 130, "model", ("model", "samples 8 answers")),
+        (360, 20, 130, "rule", ("reward", "1, 0, 0, 1, 0, 0, 0, 0")),
+        (540, 20, 150, "data", ("advantages", "reward − mean (0.25)")),
+        (
+            360,
+            120,
+            330,
+            "model",
+            ("forward_backward + optim_step", "+0.75: more likely    −0.25: less likely"),
+        ),
+    ),
+    (
+        ((130, 49), (180, 49), ""),
+        ((310, 49), (360, 49), ""),
+        ((490, 49), (540, 49), ""),
+        ((615, 78), (615, 120), ""),
+        ((360, 149), (245, 78), "the next step samples anew"),
+    ),
+)
+
+LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "A LoRA layer: the input x goes through the frozen matrix W, and beside it through A, which reduces it to r "
+    "numbers, and B, which spreads them out again, scaled by s; both results are added.",
+    (
+        (10, 70, 80, "data", ("x", "n numbers")),
+        (210, 10, 240, "data", ("W", "m × n, frozen")),
+        (170, 130, 130, "model", ("A", "r × n, trained")),
+        (350, 130, 130, "model", ("B", "m × r, trained")),
+        (540, 130, 100, "rule", ("× s", "alpha / r")),
+        (700, 70, 130, "data", ("W·x + s·B·(A·x)", "m numbers")),
+    ),
+    (
+        ((90, 90), (210, 39), ""),
+        ((90, 108), (170, 159), ""),
+        ((300, 159), (350, 159), ""),
+        ((480, 159), (540, 159), ""),
+        ((450, 39), (700, 90), ""),
+        ((640, 159), (700, 110), ""),
+    ),
+)
+
+DIAGRAMS = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER}
+
+
+def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
+    """The SVG of a diagram: boxes with centred lines of text, the first one bold, and arrows with labels."""
+    width = max(x + w for x, _, w, _, _ in boxes) + 10
+    height = max(y for _, y, _, _, _ in boxes) + BOX_HEIGHT + 20
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
+        f"<title>{escape(title)}</title>",
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
+        'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#444"/></marker></defs>',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    parts += [line for box in boxes for line in _box(*box)]
+    parts += [line for arrow in arrows for line in _arrow(*arrow)]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _box(x: int, y: int, width: int, kind: str, lines: tuple[str, ...]) -> list[str]:
+    shape = f'x="{x}" y="{y}" width="{width}" height="{BOX_HEIGHT}" rx="6"'
+    parts = [f'<rect {shape} fill="{FILLS[kind]}" stroke="#444"/>']
+    for number, line in enumerate(lines):
+        weight, size = ("bold", FONT) if number == 0 else ("normal", FONT - 2)
+        parts.append(_text(x + width // 2, y + 24 + 19 * number, line, size, weight))
+    return parts
+
+
+def _arrow(start: tuple[int, int], end: tuple[int, int], label: str) -> list[str]:
+    (x1, y1), (x2, y2) = start, end
+    line = f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="#444" marker-end="url(#tip)"/>'
+    return [line] + ([_text((x1 + x2) // 2 - 60, (y1 + y2) // 2 + 22, label, FONT - 2)] if label else [])
+
+
+def _text(x: int, y: int, text: str, size: int, weight: str = "normal") -> str:
+    style = f'font-family="sans-serif" font-size="{size}" font-weight="{weight}" text-anchor="middle"'
+    return f'<text x="{x}" y="{y}" {style}>{escape(text)}</text>'
+
+
+def main() -> None:
+    for name, diagram in DIAGRAMS.items():
+        (FOLDER / name).write_text(draw(*diagram), encoding="utf-8")
+        print(name)
+
+
+if __name__ == "__main__":
+    main()
