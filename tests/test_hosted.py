@@ -187,7 +187,7 @@ def test_no_other_model_is_named():
     allowed = set(lineup.hosted_models()["use"].values())
     found = {name: set(re.findall(NAME, text)) - allowed for name, text in texts.items()}
     assert {name: names for name, names in found.items() if names} == {}
-    bare = re.compile(r"\b(Qwen\d|Llama-\d|gpt-oss|Kimi-K|DeepSeek-V|GLM-\d)[\w.-]*")
+    bare = re.compile(r"\b(?:(?:Qwen|Llama-)\d[\w.]*-\d+B|gpt-oss-\d|Kimi-K\d|DeepSeek-V\d|GLM-\d)[\w.-]*")
     for name, text in texts.items():
         rest = re.sub("|".join(map(re.escape, allowed)), "", text)
         assert not bare.search(rest), f"{name}: {bare.search(rest)}"
