@@ -91,7 +91,7 @@ def test_the_merged_model_asks_and_answers_as_the_trained_one(parts, server, ser
     losses = train(client, 6, datums)
     assert losses[-1] < 0.9 * losses[0]
     path = client.save_weights_external("chats").result().path
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     download_checkpoint_archive(service, path, tmp_path / "adapter.tar.gz", progress=False)
     extract_archive(tmp_path / "adapter.tar.gz", tmp_path / "adapter")
     merge_adapter(small_model, tmp_path / "adapter", tmp_path / "merged", renderer=renderer)
