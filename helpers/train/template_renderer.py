@@ -36,8 +36,8 @@ class TemplateRenderer(Renderer):
     """Writes what the chat template of the tokenizer writes.
 
     Args:
-        before: worked examples, to put before each conversation; without system messages of their own, they come
-            after its system message.
+        before: worked examples, to put before each conversation: without system messages of their own, after
+            its system message.
 
     Raises:
         RendererError: the tokenizer has no chat template.
