@@ -32,6 +32,8 @@ NOT_RUN = {
     'make run ARGS="-p epochs=2"': "20 minutes",
     "course run --from export --until export --name reviews": "the papermill line below it does the same",
     "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4": "half an hour",
+    "course run --name support --data data/support_chats.jsonl -p task=text -p prompt_format=template "
+    "-p train_on=all_assistant_messages -p epochs=3 -p max_tokens=32": "test_support_chats.py runs it",
     "course sweep --name ranks --resume": "as the line above; test_sweep.py resumes sweeps",
     "course sweep --name seeds --grid seed=1,2,3": "20 minutes",
     "course sweep --name mine --settings FILE": "FILE is the reader's; test_sweep.py reads such files",

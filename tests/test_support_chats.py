@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.data import load_data, split_data
 from helpers.evaluate import check_answer, choose_task, score_outputs
+from helpers.evaluate.promptings import base_formats
 from helpers.files import read_json
 from helpers.paths import ROOT
 from helpers.serve import generate_with_transformers, serve_vllm
@@ -84,6 +85,15 @@ def test_all_answers_of_the_assistant_are_trained_on(parts, small_model):
         assert whole == prompt_tokens(record, renderer) + answer_tokens(record, renderer)
 
 
+def test_the_base_model_is_shown_the_rules_of_each_example(parts, small_model):
+    renderer = get_renderer("template", small_model)
+    ways, _ = base_formats(renderer, parts.train[:8], parts.test, max_tokens=32, context=8192)
+    record, shown = parts.test[0], [turn for example in parts.train[:8] for turn in example["messages"]]
+    turns = [*shown, *record["messages"][:-1]]
+    asked = renderer.tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    assert prompt_tokens(record, ways["chat template, 8 examples"]) == asked
+
+
 def test_the_merged_model_asks_and_answers_as_the_trained_one(parts, server, service, small_model, tmp_path):
     renderer = get_renderer("template", small_model)
     client = service.create_lora_training_client(server.model, rank=4, seed=1, train_unembed=False).result()
@@ -91,7 +101,7 @@ def test_the_merged_model_asks_and_answers_as_the_trained_one(parts, server, ser
     losses = train(client, 6, datums)
     assert losses[-1] < 0.9 * losses[0]
     path = client.save_weights_external("chats").result().path
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     download_checkpoint_archive(service, path, tmp_path / "adapter.tar.gz", progress=False)
     extract_archive(tmp_path / "adapter.tar.gz", tmp_path / "adapter")
     merge_adapter(small_model, tmp_path / "adapter", tmp_path / "merged", renderer=renderer)

@@ -97,8 +97,10 @@ def _chat_template(tokenizer: Any, examples: Records) -> Any:
     from helpers.train.template_renderer import TemplateRenderer
 
     turns = [turn for example in examples for turn in cookbook_messages(messages_of(example, None))]
+    if len({str(turn["content"]) for turn in turns if turn["role"] == "system"}) < 2:
+        turns = [turn for turn in turns if turn["role"] != "system"]  # the question brings the same
     try:
-        renderer = TemplateRenderer(tokenizer, [turn for turn in turns if turn["role"] != "system"])
+        renderer = TemplateRenderer(tokenizer, turns)
         renderer.get_stop_sequences()
     except RendererError as error:
         raise DataError(str(error), "ask it in another format") from error

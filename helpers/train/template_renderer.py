@@ -36,7 +36,8 @@ class TemplateRenderer(Renderer):
     """Writes what the chat template of the tokenizer writes.
 
     Args:
-        before: messages to put before each conversation, after its system message: worked examples.
+        before: worked examples, to put before each conversation: without system messages of their own, after
+            its system message.
 
     Raises:
         RendererError: the tokenizer has no chat template.
@@ -148,7 +149,8 @@ class TemplateRenderer(Renderer):
         declared = [json.loads(str(message["content"])) for message in messages if message["role"] == TOOLS]
         tools = [{"type": "function", "function": tool} for found in declared for tool in found]
         turns = [message for message in messages if message["role"] != TOOLS]
-        first = int(bool(turns) and turns[0]["role"] == "system")
+        own_first = not any(message["role"] == "system" for message in self._before)
+        first = int(own_first and bool(turns) and turns[0]["role"] == "system")
         turns = [*turns[:first], *self._before, *turns[first:]]
         return tools or None, [self.to_openai_message(message) for message in turns]
 
