@@ -21,6 +21,7 @@ import tinker
 from tinker import types
 
 from helpers.paths import ROOT
+from helpers.train.keys import check_address, set_hosted_aside
 
 START_SECONDS = 90
 KEYS = (
@@ -102,6 +103,8 @@ def remote(url: str, model: str | None) -> Remote:
     """The server at `url`. Its key is in TINKER_SERVER_API_KEY. Another user's, for what one must not see of
     the other, may be in TINKER_SECOND_API_KEY.
     """
+    check_address(url)
+    set_hosted_aside()  # hosted Tinker's key goes nowhere else
     keys = [os.environ.get(name, "") for name in ("TINKER_SERVER_API_KEY", "TINKER_SECOND_API_KEY")]
     if not keys[0]:
         raise pytest.UsageError("put the server's key in TINKER_SERVER_API_KEY")
