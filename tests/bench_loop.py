@@ -38,7 +38,7 @@ def loop(bench: Bench) -> dict:
     with bench.stub() as server, Watch(server) as watch:
         client = bench.trainer(server)
         for step in range(bench.size(24, 2)):
-            sampler = client.save_weights_and_get_sampling_client()
+            sampler = client.save_weights_and_get_sampling_client().result()
             prompts = bench.fresh_prompts(PROMPTS)
             futures = [sampler.sample(types.ModelInput.from_ints(p), SAMPLES, params) for p in prompts]
             answers = [

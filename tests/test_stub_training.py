@@ -191,6 +191,29 @@ def test_long_attention_path_agrees_with_the_short_one(pair, monkeypatch):
     assert short.shape == (packed.size, model.config.hidden)
 
 
+def test_a_layer_keeps_the_inputs_of_its_steps_and_no_more(pair):
+    """What norms and silu give is computed again in the backward pass, and no padding is kept twice."""
+    model, state, _ = pair
+    c, rows, kept = model.config, 64, {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    adapters = Adapters(torch.float32, True, state.training_groups(torch.float32), state.layout.scale)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        x, angles = model.start(packed := Packed([[1] * 16] * 4, model.device), adapters)
+        kept.clear()
+        alive = model.layer(0, x, packed, angles, adapters)
+    attention = (c.heads + 2 * c.kv_heads) * c.head_dim + c.heads * 16 + c.heads * c.head_dim
+    norms = (c.heads + c.kv_heads) * c.head_dim if model.layers[0]["q_norm"] is not None else 0
+    lora = 7 * state.layout.rank
+    assert alive.requires_grad
+    assert sum(kept.values()) <= 1.1 * 4 * rows * (
+        2 * c.hidden + attention + norms + 2 * NARROW["intermediate_size"] + lora
+    )
+
+
 def test_micro_batches_hold_every_sequence_once_within_the_limit():
     lengths = [5, 900, 40, 700, 1500, 3]
     batches = micro_batches(lengths, 1024)

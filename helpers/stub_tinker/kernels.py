@@ -297,6 +297,32 @@ class Rotate(torch.autograd.Function):
         return rotate(grad, cos, -sin), None, None
 
 
+class Spread(torch.autograd.Function):
+    """(n, …) rows at n places of a larger tensor of zeros. PyTorch's own `index_copy` would keep the rows."""
+
+    @staticmethod
+    def forward(ctx, rows, places, size: int):
+        ctx.places = places
+        return rows.new_zeros(size, *rows.shape[1:]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0].index_select(0, ctx.places), None, None
+
+
+class Gather(torch.autograd.Function):
+    """The rows at some places: the way back from `Spread`."""
+
+    @staticmethod
+    def forward(ctx, grid, places):
+        ctx.places, ctx.size = places, len(grid)
+        return grid.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return Spread.apply(grads[0], ctx.places, ctx.size), None
+
+
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(length, length): 0 where a query may look, -inf beyond."""
     return torch.full((length, length), -torch.inf, device=device, dtype=dtype).triu_(1)

@@ -108,6 +108,10 @@ class Adapter:
     def _groups(self) -> dict[str, SteadyLora]:
         return self._in(self.dtype)
 
+    def rest(self) -> None:
+        """Drop the factors in the model's precision, half of what it holds, until it samples again."""
+        self.__dict__.pop("_groups", None)
+
     def _in(self, dtype: torch.dtype) -> dict[str, SteadyLora]:
         views = self.layout.views(self.flat.to(dtype))
         return {name: SteadyLora(group) for name, group in views.items()}

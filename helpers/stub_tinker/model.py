@@ -21,10 +21,12 @@ from helpers.stub_tinker.kernels import (
     Attention,
     Before,
     Frozen,
+    Gather,
     LoraGroup,
     LoraLinear,
     RmsNorm,
     Rotate,
+    Spread,
     SteadyLora,
     SwiGlu,
     TargetLogprob,
@@ -139,12 +141,12 @@ class Packed:
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
         """(tokens, heads, dim) -> (sequences, heads, longest, dim), zeros where there is no token."""
-        grid = rows.new_zeros(self.count * self.longest, *rows.shape[1:]).index_copy(0, self.slots, rows)
+        grid = Spread.apply(rows, self.slots, self.count * self.longest)
         return grid.view(self.count, self.longest, *rows.shape[1:]).transpose(1, 2)
 
     def unpad(self, grid: torch.Tensor) -> torch.Tensor:
         """(sequences, heads, longest, dim) -> (tokens, heads·dim)."""
-        return grid.transpose(1, 2).reshape(self.count * self.longest, -1)[self.slots]
+        return Gather.apply(grid.transpose(1, 2).reshape(self.count * self.longest, -1), self.slots)
 
 
 @dataclass

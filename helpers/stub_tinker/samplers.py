@@ -102,9 +102,13 @@ def _of_session(service: Service, session: str) -> list[SamplingSession]:
 
 
 def _set_aside(service: Service, samplers: list[SamplingSession], keep: int = KEPT_ADAPTERS) -> None:
-    """Write the adapters of samplers to disk, but for the last used ones. On the engine's thread."""
+    """Write the adapters of samplers to disk, but for the last used ones; of these, only the last stays ready
+    to sample. On the engine's thread.
+    """
     held = [(s, s.adapter) for s in samplers if s.adapter and not s.inflight_of]
     by_use = sorted(held, key=lambda pair: pair[0].used)
+    for _, adapter in by_use[:-1]:
+        adapter.rest()
     for sampler, adapter in by_use[: max(len(by_use) - keep, 0)]:
         try:
             sampler.file = sampler.file or service.session_store.set_aside(
