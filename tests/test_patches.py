@@ -27,12 +27,12 @@ def test_the_sdk_still_waits_for_a_server_that_has_ended_and_with_the_patch_does
     stop_waiting_when_ended(server.url, patched.holder)
     assert patched.get_server_capabilities().result().supported_models
     server.kill()
-    started = time.monotonic()
+    started, waiting = time.monotonic(), plain.get_server_capabilities()
     with pytest.raises(BackendError, match="has ended") as caught:
         patched.get_server_capabilities().result(timeout=60)
     assert time.monotonic() - started < FAILS_AT_ONCE and "course run --resume" in caught.value.fix
     with pytest.raises(StillWaiting):
-        plain.get_server_capabilities().result(timeout=FAILS_AT_ONCE)
+        waiting.result(timeout=10)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
