@@ -1,5 +1,6 @@
 """What several test files share. Keep it small."""
 
+import contextlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import tinker
 import torch
+from nbval_beside import NOTEBOOK_TESTS, Nbval
 from stub import Server
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
@@ -30,8 +32,41 @@ def base_model() -> Path:
     return local_base_model()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks run beside all other tests, and what came of them is looked at last."""
+    items.sort(key=lambda item: item.path.name == NOTEBOOK_TESTS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def committed_notebooks(request, tmp_path_factory) -> Iterator[Nbval | None]:
+    """They run by nbval, on half of the cores if there are other tests to run beside it. None if no test asks
+    for them.
+    """
+    theirs = [item.path.name == NOTEBOOK_TESTS for item in request.session.items]
+    if not any(theirs):
+        yield None
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    half = cores if all(theirs) else cores[len(cores) // 2 :]
+    model = request.getfixturevalue("base_model")
+    with (
+        course_home(tmp_path_factory, model) as env,
+        Nbval(env, half) as run,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("OMP_NUM_THREADS", str(len(half)))  # of what the other tests start
+        yield run
+
+
 @pytest.fixture(scope="session")
-def course_env(tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
+def course_env(committed_notebooks, tmp_path_factory, base_model) -> Iterator[dict[str, str]]:
+    """What `course_home` gives, for all tests that do not need one of their own."""
+    with course_home(tmp_path_factory, base_model) as env:
+        yield env
+
+
+@contextlib.contextmanager
+def course_home(tmp_path_factory, base_model: Path) -> Iterator[dict[str, str]]:
     """Environment of a user with an empty home for runs and the stub, and the base model. Ends the stub."""
     home = tmp_path_factory.mktemp("course-home")
     (home / "models").symlink_to(base_model.parent)

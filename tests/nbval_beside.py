@@ -1,0 +1,58 @@
+"""The committed notebooks by nbval, in a process beside the tests, since they take as long as the others."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from helpers.paths import ROOT
+from helpers.runs.stages import STAGES
+
+NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), "solutions"]
+NOTEBOOK_TESTS = "test_notebooks.py"
+SECONDS = 2400
+
+
+class Nbval:
+    """nbval over all notebooks, in order, from the start of this context on.
+
+    Args:
+        env: its environment, with the folder for runs.
+        cores: that it, and all that it starts, may use.
+    """
+
+    def __init__(self, env: dict[str, str], cores: list[int]):
+        self.runs, self._env, self._cores = Path(env["COURSE_RUNS_DIR"]), env, cores
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
+        command += ["--nbval-cell-timeout=1800", "--nbval-sanitize-with=tests/nbval_sanitize.cfg", "-q"]
+        command += ["-p", "no:cacheprovider", *(f"notebooks/{name}.ipynb" for name in NOTEBOOKS)]
+        self._output = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self._env,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        psutil.Process(self._process.pid).cpu_affinity(self._cores)
+        return self
+
+    def result(self) -> tuple[int, str]:
+        """Its status and what it printed, once it has ended."""
+        status = self._process.wait(timeout=SECONDS)
+        self._output.seek(0)
+        return status, self._output.read()
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGINT)  # it ends its kernels
+            self._process.wait(timeout=60)
+        self._output.close()
