@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from commands import assert_one_message, course, real_course, tree
@@ -346,10 +347,10 @@ def test_an_empty_section_of_prices_hides_nothing(monkeypatch, price_list):
 def test_conversations_that_cant_be_trained_on_so_are_refused_before(capsys, tmp_path):
     """By the renderer itself, as notebook 02 would; its tokens are those that are counted."""
     turns = [("user", "Hello"), ("assistant", "Hi."), ("user", "How are you?"), ("assistant", "Well.")]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(20)
     ]
-    rows[3]["messages"][1]["weight"] = 0
+    rows[3]["messages"][1] |= {"weight": 0}
     file = tmp_path / "chats.json"
     file.write_text(json.dumps(rows))
     words = ["--data", str(file), "-p", "task=text", "-p", "prompt_format=template", "-p"]
