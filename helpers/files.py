@@ -207,7 +207,9 @@ class StrictDecoder(json.JSONDecoder):
             value, end = super().raw_decode(s, idx)
         except RecursionError as error:
             raise JsonFault("it is nested too deeply to read") from error
-        _check_values(value)
+        read = s[idx:end]
+        if "\\u" in read or not read.isascii() or read.count("[") + read.count("{") > DEEPEST:
+            _check_values(value)  # slow, and most texts can't need it
         return value, end
 
 

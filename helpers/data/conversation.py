@@ -11,7 +11,7 @@ last answer, for graders and listings.
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 
 class Function(TypedDict):
@@ -26,7 +26,7 @@ class ToolCall(TypedDict, total=False):
 
     id: str
     type: Literal["function"]
-    function: Function
+    function: Required[Function]
 
 
 class Message(TypedDict, total=False):
@@ -39,8 +39,8 @@ class Message(TypedDict, total=False):
         trainable: whether to train on this message; where it is missing, the setting `train_on` decides.
     """
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    role: Required[Literal["system", "user", "assistant", "tool"]]
+    content: Required[str]
     tool_calls: list[ToolCall]
     tool_call_id: str
     name: str

@@ -201,7 +201,8 @@ def _runs(texts: dict[str, int]) -> tuple[np.ndarray, _Runs]:
     pairs = np.unique(tokens[begins] * len(words) + tokens[begins + 1], return_inverse=True)[1]
     runs, ids = np.unique(pairs * len(words) + tokens[begins + 2], return_inverse=True)
     kinds = max(1, len(runs))
-    keys = np.unique(text_of[begins] * kinds + ids)
+    keys = np.sort(text_of[begins] * kinds + ids)
+    keys = keys[np.flatnonzero(np.diff(keys, prepend=-1))]
     start = np.searchsorted(keys, np.arange(len(sizes) + 1) * kinds)
     return np.asarray(blocks), _Runs(start, keys % kinds, kinds)
 

@@ -16,6 +16,7 @@ s1K's `thinking_trajectories` are left out: they are thousands of tokens long, a
 solution that followed them.
 """
 
+import functools
 import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -76,8 +77,30 @@ class Form:
     read: Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def known_form(row: dict[str, Any]) -> Form | None:
-    """The form of a row; None if it is of none."""
+Shape = tuple[tuple[str, str], ...]
+SAMPLES = {"null": None, "empty": "", "text": "…", "list": ["…"], "other": 1}
+
+
+def shape_of(row: dict[str, Any]) -> Shape:
+    """The columns of a row, each with the kind of what it holds: all that the form depends on."""
+    return tuple([(name, _kind(value)) for name, value in row.items()])
+
+
+def _kind(value: Any) -> str:
+    """One of SAMPLES."""
+    if isinstance(value, str):
+        return "empty" if value in ("", "[]") or value.isspace() else "text"
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "list" if value else "empty"
+    return "other" if value != {} else "empty"
+
+
+@functools.lru_cache(maxsize=1000)
+def known_form(shape: Shape) -> Form | None:
+    """The form of the rows of a shape; None if it is of none."""
+    row: dict[str, Any] = {name: SAMPLES[kind] for name, kind in shape}
     kept = {name: name for name in KEPT if name in row}
     is_pair = {"instruction", "output"} <= row.keys()
     column = _chat_column(row)
@@ -131,7 +154,7 @@ def normalise_record(row: Any) -> dict[str, Any]:
     """
     if not isinstance(row, dict):
         raise DataError(f"the record is {kind_of(row)}, not an object with fields", FORMS)
-    if form := known_form(row):
+    if form := known_form(shape_of(row)):
         check_text_only(row, form.used)
         return form.read(row)
     for asked, answer in (("instruction", "output"), ("question", "answer")):

@@ -13,6 +13,7 @@ of a run mean. `skip_bad=True` leaves them out, and they are counted and kept.
 forms.py says which forms of record are known, columns.py what happens to others.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from helpers.data.columns import TALK, apply_columns, check_columns, guess_columns, parse_columns
 from helpers.data.csv_files import read_csv
-from helpers.data.forms import BESIDE_TEXT, check_text_only, known_form, normalise_record
+from helpers.data.forms import BESIDE_TEXT, Shape, check_text_only, known_form, normalise_record, shape_of
 from helpers.data.hub import HUB, load_hub
 from helpers.data.json_files import json_lines, json_list
 from helpers.data.rows import BadRow, Row, refuse, save_skipped
@@ -134,13 +135,13 @@ def _one_source(
     place: Path | str, name: str, rows: list[Row], kind: str, chosen: dict[str, str], instruction: str
 ) -> tuple[list[dict[str, Any]], Source, list[BadRow]]:
     """Records of one source, how it was read, and its rows that can't be used."""
-    readable = _readable(rows)
-    known = sum(known_form(row) is not None for row in readable)
-    if not readable or (not chosen and not instruction and known * 2 > len(readable)):
+    shapes = _shapes(rows)
+    known = sum(count for shape, count in shapes.items() if known_form(shape))
+    if not shapes or (not chosen and not instruction and known * 2 > shapes.total()):
         records, bad = _records(place, rows, normalise_record)
-        forms, columns, unused = _forms(readable)
+        forms, columns, unused = _forms(shapes)
         return records, Source(name, f"{kind}, {forms}", len(records), columns, unused, len(bad)), bad
-    names = list(dict.fromkeys(column for row in readable for column in row))
+    names = list(dict.fromkeys(column for shape in shapes for column, _ in shape))
     used = chosen or guess_columns(names, name, instruction)
     check_columns(used, names, name, instruction)
     unused = [column for column in names if column not in used.values()]
@@ -157,8 +158,9 @@ def _one_source(
     return records, Source(name, kind, len(records), used, unused, len(bad)), bad
 
 
-def _readable(rows: list[Row]) -> list[dict[str, Any]]:
-    return [row.value for row in rows if row.fault is None and isinstance(row.value, dict)]
+def _shapes(rows: list[Row]) -> Counter[Shape]:
+    """The shapes of the rows that can be read, in order of their first."""
+    return Counter(shape_of(row.value) for row in rows if row.fault is None and isinstance(row.value, dict))
 
 
 def _records(
@@ -176,18 +178,18 @@ def _records(
     return records, bad
 
 
-def _forms(rows: list[dict[str, Any]]) -> tuple[str, dict[str, str], list[str]]:
-    """The forms of the rows, which columns become what, and those that some row has and does not use."""
+def _forms(shapes: Iterable[Shape]) -> tuple[str, dict[str, str], list[str]]:
+    """The forms of rows, which columns become what, and those that some row has and does not use."""
     forms: dict[str, None] = {}
     columns: dict[str, dict[str, None]] = {}
     unused: dict[str, None] = {}
-    for row in rows:
-        if form := known_form(row):
+    for shape in shapes:
+        if form := known_form(shape):
             forms[form.name] = None
             for name, column in form.columns.items():
                 columns.setdefault(name, {})[column] = None
             known = {*form.used, *BESIDE_TEXT}
-            unused |= dict.fromkeys(column for column in row if column not in known)
+            unused |= dict.fromkeys(column for column, _ in shape if column not in known)
     return " and ".join(forms), {name: " or ".join(found) for name, found in columns.items()}, list(unused)
 
 
@@ -220,7 +222,7 @@ def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, 
     if bad := [row for _, wrong in read for row in wrong]:
         raise refuse(bad, len(records) + len(bad))
     for path, rows in files:
-        if unused := _forms(_readable(rows))[2]:
+        if unused := _forms(_shapes(rows))[2]:
             print(printable(f"{path}: not used: {', '.join(unused)}"), flush=True)
     return records
 

@@ -16,7 +16,7 @@ ROWS_SHOWN = 5
 SKIPPED_FILE = "skipped.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A row of a source.
 
