@@ -73,9 +73,9 @@ def list_problems() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [problem for problem in problems if problem["category"] not in HELD_OUT], held_out
 
 
-def random_list(kind: str, chance: random.Random) -> str:
-    """A list of known members of a kind, 3 to 8 of them, whatever was asked for."""
-    return ", ".join(chance.sample(_members()[kind], chance.choice(COUNTS)))
+def random_list(problem: dict[str, Any], chance: random.Random) -> str:
+    """An answer to a problem: known members of its kind, as many as it asks for."""
+    return ", ".join(chance.sample(_members()[problem["category"]], int(problem["output"].split()[0])))
 
 
 def read_items(answer: str) -> list[str]:
