@@ -28,6 +28,7 @@ from tinker import types
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
 from helpers.evaluate.evaluation import evaluate_model
+from helpers.train.renderers import answer_text, prompt_tokens
 
 
 def wire(bench: Bench) -> dict:
@@ -252,23 +253,25 @@ def evaluation(bench: Bench) -> dict:
     records, scores, answers = bench.records[-count:], [], []
     with bench.stub() as server:
         sampler = bench.sampler(bench.trainer(server))
-        params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=bench.fmt.stop)
+        tokenizer, stop = bench.renderer.tokenizer, bench.renderer.get_stop_sequences()
+        params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=stop)
 
         def one_by_one(i: int) -> None:  # a half of the prompts a round, so that the two take turns
             for record in records[i * count // 2 : (i + 1) * count // 2]:
-                prompt = types.ModelInput.from_ints(bench.fmt.prompt_tokens(record))
+                prompt = types.ModelInput.from_ints(prompt_tokens(record, bench.renderer))
                 answers.append(
-                    bench.fmt.answer_text(
+                    answer_text(
                         sampler.sample(prompt, num_samples=1, sampling_params=params)
                         .result()
                         .sequences[0]
-                        .tokens
+                        .tokens,
+                        bench.renderer,
                     )
                 )
 
         def all_at_once(_: int) -> None:
             scores.append(
-                evaluate_model(sampler, records, bench.fmt.tokenizer, fmt=bench.fmt, max_tokens=max_tokens)
+                evaluate_model(sampler, records, tokenizer, renderer=bench.renderer, max_tokens=max_tokens)
             )
 
         sample([sampler], bench.prompts[:2], 4)

@@ -27,7 +27,7 @@ import helpers  # noqa: F401  (sets how idle threads wait, before torch is loade
 from helpers import local_model
 from helpers.paths import ROOT, package_versions
 from helpers.train import models
-from helpers.train.prompts import build_datum, get_format
+from helpers.train.renderers import build_datum, get_renderer, prompt_tokens
 
 START = time.perf_counter()
 GIB = 1 << 30
@@ -63,11 +63,11 @@ class Bench:
     def __init__(self, quick: bool):
         self.quick = quick
         self.folder = local_model.local_base_model()
-        self.fmt = get_format("guide", models.load_tokenizer(self.folder))
+        self.renderer = get_renderer("guide", models.load_tokenizer(self.folder))
         self.records = json.loads((ROOT / "data" / "word_problems.json").read_text(encoding="utf-8"))
         np.random.default_rng(0).shuffle(self.records)
-        self.datums = [build_datum(record, self.fmt) for record in self.records[:512]]
-        self.prompts = [self.fmt.prompt_tokens(record) for record in self.records]
+        self.datums = [build_datum(record, self.renderer) for record in self.records[:512]]
+        self.prompts = [prompt_tokens(record, self.renderer) for record in self.records]
         self._unused = 0
         self._services: list[tinker.ServiceClient] = []
         self.stream = [token for datum in self.datums for token in datum.model_input.to_ints()]

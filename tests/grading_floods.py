@@ -11,6 +11,7 @@ from pathlib import Path
 
 from helpers.evaluate.grading import (
     check_answer,
+    check_calls,
     check_completeness,
     check_fields,
     check_final_answer,
@@ -61,6 +62,8 @@ GRADERS = {
     "steps": lambda text: check_reasoning_steps(text, text),
     "completeness": check_completeness,
     "label": lambda text: check_label(text, "A", LABELS),
+    "calls": lambda text: check_calls(text, '{"name": "f", "arguments": {}}'),
+    "wrapped calls": lambda text: check_calls(f"<tool_call>{text}</tool_call>", "x"),
     "fields": lambda text: check_fields(text, '{"a": 1}'),
     "text": lambda text: check_text(text, "the red bike"),
 }

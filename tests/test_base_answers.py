@@ -22,13 +22,16 @@ from helpers.runs.results import save_evaluation
 from helpers.runs.run import Run
 from helpers.runs.settings import settings_of
 from helpers.runs.stage import Stage
-from helpers.train.prompts import get_format, guide_prompt
+from helpers.train.guide import guide_prompt
+from helpers.train.renderers import get_renderer, prompt_tokens
 
 pytestmark = pytest.mark.usefixtures("folder")
 
 
 class Letters:
     """A tokenizer of one token a letter, as far as prompts need it, without a chat template."""
+
+    eos_token_id: int | None = None
 
     def decode(self, tokens: list[Any], skip_special_tokens: bool = False) -> str:
         return "".join(map(chr, tokens))
@@ -47,7 +50,7 @@ class Talkative(Letters):
         return self.encode(text) if tokenize else text
 
 
-FORMATS = {CHAT: get_format("guide", Talkative()), TRAINING: get_format("guide", Letters())}
+FORMATS = {CHAT: get_renderer("guide", Talkative()), TRAINING: get_renderer("guide", Letters())}
 
 
 TEST_SET = [
@@ -178,8 +181,8 @@ def base_of(reply: Any, tokenizer: Any = None, **context: int) -> tuple[Run, dic
     write_json(run.file("split/test_set.json"), TEST_SET)
     stage = Stage(run, "evaluate", settings_of("evaluate", {}))
     client = Client(lambda prompt, attempt: reply(prompt))
-    fmt = get_format("guide", tokenizer or Talkative())
-    return run, base_answers(stage, service(**context), client, TEST_SET, fmt)
+    renderer = get_renderer("guide", tokenizer or Talkative())
+    return run, base_answers(stage, service(**context), client, TEST_SET, renderer)
 
 
 @pytest.mark.parametrize(
@@ -224,15 +227,22 @@ def test_a_way_that_the_model_can_t_be_asked_in_is_named():
     _, base = base_of(lambda prompt: "Final answer: 0", **{"/models/Small-1B": 300})
     left_out = {row.name: row.left_out for row in base["promptings"] if row.correct is None}
     assert list(left_out) == [f"{CHAT}, 8 examples"] and "its context of 300" in left_out.popitem()[1]
-    formats, left_out = base_formats(get_format("guide", Letters()), [], TEST_SET, 96, None)
+    formats, left_out = base_formats(get_renderer("guide", Letters()), [], TEST_SET, 96, None)
     assert list(formats) == [TRAINING] and set(left_out.values()) == {"the model has no chat template"}
 
 
+def test_a_chat_template_that_is_the_format_of_training_is_asked_once():
+    formats, left_out = base_formats(get_renderer("template", Talkative()), TEST_SET, TEST_SET, 96, None)
+    assert list(formats) == [f"{CHAT}, 3 examples", TRAINING]
+    assert left_out == {CHAT: "it is the format of training"}
+
+
 def test_the_chat_template_stops_at_the_end_of_a_turn(base_model):
-    fmt = get_format("guide", base_model)
-    formats, _ = base_formats(fmt, TEST_SET, TEST_SET, 96, 8192)
+    renderer = get_renderer("guide", base_model)
+    formats, _ = base_formats(renderer, TEST_SET, TEST_SET, 96, 8192)
     alone, shown = (formats[name] for name in list(formats)[:2])
-    assert alone.stop == shown.stop == [fmt.tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    prompts = [fmt.tokenizer.decode(form.prompt_tokens(TEST_SET[2])) for form in (alone, shown)]
+    end = renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert alone.get_stop_sequences() == shown.get_stop_sequences() == [end]
+    prompts = [renderer.tokenizer.decode(prompt_tokens(TEST_SET[2], form)) for form in (alone, shown)]
     assert all(text.endswith("What is 2 + 2?<|im_end|>\n<|im_start|>assistant\n") for text in prompts)
     assert prompts[1].count("<|im_start|>user") == 4 and "Final answer: 4<|im_end|>" in prompts[1]

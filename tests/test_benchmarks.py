@@ -22,12 +22,13 @@ from types import SimpleNamespace
 import pytest
 from inspect_ai.log import read_eval_log
 
+from helpers.data.conversation import conversation_record
 from helpers.errors import BackendError, DataError, ModelError
 from helpers.evaluate.benchmarks import run_inspect_eval
 from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
 from helpers.train.models import load_tokenizer
-from helpers.train.prompts import get_format, question_text, renderer_for
+from helpers.train.renderers import get_renderer, prompt_tokens, renderer_for
 
 GSM8K = [
     {
@@ -278,43 +279,38 @@ ROWS = [
 ]
 
 
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 1 + 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "What is 9 + 9?"},
+    {"role": "assistant", "content": "Final answer: 18"},
+]
+
+
 def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_path):
     client = Answers(
         base_model,
         lambda prompt: (
-            f" It is 2 * {(n := int(re.search(r'is (.) [+]', prompt)[1]))}.\nThe answer is **{2 * n}.0**.\n\n"
+            f" It is 2 * {(n := int(re.findall(r'is (.) [+]', prompt)[-1]))}.\n"
+            f"The answer is **{2 * n}.0**.\n\n"
         ),
     )
-    results = run_inspect_eval(client, own_data(ROWS), renderer="guide", log_dir=tmp_path)
+    asked = [*ROWS, conversation_record(CHAT)]
+    results = run_inspect_eval(client, own_data(asked), renderer="guide", log_dir=tmp_path)
     assert results["score"] == 100 and results["benchmark"] == "own_data" and results["renderer"] == "guide"
-    fmt = get_format("guide", client.tokenizer)
-    assert sorted(client.prompts) == sorted(client.tokenizer.decode(fmt.prompt_tokens(row)) for row in ROWS)
-    assert client.params.stop == fmt.stop
+    renderer = get_renderer("guide", client.tokenizer)
+    prompts = [client.tokenizer.decode(prompt_tokens(row, renderer)) for row in asked]
+    assert sorted(client.prompts) == sorted(prompts)
+    assert client.params.stop == renderer.get_stop_sequences()
     floor = run_inspect_eval(
         Answers(base_model, lambda prompt: ""), own_data(ROWS), renderer="guide", log_dir=tmp_path
     )
     assert floor["score"] == 0
-    with pytest.raises(DataError):
-        own_data([])
-
-
-def test_the_guide_renderer_gives_the_tokens_of_training(base_model):
-    from tinker_cookbook import renderers
-    from tinker_cookbook.renderers.base import ParseTermination
-
-    tokenizer = load_tokenizer(base_model)
-    renderer, fmt = renderers.get_renderer("guide", tokenizer), get_format("guide", tokenizer)
-    for row in ROWS:
-        question = [{"role": "user", "content": question_text(row, "guide")}]
-        assert renderer.build_generation_prompt(question).to_ints() == fmt.prompt_tokens(row)
-        tokens, weights = renderer.build_supervised_example(
-            [*question, {"role": "assistant", "content": row["output"]}]
-        )
-        assert tokens.to_ints() == fmt.prompt_tokens(row) + fmt.answer_tokens(row)
-        assert weights.tolist() == [0] * len(fmt.prompt_tokens(row)) + [1] * len(fmt.answer_tokens(row))
-        message, end = renderer.parse_response(fmt.answer_tokens(row))
-        assert message["content"] == row["output"] and end == ParseTermination.STOP_SEQUENCE
-    assert renderer.parse_response(tokenizer.encode(" 4"))[1] == ParseTermination.MALFORMED
+    tools = conversation_record(CHAT, [{"type": "function", "function": {"name": "add"}}])
+    for records, reason in (([], "no records"), ([tools], "has tools")):
+        with pytest.raises(DataError, match=reason):
+            own_data(records)
 
 
 def test_a_model_without_a_known_chat_format_is_asked_about(base_model):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 def test_help_teaches(capsys):
     status, out, _ = course(capsys, "--help")
     assert status == 0 and "exit status:" in out and "130" in out
-    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    names = [command.__name__.rpartition(".")[2].replace("_", "-") for command in COMMANDS]
     assert [name for name in names if not re.search(rf"^ +{name}\b", out, re.M)] == []
     for name in names:
         out = course(capsys, name, "--help")[1]
@@ -56,12 +56,12 @@ def offered(line: str, **variables: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("c", ["clean", "check", "completion"]),
+        ("c", ["clean", "check", "check-template", "completion"]),
         ("run --re", ["--resume"]),
         ("run --profile ", ["quick", "small", "full", "hosted"]),
         ("run --from e", ["evaluate", "export"]),
         ("run -p max_t", ["max_test=", "max_tokens=", "max_train="]),
-        ("run -p task=", ["math", "classification", "extraction", "text"]),
+        ("run -p task=", ["math", "classification", "extraction", "calls", "text"]),
         ("run -p task=ex", ["extraction"]),
         ("run -p epochs=", []),
         ("sweep --grid dtype=f", ["float32", "float16"]),

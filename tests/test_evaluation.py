@@ -11,13 +11,16 @@ import pytest
 from tinker import types
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
+from helpers.data.conversation import conversation_record
 from helpers.errors import BackendError, DataError
 from helpers.evaluate.completions import evaluate_completions
 from helpers.evaluate.evaluation import evaluate_model, score_outputs
+from helpers.evaluate.grading import check_answer
 from helpers.evaluate.grading.free_text import token_f1
 from helpers.evaluate.math_reasoning import evaluate_math_reasoning, majority_vote, pass_at_k
 from helpers.evaluate.paired import mcnemar
 from helpers.evaluate.score import wilson_interval
+from helpers.files import read_jsonl
 
 ROWS = [
     {
@@ -34,6 +37,8 @@ ROWS = [
 
 class Characters:
     """A tokenizer whose tokens are characters."""
+
+    eos_token_id = None
 
     def encode(self, text, add_special_tokens=False):
         return [ord(char) for char in text]
@@ -291,12 +296,31 @@ def test_several_samples_give_pass_at_k_and_a_vote():
     assert result["majority_vote"]["accuracy"] == 1
 
 
+def test_a_conversation_is_asked_up_to_its_last_answer(tmp_path):
+    asked = {"role": "user", "content": "Where is it?"}
+    messages = [
+        asked,
+        {"role": "assistant", "content": "On its way."},
+        asked,
+        {"role": "assistant", "content": "4"},
+    ]
+    record = conversation_record(messages)
+    client = Client(lambda prompt, attempt: "4\n\n" if prompt.count("Where is it?") == 2 else "?")
+    result = evaluate_model(client, [record], Characters(), grader=check_answer, samples_path=tmp_path / "s")
+    [sample] = read_jsonl(tmp_path / "s")
+    assert result["correct"] == 1 and sample["turns"] == messages[:-1] and sample["expected"] == "4"
+    assert (
+        sample["prompt"]
+        == "Instruction: Where is it?\nResponse: On its way.\n\nInstruction: Where is it?\nResponse:"
+    )
+
+
 def test_evaluate_completions_runs_and_plugs_into_the_cookbook():
     from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
-    from helpers.train.prompts import get_format
+    from helpers.train.renderers import get_renderer
 
-    renderer = get_format("guide", Characters())
+    renderer = get_renderer("guide", Characters())
     evaluator = evaluate_completions(
         sampling_client=Client(wrong_on_odd), test_dataset=ROWS, renderer=renderer
     )

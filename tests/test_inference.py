@@ -15,7 +15,6 @@ from helpers.errors import CourseError, ModelError
 from helpers.paths import ROOT
 from helpers.serve import engine, generate_with_transformers, load_vllm, measure_throughput
 from helpers.serve.answers import Answer
-from helpers.train.prompts import PromptFormat
 from helpers.weights.base_model import load_base
 
 
@@ -28,8 +27,13 @@ class Letters:
         return "".join("" if t == 2 and skip_special_tokens else chr(48 + t) for t in tokens)
 
 
-def fmt_with(stop):
-    return PromptFormat("letters", Letters(), stop)
+def stopping_at(stop):
+    """A renderer, as far as sampling needs it."""
+    return SimpleNamespace(
+        tokenizer=Letters(),
+        get_stop_sequences=lambda: stop,
+        parse_response=lambda tokens: ({"role": "assistant", "content": ""}, None),
+    )
 
 
 def make_model(folder, head_dim=8):
@@ -59,7 +63,7 @@ def step_by_step(model, prompt, steps):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_batches_give_what_one_at_a_time_gives(model, batch_size):
-    answers = generate_with_transformers(model, fmt_with([]), PROMPTS, 12, batch_size, progress=False)
+    answers = generate_with_transformers(model, stopping_at([]), PROMPTS, 12, batch_size, progress=False)
     assert [a.tokens for a in answers] == [step_by_step(model, p, 12) for p in PROMPTS]
     assert all(a.stop_reason == ("stop" if a.tokens[-1] == 2 else "length") for a in answers)
 
@@ -70,13 +74,13 @@ def test_stop_texts_end_an_answer_and_stay_in_its_tokens(model):
     letters = Letters().decode(full, False)
     stop = letters[3:5]  # a stop text that spans two tokens
     end = letters.index(stop) + 2
-    answer = generate_with_transformers(model, fmt_with([stop]), PROMPTS, 12, progress=False)[0]
+    answer = generate_with_transformers(model, stopping_at([stop]), PROMPTS, 12, progress=False)[0]
     assert answer == Answer(letters[: end - 2].strip(), full[:end], "stop")
 
 
 def test_stop_tokens_end_an_answer(model):
     full = step_by_step(model, PROMPTS[0], 12)
-    answer = generate_with_transformers(model, fmt_with([full[2]]), PROMPTS, 12, progress=False)[0]
+    answer = generate_with_transformers(model, stopping_at([full[2]]), PROMPTS, 12, progress=False)[0]
     assert answer.tokens == full[: full.index(full[2]) + 1] and answer.stop_reason == "stop"
 
 
@@ -84,17 +88,17 @@ def test_a_stop_text_in_the_prompt_does_not_count(model):
     full = step_by_step(model, PROMPTS[2], 12)
     asked, said = Letters().decode(PROMPTS[2], False), Letters().decode(full, False)
     stop = next(letter for letter in asked if letter not in said)
-    answer = generate_with_transformers(model, fmt_with([stop]), [PROMPTS[2]], 12, progress=False)[0]
+    answer = generate_with_transformers(model, stopping_at([stop]), [PROMPTS[2]], 12, progress=False)[0]
     assert answer.tokens == full
 
 
 def test_prompts_that_can_not_work_are_refused(model):
     with pytest.raises(ModelError, match="prompt 1 has no tokens"):
-        generate_with_transformers(model, fmt_with([]), [[1], []], 4)
+        generate_with_transformers(model, stopping_at([]), [[1], []], 4)
     with pytest.raises(ModelError, match="context of 128"):
-        generate_with_transformers(model, fmt_with([]), [[1] * 125], 4)
+        generate_with_transformers(model, stopping_at([]), [[1] * 125], 4)
     with pytest.raises(ModelError, match="max_tokens"):
-        generate_with_transformers(model, fmt_with([]), [[1]], 0)
+        generate_with_transformers(model, stopping_at([]), [[1]], 0)
 
 
 def test_a_folder_without_a_model_names_the_notebook(tmp_path):
@@ -176,13 +180,13 @@ VLLM_RUN = """
 import json, sys
 from helpers.serve import generate_with_vllm, load_vllm
 from helpers.weights import score_with_vllm
-from helpers.train.prompts import get_format
+from helpers.train import get_renderer
 from transformers import AutoTokenizer
 folder = sys.argv[1]
 job = json.loads(sys.stdin.read())
-fmt = get_format("guide", AutoTokenizer.from_pretrained(folder))
+renderer = get_renderer("guide", AutoTokenizer.from_pretrained(folder))
 llm = load_vllm(folder, dtype="float32", max_model_len=128)
-answers = generate_with_vllm(llm, fmt, job["prompts"], 10, progress=False)
+answers = generate_with_vllm(llm, renderer, job["prompts"], 10, progress=False)
 scores = score_with_vllm(llm, [tuple(pair) for pair in job["pairs"]])
 tokens = [answer.tokens for answer in answers]
 print("RESULT" + json.dumps({"tokens": tokens, "logprobs": scores.logprobs, "greedy": scores.greedy}))

@@ -11,14 +11,14 @@ from helpers.evaluate.grading import Verdict
 from helpers.evaluate.judge import ProofJudge, judge_agreement
 from helpers.evaluate.math_reasoning import evaluate_math_reasoning
 from helpers.paths import ROOT
-from helpers.train.prompts import get_format
+from helpers.train.renderers import get_renderer
 
 CASES = json.loads((ROOT / "data/proof_cases.json").read_text(encoding="utf-8"))
 
 
 def ask(reply, cases=CASES):
     client = Client(lambda prompt, attempt: reply(prompt))
-    return ProofJudge(client, fmt=get_format("guide", Characters()))(cases)
+    return ProofJudge(client, renderer=get_renderer("guide", Characters()))(cases)
 
 
 def by_label(prompt):
@@ -81,7 +81,7 @@ def test_bad_cases_are_errors():
     with pytest.raises(DataError):
         judge_agreement([Verdict(True, "")], [])
     with pytest.raises(DataError, match="case 1: `correct` is 'no'"):
-        ProofJudge(Client(str), fmt=get_format("guide", Characters())).agreement(
+        ProofJudge(Client(str), renderer=get_renderer("guide", Characters())).agreement(
             [CASES[0], CASES[1] | {"correct": "no"}]
         )
 

@@ -17,15 +17,6 @@ from helpers.runs.sweep.grid import read_settings
 GUIDE = {"instruction": "Add.", "output": "3"}
 
 
-def chat(*turns: tuple, **answer) -> dict:
-    messages = [{"role": role, "content": text} for role, text in turns]
-    messages[-1].update(answer)
-    return {"messages": messages}
-
-
-ASKED = (("user", "q"), ("assistant", "a"))
-
-
 def write(path: Path, content: str | bytes | list) -> Path:
     text = json.dumps(content) if isinstance(content, list) else content
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -35,18 +26,8 @@ def write(path: Path, content: str | bytes | list) -> Path:
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        (GUIDE | {"history": [["q", "a"]]}, ["'history'", "one question and one answer"]),
-        (chat(*ASKED) | {"tools": [{"name": "f"}]}, ["'tools'", "one question and one answer"]),
         ({"question": "q", "answer": "#### 1", "image": "a.png"}, ["'image'", "into the text"]),
-        (chat(*ASKED, reasoning_content="so"), ["message 1", "'reasoning_content'"]),
-        (chat(*ASKED, thinking="so", audio={"id": 1}), ["message 1", "'thinking', 'audio'"]),
-        (chat(*ASKED, weight=1), ["message 1", "'weight'"]),
-        (chat(*ASKED, content=None, tool_calls=[{"id": 1}]), ["'tool_calls'", "renderer with tools"]),
-        (chat(*ASKED, function_call={"name": "f"}), ["'function_call'", "renderer with tools"]),
-        (chat(*ASKED, ("tool", "42")), ["message 2", "'tool'", "renderer with tools"]),
-        (chat(*ASKED, content=None), ["message 1", "'content' is missing"]),
-        (chat(("user", [{"type": "image_url", "image_url": "x"}]), ASKED[1]), ["message 0", "'image_url'"]),
-        ({"conversations": [{"from": "human", "value": "q"}]}, ["roles user", "one user message"]),
+        ({"question": "q", "answer": "#### 1", "history": [["q", "a"]]}, ["'history'", "no place for it"]),
         ({"question": "q", "choices": ["x", "y"], "answer": 2}, ["'2'", "none of the 2 choices"]),
         ({"question": "q", "choices": ["x", "y"], "answer": True}, ["'true'", "none of the 2"]),
         ({"question": "q", "choices": ["x", "x"], "answer": "x"}, ["could be several"]),
@@ -65,19 +46,6 @@ def test_what_a_record_holds_beside_text_is_refused_by_name(row, parts):
 @pytest.mark.parametrize(
     ("row", "instruction", "output"),
     [
-        (GUIDE | {"history": [], "system": "Be brief."}, "Be brief.\nAdd.", "3"),
-        (chat(*ASKED, tool_calls=[], reasoning_content=None), "q", "a"),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "q", "a"),
-        (
-            {
-                "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
-                "system": "s",
-            },
-            "s\nq",
-            "a",
-        ),
-        ({"conversations": chat(*ASKED)["messages"]}, "q", "a"),
-        (chat(("developer", "d"), *ASKED), "d\nq", "a"),
         ({"question": "q", "choices": ["x", "y"], "answer": 1}, "q\nA. x\nB. y", "B"),
         ({"question": "q", "choices": ["1", "2"], "answer": 0}, "q\nA. 1\nB. 2", "A"),
         ({"question": "q", "choices": ["x", "y"], "answer": "y"}, "q\nA. x\nB. y", "B"),
@@ -108,7 +76,7 @@ def test_every_row_counts_for_what_is_used(tmp_path):
     rows = [GUIDE] * 5 + [GUIDE | {"system": "s", "stars": 3}, {"question": "q", "answer": "a", "stars": 1}]
     [source] = load_data(str(write(tmp_path / "a.json", rows))).sources
     assert source.unused == ["stars"] and source.form == "JSON, guide or Alpaca and GSM8K"
-    assert source.columns["instruction"] == "instruction or system, then instruction or question"
+    assert source.columns["instruction"] == "instruction or question" and source.columns["system"] == "system"
 
 
 def test_fields_that_go_nowhere_are_named(tmp_path, capsys):

@@ -72,7 +72,7 @@ def test_every_setting_says_what_it_is(stage):
         ({"rank": True}, "setting rank can't be true"),
         ({"rank": "8"}, "setting rank can't be 8"),
         ({"epochs": float("inf")}, "setting epochs can't be Infinity"),
-        ({"task": "poetry"}, "'math', 'classification', 'extraction' or 'text'"),
+        ({"task": "poetry"}, "'math', 'classification', 'extraction', 'calls' or 'text'"),
         ({"backend_name": "nope"}, "auto, stub, hosted, or the URL"),
         ({"batch_sizes": "1,x"}, "whole numbers above zero"),
         ({"epochs": date(2026, 1, 1)}, "2026-01-01.*valid number"),
@@ -102,7 +102,9 @@ def test_settings_are_made_of_the_right_type():
 def test_settings_of_a_stage_are_its_own():
     settings = settings_of("train", {"rank": 8, "subset": 3})
     assert settings.changed == {"rank": 8} and settings.learning_rate == 1e-3
-    assert choices("task") == ("math", "classification", "extraction", "text") and choices("rank") == ()
+    assert (
+        choices("task") == ("math", "classification", "extraction", "calls", "text") and choices("rank") == ()
+    )
 
 
 def test_a_stage_records_every_setting_and_what_it_used(capsys):

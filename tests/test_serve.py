@@ -18,8 +18,9 @@ from helpers.evaluate.grading import check_final_answer
 from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
 from helpers.serve import GUIDE_TEMPLATE, generate_with_transformers, serve_vllm
+from helpers.train.messages import messages_before_answer
 from helpers.train.models import load_tokenizer
-from helpers.train.prompts import get_format, question_text
+from helpers.train.renderers import answer_tokens, get_renderer, prompt_tokens
 
 ROWS = [
     {
@@ -32,15 +33,15 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def fmt(base_model):
-    return get_format("guide", load_tokenizer(base_model))
+def renderer(base_model):
+    return get_renderer("guide", load_tokenizer(base_model))
 
 
 @pytest.fixture(scope="module")
-def started(base_model, fmt):
+def started(base_model, renderer):
     """A server, its process tree while it ran, and what became of that."""
     seen = {}
-    with serve_vllm(base_model, fmt=fmt, dtype="float32", max_model_len=512) as server:
+    with serve_vllm(base_model, renderer=renderer, dtype="float32", max_model_len=512) as server:
         seen["tree"] = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
         yield server, seen
     deadline = time.monotonic() + 20
@@ -48,15 +49,15 @@ def started(base_model, fmt):
         assert time.monotonic() < deadline, "the server left a process behind"
         time.sleep(0.1)
     with pytest.raises(BackendError, match="did not answer"):
-        server.ask([{"instruction": "Still there?"}], fmt, 4)
+        server.ask([{"instruction": "Still there?"}], renderer, 4)
 
 
-def test_the_server_answers_as_the_model_does(started, base_model, fmt):
+def test_the_server_answers_as_the_model_does(started, base_model, renderer):
     server, _ = started
-    served = server.ask(ROWS, fmt, 16)
+    served = server.ask(ROWS, renderer, 16)
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype="float32")
     answers = generate_with_transformers(
-        model, fmt, [fmt.prompt_tokens(row) for row in ROWS], 16, progress=False
+        model, renderer, [prompt_tokens(row, renderer) for row in ROWS], 16, progress=False
     )
     same = sum(
         a["text"] == b.text and a["stop_reason"] == b.stop_reason
@@ -65,7 +66,7 @@ def test_the_server_answers_as_the_model_does(started, base_model, fmt):
     assert same >= len(ROWS) - 1  # float32 sums in another order: a near tie may fall otherwise
 
 
-def test_inspect_asks_it_the_same_task(started, tmp_path):
+def test_inspect_asks_it_the_same_task(started, renderer, tmp_path):
     server, _ = started
     results = run_inspect_eval(
         benchmark=own_data(ROWS),
@@ -75,7 +76,7 @@ def test_inspect_asks_it_the_same_task(started, tmp_path):
         max_tokens=16,
         log_dir=tmp_path,
     )
-    answers = server.ask(ROWS, get_format("guide", None), 16)
+    answers = server.ask(ROWS, renderer, 16)
     right = sum(
         bool(check_final_answer(answer["text"], row["output"]))
         for answer, row in zip(answers, ROWS, strict=True)
@@ -95,17 +96,23 @@ def test_only_its_own_key_opens_it_and_no_command_line_shows_it(started):
     )
 
 
-def test_the_template_makes_the_prompts_of_training(base_model, fmt):
-    messages = lambda row: [{"role": "user", "content": question_text(row, "guide")}]  # noqa: E731
+def test_the_template_makes_the_prompts_of_training(renderer):
+    tokenizer = renderer.tokenizer
     for row in ROWS:
-        assert fmt.tokenizer.apply_chat_template(
-            messages(row), chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False
-        ) == fmt.prompt_tokens(row)
-    turn = [*messages(ROWS[0]), {"role": "assistant", "content": ROWS[0]["output"]}]
-    tokens = fmt.tokenizer.apply_chat_template(
+        assert tokenizer.apply_chat_template(
+            messages_before_answer(row, renderer),
+            chat_template=GUIDE_TEMPLATE,
+            tokenize=True,
+            return_dict=False,
+        ) == prompt_tokens(row, renderer)
+    turn = [
+        *messages_before_answer(ROWS[0], renderer),
+        {"role": "assistant", "content": ROWS[0]["output"]},
+    ]
+    tokens = tokenizer.apply_chat_template(
         turn, chat_template=GUIDE_TEMPLATE, tokenize=True, return_dict=False
     )
-    assert tokens == fmt.prompt_tokens(ROWS[0]) + fmt.answer_tokens(ROWS[0])
+    assert tokens == prompt_tokens(ROWS[0], renderer) + answer_tokens(ROWS[0], renderer)
 
 
 def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):

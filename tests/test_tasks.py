@@ -10,7 +10,7 @@ import pytest
 from helpers.data.split import Split, split_data
 from helpers.errors import DataError
 from helpers.evaluate.evaluation import score_outputs
-from helpers.evaluate.grading import check_answer, check_fields, check_label
+from helpers.evaluate.grading import check_answer, check_calls, check_fields, check_label
 from helpers.evaluate.paired import measures_text
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import TASKS, Task, choose_task, reference_of
@@ -162,8 +162,45 @@ def test_other_fields(output, reference, why):
     ["{" * 5000, "[" * 5000, '{"a":' * 3000, ": " * 5000, "a: " * 5000, "\0", '{"a": NaN}', '{"a": 1e999}'],
 )
 def test_hostile_texts_end_in_a_verdict(text):
-    for grader in (check_fields, check_answer, lambda *pair: check_label(*pair, SPAM)):
+    for grader in (check_fields, check_calls, check_answer, lambda *pair: check_label(*pair, SPAM)):
         assert grader(text, BOB).passed in (True, False)
+
+
+# tool calls
+
+CALL = '{"name": "look_up", "arguments": {"order": 7, "full": true}}'
+FUNCTION = {"name": "look_up", "arguments": '{"full": true, "order": 7.0}'}
+OPENAI = json.dumps([{"id": "c", "type": "function", "function": FUNCTION}])
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "right"),
+    [
+        (CALL, CALL, True),
+        (OPENAI, CALL, True),
+        ('{"parameters": {"full": true, "order": 7}, "name": "look_up"}', CALL, True),
+        (f"<think>Hm, {{}}.</think>\n<tool_call>\n{CALL}\n</tool_call>", CALL, True),
+        (f"```json\n{CALL}\n```", CALL, True),
+        (
+            f'[{CALL}, {{"name": "b", "arguments": {{}}}}]',
+            f'[{{"name": "b", "arguments": {{}}}}, {CALL}]',
+            True,
+        ),
+        ("It is on its way", "It is on its way.", True),
+        (CALL.replace("7", '"7"'), CALL, "other arguments"),
+        (CALL.replace("true", "1"), CALL, "other arguments"),
+        (CALL.replace("look", "Look"), CALL, "calls Look_up, not look_up"),
+        (f"[{CALL}, {CALL}]", CALL, "calls look_up, look_up, not look_up"),
+        (f"I call {CALL}", CALL, "no tool call"),
+        ('{"name": "look_up", "arguments": {"order": 7, "order": 7, "full": true}}', CALL, "no tool call"),
+        ("", CALL, "no tool call"),
+        (CALL, "It is on its way.", "the reference is text"),
+        ("No.", "It is on its way.", "another text"),
+    ],
+)
+def test_tool_calls_are_compared_by_name_and_arguments(output, reference, right):
+    verdict = choose_task("calls", [{"instruction": "?", "output": reference}])[0].grader(output, reference)
+    assert verdict.passed is (right is True) and (right is True or right in verdict.why), verdict.why
 
 
 # text
@@ -206,6 +243,7 @@ def test_floor_and_ceiling(name):
         "math": "Final answer: 4",
         "classification": "Spam",
         "extraction": BOB,
+        "calls": CALL,
         "text": "the red bike",
     }[name]
     task, records = choose_task(

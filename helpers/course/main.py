@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from helpers.course import (
     check,
+    check_template,
     clean,
     completers,
     completion,
@@ -23,7 +24,7 @@ from helpers.course import (
 from helpers.errors import CourseError, UsageError
 
 INTERRUPTED = 130
-COMMANDS = (run, sweep, list, show, report, clean, check, stub, serve, lab, completion)
+COMMANDS = (run, sweep, list, show, report, clean, check, check_template, stub, serve, lab, completion)
 EXIT_CODES = """exit status:
   0    done
   1    an error was reported, a check failed, or the answer to a question was no

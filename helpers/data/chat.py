@@ -1,76 +1,176 @@
-"""Chat records: `messages` of role and content, or ShareGPT's `conversations` of from and value."""
+"""Chat data of all forms, as the messages of a conversation.
 
-from typing import Any
+    read_chat([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}])
 
-from helpers.data.values import text_of
+OpenAI's messages have `role` and `content`, ShareGPT's `from` and `value`. What a message holds that is not
+text, tool calls, thinking or a mark on training is refused by name.
+"""
+
+from typing import Any, cast
+
+from helpers.data.conversation import Message
+from helpers.data.tool_calls import call_from_text, list_of, read_calls
+from helpers.data.values import kind_of, text_of
 from helpers.errors import DataError
 
-COLUMNS = ("messages", "conversations")
+COLUMNS = ("messages", "conversations", "conversation")
 ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
+    **{name: name for name in ("system", "user", "assistant", "tool")},
     "developer": "system",
+    **dict.fromkeys(("human",), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+    **dict.fromkeys(("function", "observation", "ipython", "tool_response"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
-TOOL_ROLES = {"tool", "function", "function_call", "observation", "ipython"}
-TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
-KEEP_TWO = "keep one user message and the assistant message after it (a system message may come first)"
-NO_TOOLS = (
-    "tool calls need a renderer with tools, and the course trains on text: take such records out, or write "
-    "the call as text into 'content'"
-)
+CALLS_AS_TEXT = ("function_call", "tool_call")  # roles of ShareGPT whose text is a call
+THINKING = ("reasoning_content", "reasoning", "thinking")
+MARKS = ("weight", "trainable")
+OF_ROLE = {
+    "assistant": ("tool_calls", "function_call", *THINKING, *MARKS),
+    "tool": ("tool_call_id", "name", *MARKS),
+}
 SHAPE = "write [{'role': 'user', 'content': …}, {'role': 'assistant', 'content': …}]"
+EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
-def read_chat(messages: Any, system: str = "") -> tuple[str, str]:
-    """Question and answer of one exchange.
+def read_chat(messages: Any, system: str = "") -> list[Message]:
+    """The messages of a conversation, in the one form; the last is the assistant's.
 
     Args:
-        messages: what the column holds.
+        messages: what the column holds: a list, or JSON text of one.
         system: what stands before the first message; empty for nothing.
 
     Raises:
-        DataError: it is no list of messages, or more than one exchange, or a message holds what the course
-            does not train on: tool calls, pictures, reasoning apart from the content.
+        DataError: it is no list of messages, a message holds something unknown, or the turns don't make a
+            conversation that ends with an answer.
     """
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+    rows = list_of(messages, "'messages'", SHAPE)
+    if not all(isinstance(row, dict) for row in rows):
         raise DataError("'messages' must be a list of objects with 'role' and 'content'", SHAPE)
-    turns = [_turn(message, f"message {number}") for number, message in enumerate(messages)]
-    roles = [role for role, _ in turns]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        shown = ", ".join(roles[:6]) + (" …" if len(roles) > 6 else "")
-        what = f"'messages' has the roles {shown or 'of nobody'}"
-        raise DataError(f"{what}; the course trains on one question and one answer", KEEP_TWO)
-    texts = [text for _, text in turns]
-    return "\n".join(filter(None, [system, *texts[:-1]])), texts[-1]
+    turns = [_message(row, f"message {number}") for number, row in enumerate(rows)]
+    if system.strip() and not (turns and turns[0] == {"role": "system", "content": system}):
+        if turns and turns[0]["role"] == "system":
+            raise DataError("field 'system' and message 0 hold different system messages", "keep one of them")
+        turns.insert(0, {"role": "system", "content": system})
+    _check_turns(turns)
+    return turns
 
 
-def _turn(message: dict[str, Any], where: str) -> tuple[str, str]:
-    """Role and text of a message."""
-    role_key, text_key = ("from", "value") if "from" in message else ("role", "content")
-    filled = {key: value for key, value in message.items() if value not in (None, "", [], {})}
-    role = str(filled.get(role_key))
-    if tools := [key for key in TOOL_KEYS if key in filled] or ([role] if role in TOOL_ROLES else []):
-        raise DataError(f"{where} is of tools: {tools[0]!r}", NO_TOOLS)
-    if more := [key for key in filled if key not in (role_key, text_key)]:
+def with_turns_before(history: Any, system: str, question: str, answer: str) -> list[Message]:
+    """The messages of an Alpaca record: `history` is a list of pairs of a question and its answer.
+
+    Raises:
+        DataError: it is not.
+    """
+    shape = "write the earlier turns as pairs: [['question', 'answer'], …]"
+    turns: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    for number, pair in enumerate(list_of(history, "field 'history'", shape)):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"field 'history', turn {number} is no pair of texts", shape)
+        turns += _exchange(
+            *(_text({"text": text}, f"field 'history', turn {number}", "text") for text in pair)
+        )
+    return turns + _exchange(question, answer)
+
+
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _message(row: dict[str, Any], where: str) -> Message:
+    sharegpt = "from" in row and "role" not in row
+    role_key, text_key = ("from", "value") if sharegpt else ("role", "content")
+    filled = {key: value for key, value in row.items() if value not in EMPTY}
+    named = filled.get(role_key)
+    role = ROLES.get(named) if isinstance(named, str) else None
+    if role is None:
+        what = f"{where} has the role {named!r}" if named else f"{where} has no {role_key!r}"
+        raise DataError(what, f"roles are {', '.join(ROLES)}")
+    known = (role_key, text_key, *OF_ROLE.get(role, MARKS))
+    if more := [key for key in filled if key not in known]:
         raise DataError(
             f"{where} has {', '.join(map(repr, more))}, which the course does not train on",
             f"put what is to be learned into {text_key!r}, and take the other keys out",
         )
-    return ROLES.get(role, role), _content(message.get(text_key), where, text_key)
+    message = {"role": role, **_said(row, filled, named, where, text_key)}
+    message |= {key: _text(filled, where, key) for key in ("tool_call_id", "name") if key in filled}
+    thoughts = [key for key in THINKING if key in filled]
+    if len(thoughts) > 1:
+        raise DataError(f"{where} has {' and '.join(map(repr, thoughts))}", "keep one of them")
+    if thoughts:
+        message["reasoning_content"] = _text(filled, where, thoughts[0])
+    return cast(Message, message | _mark(filled, where))
 
 
-def _content(content: Any, where: str, key: str) -> str:
+def _said(row: dict[str, Any], filled: dict[str, Any], role: Any, where: str, key: str) -> dict[str, Any]:
+    """`content`, and `tool_calls` where there are any."""
+    content = row.get(key)
+    if role in CALLS_AS_TEXT:
+        return {"content": "", "tool_calls": call_from_text(_text(row, where, key), where)}
     if isinstance(content, list):
-        kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
-        if other := [kind for kind in kinds if kind != "text"]:
-            raise DataError(
-                f"{where} has a part of type {other[0]!r}",
-                "the course trains on text: keep parts of type 'text' only",
-            )
-        content = "".join(str(part.get("text") or "") for part in content)
+        content = _joined(content, where)
+    calls = []
+    if "tool_calls" in filled:
+        calls = read_calls(filled["tool_calls"], where)
+    elif "function_call" in filled:
+        calls = read_calls([filled["function_call"]], where)
+    may_be_empty = calls or (content == "" and ROLES[role] in ("system", "tool"))
+    said: dict[str, Any] = {"content": _text({key: content}, where, key, needed=not may_be_empty)}
+    return said | ({"tool_calls": calls} if calls else {})
+
+
+def _joined(parts: list[Any], where: str) -> str:
+    kinds = [part.get("type") if isinstance(part, dict) else kind_of(part) for part in parts]
+    if other := [kind for kind in kinds if kind != "text"]:
+        raise DataError(
+            f"{where} has a part of type {other[0]!r}",
+            "the course trains on text: keep parts of type 'text' only",
+        )
+    return "".join(_text(part, where, "text", needed=False) for part in parts)
+
+
+def _mark(filled: dict[str, Any], where: str) -> dict[str, bool]:
+    """Whether to train on a message, where it says so."""
+    marks = [filled[key] for key in MARKS if key in filled]
+    if any(mark not in (0, 1) for mark in marks) or len(set(marks)) > 1:
+        raise DataError(f"{where} has the weight {marks[0]!r}", "it is 1 to train on the message, or 0")
+    return {"trainable": bool(marks[0])} if marks else {}
+
+
+def _text(row: dict[str, Any], where: str, key: str, needed: bool = True) -> str:
     try:
-        return text_of({key: content}, key)
+        return text_of(row, key, needed)
     except DataError as error:
         raise DataError(f"{where}: {error.what}", error.fix) from error
+
+
+def _check_turns(turns: list[Message]) -> None:
+    """Refuse turns that don't lead from a question to an answer.
+
+    Raises:
+        DataError: says which turn is wrong.
+    """
+    roles = [turn["role"] for turn in turns]
+    if not roles or roles[-1] != "assistant":
+        last = f"the last message is of role {roles[-1]!r}" if roles else "there is no message"
+        raise DataError(
+            f"{last}, and what the model learns to write is the assistant's last answer",
+            "end the conversation with the assistant's message",
+        )
+    if "user" not in roles:
+        raise DataError(
+            "no message is of role 'user'", "a conversation needs a question: add the user's message"
+        )
+    made: set[str] = set()
+    for number, turn in enumerate(turns):
+        if turn["role"] == "tool" and (number == 0 or roles[number - 1] not in ("assistant", "tool")):
+            raise DataError(
+                f"message {number} is a tool's answer, but the one before it is no call",
+                "put the assistant's call before it",
+            )
+        made |= {call["id"] for call in turn.get("tool_calls", []) if "id" in call}
+        if (wanted := turn.get("tool_call_id")) and made and wanted not in made:
+            raise DataError(
+                f"message {number} answers the call {wanted!r}, which no message before it makes",
+                "correct its 'tool_call_id'",
+            )

@@ -13,7 +13,19 @@ from helpers.data.csv_files import split_cells
 from helpers.data.values import kind_of, plain_text
 from helpers.errors import DataError
 
-FIELDS = ("instruction", "input", "output", "answer", "category", "template", "id")
+TALK = {"messages", "system", "tools"}  # fields of a conversation
+FIELDS = (
+    "instruction",
+    "input",
+    "output",
+    "answer",
+    "category",
+    "template",
+    "id",
+    "messages",
+    "system",
+    "tools",
+)
 NEEDED = ("instruction", "output")
 
 # Names that say what a column holds, in lower case. LAST are names that could be something else too: taken if
@@ -89,7 +101,12 @@ def parse_columns(text: str) -> dict[str, str]:
         raise DataError(
             f"columns: {text!r} is separated by semicolons", f"separate them by commas: {EXAMPLE}"
         )
-    if "output" not in found or not {"instruction", "input"} & set(found):
+    if "messages" in found and (beside := found.keys() & {"instruction", "input", "output"}):
+        raise DataError(
+            f"columns: 'messages' holds the whole conversation: {sorted(beside)[0]!r} has no place beside it",
+            "leave one of them out",
+        )
+    if "messages" not in found and ("output" not in found or not {"instruction", "input"} & set(found)):
         raise DataError(
             f"columns: {text!r} does not say which columns hold the question and the answer",
             f"write for example {EXAMPLE}",
@@ -161,7 +178,12 @@ def check_columns(columns: dict[str, str], names: Iterable[str], source: str, in
             f"both the parameter instruction and the column {columns['instruction']!r} hold the instruction",
             f"leave one out, or make the column the input: input={columns['instruction']}",
         )
-    if not instruction and "instruction" not in columns:
+    if instruction and "messages" in columns:
+        raise DataError(
+            "the parameter instruction has no place in a conversation",
+            "leave it out, or map a text to the input",
+        )
+    if not instruction and not columns.keys() & {"instruction", "messages"}:
         raise DataError(
             f"{source}: columns name an input and no instruction",
             'name a column for it, or give one text for all: -p instruction="Classify the text: …"',

@@ -1,13 +1,15 @@
-"""Forms of record: each becomes one with `instruction`, `input` and `output`, all text.
+"""Forms of record: each becomes one with `instruction`, `input` and `output`, and perhaps `messages`.
 
-| form | recognised by | instruction | output | answer |
-|---|---|---|---|---|
-| guide, Alpaca | `instruction` | `system`, `instruction` (and `input`) | `output` | `answer` |
-| chat, ShareGPT | `messages`, `conversations` | system and user turn | the assistant turn | `answer` |
-| s1K, s1K-1.1 | `question`, `attempt` or `solution` | `question` | first of S1K_OUTPUTS | from `solution` |
-| multiple choice | `question`, `choices` or `options` | both | the letter | the letter |
-| GSM8K | `question`, `answer` | `question` | `answer`, unchanged | the number after `####` |
+| form | recognised by | becomes | answer |
+|---|---|---|---|
+| guide, Alpaca | `instruction`, `output` | itself; with `system` or `history` a conversation | `answer` |
+| chat, ShareGPT | `messages`, `conversations` | a conversation, with `system` and `tools` | `answer` |
+| prompt and completion | both, as lists of messages | a conversation, with `tools` | `answer` |
+| s1K, s1K-1.1 | `question`, `attempt` or `solution` | `question`, first of S1K_OUTPUTS | from `solution` |
+| multiple choice | `question`, `choices` or `options` | both, and the letter | the letter |
+| GSM8K | `question`, `answer` | both, unchanged | the number after `####` |
 
+A conversation of one question and one answer, and nothing else, is an ordinary record: see conversation.py.
 Rows of another form have obvious names, or the user says which column is what: see helpers/data/columns.py.
 
 s1K's `thinking_trajectories` are left out: they are thousands of tokens long, and `attempt` is the worked
@@ -15,11 +17,13 @@ solution that followed them.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
 from helpers.data import chat, choices
+from helpers.data.conversation import Message, conversation_record
+from helpers.data.tool_calls import read_tools
 from helpers.data.values import kind_of, text_of
 from helpers.errors import DataError
 
@@ -34,11 +38,14 @@ KEPT = {
     "id": (str, int),
 }
 
+VIEW = ("instruction", "input", "output")
+BEFORE = ("system", "history")
+TOOLS = ("tools", "functions")
+
 # Fields that hold a part of the question or of the answer: without it, the record says something else.
 BESIDE_TEXT = (
     "history",
-    "tools",
-    "functions",
+    *TOOLS,
     "image",
     "images",
     "audio",
@@ -72,14 +79,19 @@ class Form:
 def known_form(row: dict[str, Any]) -> Form | None:
     """The form of a row; None if it is of none."""
     kept = {name: name for name in KEPT if name in row}
-    if {"instruction", "output"} <= row.keys():
-        asked = "system, then instruction" if row.get("system") else "instruction"
-        own = {"instruction": asked, "input": "input", "output": "output"}
-        columns = {name: column for name, column in own.items() if name in row} | kept
-        return _form("guide or Alpaca", columns, _from_guide, *columns, "system")
-    if turns := [name for name in chat.COLUMNS if name in row]:
-        columns = {"instruction": f"{turns[0]}: system and user", "output": f"{turns[0]}: assistant"} | kept
-        return _form("chat", columns, _from_chat, turns[0], "system", *kept)
+    is_pair = {"instruction", "output"} <= row.keys()
+    column = _chat_column(row)
+    if column in row and not (is_pair and row[column] is None):
+        columns = {"messages": column} | {name: name for name in _filled(row, "system", *TOOLS)} | kept
+        return _form("chat", columns, _from_chat, "system", *TOOLS, *VIEW)
+    if is_pair:
+        columns = {name: name for name in (*_filled(row, *BEFORE, *TOOLS), *VIEW) if name in row} | kept
+        return _form("guide or Alpaca", columns, _from_guide, *BEFORE, *TOOLS)
+    if {"prompt", "completion"} <= row.keys() and any(
+        isinstance(row[name], list) for name in ("prompt", "completion")
+    ):
+        columns = {"messages": "prompt, completion"} | {name: name for name in _filled(row, *TOOLS)} | kept
+        return _form("prompt and completion", columns, _from_prompt, "prompt", "completion", *TOOLS)
     if "question" in row and any(name in row for name in S1K_OUTPUTS):
         output = next((name for name in S1K_OUTPUTS if str(row.get(name) or "").strip()), "solution")
         columns = {"instruction": "question", "output": output}
@@ -94,8 +106,18 @@ def known_form(row: dict[str, Any]) -> Form | None:
     return None
 
 
+def _chat_column(row: dict[str, Any]) -> str:
+    """The column of a chat; one that is filled, if any is."""
+    return next((name for name in chat.COLUMNS if row.get(name) is not None), chat.COLUMNS[0])
+
+
+def _filled(row: dict[str, Any], *names: str) -> list[str]:
+    """Those of the columns that hold something."""
+    return [name for name in names if row.get(name) not in (*chat.EMPTY, "[]")]  # "[]" in a table
+
+
 def _form(name: str, columns: dict[str, str], read: Callable[[dict], dict], *used: str) -> Form:
-    return Form(name, columns, frozenset(used), read)
+    return Form(name, columns, frozenset((*columns.values(), *used)), read)
 
 
 def normalise_record(row: Any) -> dict[str, Any]:
@@ -110,7 +132,7 @@ def normalise_record(row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"the record is {kind_of(row)}, not an object with fields", FORMS)
     if form := known_form(row):
-        check_text_only(row)
+        check_text_only(row, form.used)
         return form.read(row)
     for asked, answer in (("instruction", "output"), ("question", "answer")):
         if asked in row:
@@ -118,34 +140,63 @@ def normalise_record(row: Any) -> dict[str, Any]:
     raise DataError(f"no known form of record; its fields are {', '.join(map(repr, row)) or 'none'}", FORMS)
 
 
-def check_text_only(row: dict[str, Any]) -> None:
+def check_text_only(row: dict[str, Any], read: Container[str] = ()) -> None:
     """Refuse a row with a part of its question or answer in a field of BESIDE_TEXT.
+
+    Args:
+        read: columns that the row's form reads.
 
     Raises:
         DataError: names the field.
     """
-    for field in BESIDE_TEXT:
-        if row.get(field) not in (None, "", "[]", [], {}):  # "[]" in a table
-            raise DataError(
-                f"field {field!r} is filled; the course trains on one question and one answer, both text",
-                "write what it holds into the text, or take it out; --columns reads only what you name",
-            )
+    if more := [name for name in _filled(row, *BESIDE_TEXT) if name not in read]:
+        raise DataError(
+            f"field {more[0]!r} is filled, and this form of record has no place for it",
+            "write what it holds into the text or into 'messages', or take it out; --columns reads only what "
+            "you name",
+        )
 
 
 def _from_guide(row: dict[str, Any]) -> dict[str, Any]:
-    system = text_of(row, "system", needed=False).strip()
     record = {
-        "instruction": "\n".join(filter(None, [system, text_of(row, "instruction")])),
+        "instruction": text_of(row, "instruction"),
         "input": text_of(row, "input", needed=False),
         "output": text_of(row, "output"),
     }
-    return _with_kept(record, row)
+    if not _filled(row, *BEFORE, *TOOLS):
+        return _with_kept(record, row)
+    system, history = text_of(row, "system", needed=False), _filled(row, "history")
+    question = "\n".join(filter(None, (record["instruction"], record["input"])))
+    earlier = row["history"] if history else []
+    return _talk(row, chat.with_turns_before(earlier, system, question, record["output"]))
 
 
 def _from_chat(row: dict[str, Any]) -> dict[str, Any]:
-    column = next(name for name in chat.COLUMNS if name in row)
-    question, answer = chat.read_chat(row[column], text_of(row, "system", needed=False))
-    return _with_kept({"instruction": question, "input": "", "output": answer}, row)
+    column = _chat_column(row)
+    record = _talk(row, chat.read_chat(row[column], text_of(row, "system", needed=False)))
+    for field in VIEW:
+        if row.get(field) is not None and row[field] != record[field]:
+            raise DataError(
+                f"{field!r} is {str(row[field])[:40]!r}, but by {column!r} it is {record[field][:40]!r}",
+                f"take {field!r} out, or correct it; or name the columns: --columns messages={column}",
+            )
+    return record
+
+
+def _from_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    turns: list[Any] = []
+    for column, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row[column]
+        turns += value if isinstance(value, list) else [{"role": role, "content": value}]
+    return _talk(row, chat.read_chat(turns))
+
+
+def _talk(row: dict[str, Any], messages: list[Message]) -> dict[str, Any]:
+    given = _filled(row, *TOOLS)
+    if len(given) > 1:
+        raise DataError(f"both {' and '.join(map(repr, given))} are filled", "keep 'tools'")
+    tools = read_tools(row[given[0]]) if given else None
+    return _with_kept(conversation_record(messages, tools), row)
 
 
 def _from_s1k(row: dict[str, Any]) -> dict[str, Any]:

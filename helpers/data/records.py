@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.data.columns import apply_columns, check_columns, guess_columns, parse_columns
+from helpers.data.columns import TALK, apply_columns, check_columns, guess_columns, parse_columns
 from helpers.data.csv_files import read_csv
 from helpers.data.forms import BESIDE_TEXT, check_text_only, known_form, normalise_record
 from helpers.data.hub import HUB, load_hub
@@ -148,6 +148,9 @@ def _one_source(
     def make(row: dict[str, Any]) -> dict[str, Any]:
         if not chosen:
             check_text_only(row)
+        if used.keys() & TALK:
+            named = {field: row.get(column) for field, column in used.items()}
+            return normalise_record(named | ({"instruction": instruction} if instruction else {}))
         return apply_columns(row, used, instruction)
 
     records, bad = _records(place, rows, make)

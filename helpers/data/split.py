@@ -18,7 +18,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from helpers.data.duplicates import DuplicateGroup, exact_repeats, find_duplicates
+from helpers.data.duplicates import DuplicateGroup, find_duplicates, find_repeats
 from helpers.data.forms import normalise_record
 from helpers.errors import DataError
 from helpers.files import read_json, write_json
@@ -96,8 +96,8 @@ def split_data(
     """
     unseen, caps = set(unseen_templates), {"train": max_train, "validation": max_validation, "test": max_test}
     _check_arguments(records, test_size, validation_size, seed, unseen, caps)
-    duplicates = find_duplicates(records, near_duplicate)
-    same = [[records[index] for index in group] for group in exact_repeats(records)]
+    duplicates, exact = find_repeats(records, near_duplicate)
+    same = [[records[index] for index in group] for group in exact]
     notes = _repeat_notes(len(records), duplicates, same)
     draw = _Draw(records, seed, stratify_by, notes)
     groups = _groups(len(records), duplicates)

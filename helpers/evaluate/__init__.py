@@ -1,8 +1,8 @@
 """How good is a model, how sure is that, and what changed: graders, scores, comparisons, benchmarks.
 
     task, records = choose_task("math", records)
-    base = evaluate_model(base_client, test_set, tokenizer, fmt=fmt, grader=task.grader)
-    tuned = evaluate_model(tuned_client, test_set, tokenizer, fmt=fmt, grader=task.grader)
+    base = evaluate_model(base_client, test_set, tokenizer, renderer=renderer, grader=task.grader)
+    tuned = evaluate_model(tuned_client, test_set, tokenizer, renderer=renderer, grader=task.grader)
     print(tuned["score"])                                 # 70/120 = 58.3%, 95% interval 49.4% to 66.8%
     mcnemar(base["samples"], tuned["samples"])["p_value"]
 

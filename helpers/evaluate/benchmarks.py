@@ -112,14 +112,14 @@ def _task_of(
     """The task, and its name."""
     from inspect_ai import Task
 
-    from helpers.evaluate.inspect_models import renderer_name
+    from helpers.evaluate.inspect_models import named
     from helpers.evaluate.inspect_tasks import make_task, own_data
 
     if isinstance(benchmark, str):
         return make_task(benchmark, dataset_path, task_args), benchmark
     if isinstance(benchmark, Task):
         return benchmark, benchmark.name
-    made = own_data(benchmark, renderer_name(renderer) or "chat", grader)
+    made = own_data(benchmark, named(renderer) or "chat", grader)
     return made, made.name
 
 

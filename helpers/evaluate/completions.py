@@ -14,7 +14,6 @@ from helpers.errors import DataError
 from helpers.evaluate.evaluation import Grader, check_test_data, evaluate_model
 from helpers.evaluate.grading import check_answer, check_final_answer
 from helpers.evaluate.grading.free_text import token_f1
-from helpers.train.prompts import PromptFormat
 
 METRICS: dict[str, Callable[[dict, dict], float]] = {
     "accuracy": lambda sample, example: float(sample["score"]),
@@ -40,7 +39,7 @@ def evaluate_completions(
     Args:
         sampling_client: used by `.run()`; None where a training loop calls the evaluator with its own.
         test_dataset: records with `instruction` and `output`.
-        renderer: a `tinker_cookbook` renderer, or a `PromptFormat`.
+        renderer: from `get_renderer`, or any `tinker_cookbook` renderer.
         metrics: `accuracy` (by the grader), `exact_match` (the whole text), `f1` (SQuAD's, over words).
 
     Raises:
@@ -57,7 +56,7 @@ def evaluate_completions(
         "max_in_flight": max_in_flight,
         "grader": grader,
     }
-    return Completions(sampling_client, test_dataset, _format_of(renderer), metrics, settings)
+    return Completions(sampling_client, test_dataset, renderer, metrics, settings)
 
 
 class Completions(SamplingClientEvaluator):
@@ -67,12 +66,12 @@ class Completions(SamplingClientEvaluator):
         self,
         sampling_client: Any,
         test_dataset: Sequence[dict],
-        fmt: PromptFormat,
+        renderer: Any,
         metrics: Sequence[str],
         settings: dict[str, Any],
     ):
         self._client, self._data = sampling_client, check_test_data(test_dataset)
-        self._fmt, self._metrics, self._settings = fmt, metrics, settings
+        self._renderer, self._metrics, self._settings = renderer, metrics, settings
 
     def run(self) -> dict[str, float]:
         """The metrics, each in [0, 1].
@@ -89,12 +88,7 @@ class Completions(SamplingClientEvaluator):
         return await asyncio.to_thread(self._score, sampling_client)
 
     def _score(self, client: Any) -> dict[str, float]:
-        result = evaluate_model(client, self._data, self._fmt.tokenizer, fmt=self._fmt, **self._settings)
+        tokenizer, settings = self._renderer.tokenizer, self._settings
+        result = evaluate_model(client, self._data, tokenizer, renderer=self._renderer, **settings)
         pairs = [(sample, self._data[sample["index"]]) for sample in result["samples"]]
         return {name: sum(METRICS[name](*pair) for pair in pairs) / len(pairs) for name in self._metrics}
-
-
-def _format_of(renderer: Any) -> PromptFormat:
-    if isinstance(renderer, PromptFormat):
-        return renderer
-    return PromptFormat(type(renderer).__name__, renderer.tokenizer, renderer.get_stop_sequences(), renderer)

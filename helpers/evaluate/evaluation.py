@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from helpers.clock import worked
+from helpers.data.conversation import conversation, has_conversation
 from helpers.errors import BackendError, DataError
 from helpers.evaluate.grading import check_final_answer
 from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import reference_of
 from helpers.files import write_jsonl
-from helpers.train.prompts import PromptFormat, get_format
+from helpers.train.renderers import answer_text, get_renderer, prompt_tokens
 
 Grader = Callable[[str, str], Any]
 
@@ -31,7 +32,7 @@ def evaluate_model(
     test_data: Sequence[dict],
     tokenizer: Any,
     *,
-    fmt: PromptFormat | None = None,
+    renderer: Any = None,
     max_tokens: int = 512,
     temperature: float = 0.0,
     seed: int | None = 42,
@@ -46,8 +47,8 @@ def evaluate_model(
         sampling_client: Tinker's sampling client.
         test_data: records with `instruction`, `output` and perhaps `input`, `answer`, `category`, `unseen`.
         tokenizer: the base model's tokenizer.
-        fmt: how a record becomes a prompt, and the stop rule; the guide's by default. Use the one of
-            training.
+        renderer: from `get_renderer`: how a record becomes a prompt, and the stop rule; the guide's by
+            default. Use the one of training.
         max_tokens, temperature, seed, max_in_flight: see `helpers.evaluate.sampling.Sampling`.
         grader: takes (answer, reference), gives something true or false, with a `why` if it has one. The
             reference is the record's `answer`, or its `output` where it has none.
@@ -59,17 +60,18 @@ def evaluate_model(
         `accuracy`, `correct`, `total`, `ci95` (Wilson) and the four as one `score` (a `Score`), `by_category`
         and `by_template` (`seen`, `unseen`; empty where the records don't say), `failed` (0), `tokens`
         (sampled), `seconds`, `samples` (one record a problem: index, problem, prompt, output, expected,
-        score, why, stop_reason, tokens, mean_logprob, category, template).
+        score, why, stop_reason, tokens, mean_logprob, category, template; of a conversation, also the `turns`
+        before the answer).
 
     Raises:
         DataError: the test set is empty, or a record has no instruction or output.
         RequestsFailed: requests failed twice; its `failed` lists their indices. They never count as wrong
             answers.
     """
-    formats = {"": fmt or get_format("guide", tokenizer)}
+    renderers = {"": renderer or get_renderer("guide", tokenizer)}
     sampling = Sampling(max_tokens, temperature, seed, max_in_flight=max_in_flight)
     [result] = evaluate_formats(
-        sampling_client, test_data, formats, sampling, grader, samples_path, description
+        sampling_client, test_data, renderers, sampling, grader, samples_path, description
     ).values()
     if samples_path is not None:
         write_jsonl(samples_path, result["samples"])
@@ -80,7 +82,7 @@ def evaluate_model(
 def evaluate_formats(
     sampling_client: Any,
     test_data: Sequence[dict],
-    formats: Mapping[str, PromptFormat],
+    renderers: Mapping[str, Any],
     sampling: Sampling,
     grader: Grader,
     samples_path: str | Path | None,
@@ -89,19 +91,20 @@ def evaluate_formats(
     """Ask the same problems in several formats, all at once. Writes no file, unless it is cut short.
 
     Returns:
-        What `evaluate_model` gives, for each name of `formats`. `seconds` is the time of all together.
+        What `evaluate_model` gives, for each name of `renderers`. `seconds` is the time of all together.
 
     Raises:
         DataError: the test set is empty, or a record has no instruction or output.
         RequestsFailed: requests failed twice.
     """
     test_data = check_test_data(test_data)
-    asked = [(fmt, example) for fmt in formats.values() for example in test_data]
+    asked = [(renderer, example) for renderer in renderers.values() for example in test_data]
     samples: dict[int, dict] = {}
 
     def on_answer(place: int, response: Any) -> int:
-        sequence, (fmt, example) = response.sequences[0], asked[place]
-        prompt, output = fmt.tokenizer.decode(fmt.prompt_tokens(example)), fmt.answer_text(sequence.tokens)
+        sequence, (renderer, example) = response.sequences[0], asked[place]
+        prompt = renderer.tokenizer.decode(prompt_tokens(example, renderer))
+        output = answer_text(sequence.tokens, renderer)
         samples[place] = sample_record(
             place % len(test_data), example, prompt, output, grader, **sequence_fields(sequence)
         )
@@ -112,7 +115,7 @@ def evaluate_formats(
     ordered, count = [samples[place] for place in sorted(samples)], len(test_data)
     return {
         name: _result(ordered[number * count : (number + 1) * count], seconds)
-        for number, name in enumerate(formats)
+        for number, name in enumerate(renderers)
     }
 
 
@@ -176,10 +179,12 @@ def sample_record(
 ) -> dict[str, Any]:
     """One answer and how it was graded: a line of samples.jsonl."""
     verdict = grader(output, reference_of(example))
+    turns = {"turns": conversation(example)[:-1]} if has_conversation(example) else {}
     problem = " ".join(part for part in (example["instruction"], example.get("input") or "") if part)
     return {
         "index": index,
         "problem": problem,
+        **turns,
         "prompt": prompt,
         "output": output,
         "expected": reference_of(example),

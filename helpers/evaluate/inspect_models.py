@@ -8,10 +8,11 @@ from inspect_ai.model import GenerateConfig, Model, ModelOutput, get_model
 from tinker_cookbook.eval.inspect_utils import DEFAULT_MAX_TOKENS, InspectAPIFromTinkerSampling
 
 from helpers.errors import BackendError, DataError
-from helpers.train import guide_renderer
-from helpers.train.prompts import GUIDE_STOP, renderer_for
+from helpers.train.guide import GUIDE_STOP
+from helpers.train.messages import renderer_name
+from helpers.train.renderers import OTHER_FORMATS, register_renderers, renderer_for
 
-guide_renderer.register()
+register_renderers()
 
 
 class _Sampler(InspectAPIFromTinkerSampling):
@@ -36,13 +37,13 @@ def tinker_model(sampling_client: Any, renderer: Any = None) -> tuple[Model, str
         ModelError: none is given, and none is known for the model.
     """
     base = sampling_client.get_base_model()
-    name = renderer_name(renderer) or renderer_for(base, sampling_client.get_tokenizer())
+    name = named(renderer) or renderer_for(base, sampling_client.get_tokenizer())
     try:
         api = _Sampler(name, base, sampling_client=sampling_client)
     except ValueError as error:
         raise DataError(
             f"no renderer {name!r}: {error}",
-            "use 'guide', or a tinker_cookbook renderer such as 'qwen3_instruct'",
+            OTHER_FORMATS,
         ) from error
     return Model(api, GenerateConfig()), name
 
@@ -79,11 +80,9 @@ def served_model(server_url: str, api_key: str, wanted: str | None = None) -> Mo
 
 def stop_texts(renderer: Any) -> list[str] | None:
     """The guide's stop texts, for a server; chat templates end an answer with a token that it knows."""
-    return list(GUIDE_STOP) if renderer_name(renderer) == "guide" else None
+    return list(GUIDE_STOP) if named(renderer) == "guide" else None
 
 
-def renderer_name(renderer: Any) -> str | None:
-    """Of a name, a renderer of the cookbook, a `PromptFormat`, or None."""
-    if renderer is None or isinstance(renderer, str):
-        return renderer
-    return getattr(renderer, "_renderer_name", None) or getattr(renderer, "name", None)
+def named(renderer: Any) -> str:
+    """The name of a renderer, given as its name, itself, or None (empty)."""
+    return renderer or "" if renderer is None or isinstance(renderer, str) else renderer_name(renderer)

@@ -16,15 +16,25 @@ from typing import Any
 from datasets.exceptions import DatasetsError
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    Content,
+    ContentReasoning,
+    ContentText,
+)
 from inspect_ai.scorer import CORRECT, INCORRECT, Score, accuracy, scorer, stderr
 from inspect_ai.solver import generate
 
+from helpers.data.conversation import Message, conversation
 from helpers.data.records import load_json_files
 from helpers.errors import DataError
 from helpers.evaluate.benchmark_files import BENCHMARKS, local_records
 from helpers.evaluate.grading import check_final_answer
 from helpers.evaluate.patches import records_from
-from helpers.train.prompts import question_text
+from helpers.train.guide import before_input
 
 Grader = Callable[[str, str], Any]
 
@@ -56,7 +66,7 @@ def own_data(
         grader: takes an answer and a reference, gives a verdict; `stage.task.grader` is that of a run.
 
     Raises:
-        DataError: the file is not usable, or there are no records.
+        DataError: the file is not usable, there are no records, or one has tools.
     """
     from_file = isinstance(data, (str, Path))
     records = load_json_files([data]) if from_file else list(data)
@@ -65,7 +75,7 @@ def own_data(
     samples = [
         Sample(
             id=number,
-            input=question_text(row, prompt_format),
+            input=_asked(row, before_input(prompt_format)),
             target=str(row.get("answer") or row["output"]),
             metadata={"category": row.get("category")},
         )
@@ -78,6 +88,29 @@ def own_data(
         solver=[generate()],
         scorer=final_answer_scorer(grader),
     )
+
+
+def _asked(record: dict[str, Any], between: str) -> list[ChatMessage]:
+    """The turns of a record before its last answer, for Inspect.
+
+    Raises:
+        DataError: it has tools.
+    """
+    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+    turns = conversation(record, between)[:-1]
+    if record.get("tools") or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
+        raise DataError(
+            f"{record['instruction'][:60]!r} has tools, which Inspect would declare in words of its own",
+            "score such records with evaluate_model",
+        )
+    return [kinds[turn["role"]](content=_parts(turn)) for turn in turns]
+
+
+def _parts(turn: Message) -> str | list[Content]:
+    """The text of a turn, after its thinking if it has any."""
+    thoughts = turn.get("reasoning_content")
+    text = turn["content"]
+    return [ContentReasoning(reasoning=thoughts), ContentText(text=text)] if thoughts else text
 
 
 def make_task(benchmark: str, dataset_path: str | Path | None, task_args: dict[str, Any]) -> Task:

@@ -20,7 +20,7 @@ from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.files import read_json
 from helpers.paths import ROOT
-from helpers.train.prompts import PromptFormat, get_format, renderer_for
+from helpers.train.renderers import answer_text, get_renderer, renderer_for
 
 INSTRUCTION = (
     "You grade proofs. Read the statement and the proof between the marks, and check every step: a proof by "
@@ -40,7 +40,7 @@ class ProofJudge:
 
     Args:
         sampling_client: Tinker's sampling client of the model that judges.
-        fmt: how it is asked; by default in the chat format that it was made for.
+        renderer: how it is asked; by default in the chat format that it was made for.
         max_tokens: longest judgement; a reasoning model needs thousands.
         max_in_flight: requests under way at once.
 
@@ -52,15 +52,15 @@ class ProofJudge:
         self,
         sampling_client: Any,
         *,
-        fmt: PromptFormat | None = None,
+        renderer: Any = None,
         max_tokens: int = 512,
         max_in_flight: int = 64,
     ):
         self.sampling_client, self.max_tokens, self.max_in_flight = sampling_client, max_tokens, max_in_flight
-        if fmt is None:
+        if renderer is None:
             tokenizer = sampling_client.get_tokenizer()
-            fmt = get_format(renderer_for(sampling_client.get_base_model(), tokenizer), tokenizer)
-        self.fmt = fmt
+            renderer = get_renderer(renderer_for(sampling_client.get_base_model(), tokenizer), tokenizer)
+        self.renderer = renderer
 
     @worked("sampling")
     def __call__(self, cases: Sequence[dict[str, Any]]) -> list[Verdict]:
@@ -85,12 +85,12 @@ class ProofJudge:
         said: dict[int, str] = {}
 
         def on_answer(index: int, response: Any) -> int:
-            said[index] = self.fmt.answer_text(response.sequences[0].tokens)
+            said[index] = answer_text(response.sequences[0].tokens, self.renderer)
             return int(_read(said[index]).passed)
 
         sample_all(
             self.sampling_client,
-            [(self.fmt, question) for question in questions],
+            [(self.renderer, question) for question in questions],
             Sampling(self.max_tokens, max_in_flight=self.max_in_flight),
             on_answer,
             "Judging proofs",

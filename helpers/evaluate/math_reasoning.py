@@ -19,7 +19,7 @@ from helpers.evaluate.grading import check_completeness, check_final_answer, che
 from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import reference_of
-from helpers.train.prompts import PromptFormat, get_format
+from helpers.train.renderers import answer_text, get_renderer, prompt_tokens
 
 Judge = Callable[[Sequence[dict]], Sequence[Any]]
 
@@ -35,7 +35,7 @@ def evaluate_math_reasoning(
     max_tokens: int = 2048,
     num_samples: int = 1,
     *,
-    fmt: PromptFormat | None = None,
+    renderer: Any = None,
     temperature: float | None = None,
     seed: int | None = 42,
     max_in_flight: int = 64,
@@ -67,17 +67,18 @@ def evaluate_math_reasoning(
     test_data = check_test_data(test_data)
     if num_samples < 1:
         raise DataError(f"num_samples={num_samples}", "use 1, or more for pass@k and majority vote")
-    fmt = fmt or get_format("guide", tokenizer)
+    renderer = renderer or get_renderer("guide", tokenizer)
     by_problem: dict[int, list[dict]] = {}
 
     def on_answer(index: int, response: Any) -> int:
-        record = functools.partial(_reasoning_record, index, test_data[index], fmt, grader=grader)
+        record = functools.partial(_reasoning_record, index, test_data[index], renderer, grader=grader)
         by_problem[index] = [record(sequence) for sequence in response.sequences]
         return int(by_problem[index][0]["score"])
 
     heat = (0.0 if num_samples == 1 else 0.7) if temperature is None else temperature
     sampling = Sampling(max_tokens, heat, seed, num_samples, max_in_flight)
-    seconds = sample_all(sampling_client, [(fmt, row) for row in test_data], sampling, on_answer, description)
+    asked = [(renderer, row) for row in test_data]
+    seconds = sample_all(sampling_client, asked, sampling, on_answer, description)
     samples = [sample for index in sorted(by_problem) for sample in by_problem[index]]
     if judge is not None:
         _ask_judge(judge, [s for s in samples if _states_no_equation(test_data[s["index"]])])
@@ -89,12 +90,12 @@ def evaluate_math_reasoning(
 
 
 def _reasoning_record(
-    index: int, example: dict, fmt: PromptFormat, sequence: Any, grader: Grader
+    index: int, example: dict, renderer: Any, sequence: Any, grader: Grader
 ) -> dict[str, Any]:
-    output, fields = fmt.answer_text(sequence.tokens), sequence_fields(sequence)
+    output, fields = answer_text(sequence.tokens, renderer), sequence_fields(sequence)
     steps = check_reasoning_steps(output, example["output"])
     complete = check_completeness(output, fields["stop_reason"])
-    prompt = fmt.tokenizer.decode(fmt.prompt_tokens(example))
+    prompt = renderer.tokenizer.decode(prompt_tokens(example, renderer))
     return sample_record(index, example, prompt, output, grader, **fields) | {
         "steps_right": steps.passed,
         "steps_why": steps.why,

@@ -1,6 +1,6 @@
 """The ways in which the base model is asked. A tuned model is compared with the strongest of them.
 
-    formats, left_out = base_formats(fmt, examples, test_set, max_tokens=96, context=8192)
+    formats, left_out = base_formats(renderer, examples, test_set, max_tokens=96, context=8192)
     results = evaluate_formats(base_client, test_set, formats, …)
     results[strongest(task, results)]
 
@@ -13,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.data.conversation import conversation
+from helpers.errors import DataError
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
 from helpers.text import plural
-from helpers.train.prompts import PromptFormat, as_messages, question_text
+from helpers.train.messages import cookbook_messages, messages_of, renderer_name
+from helpers.train.renderers import prompt_tokens
 
 EXAMPLES = 8
 CHAT, TRAINING = "chat template", "format of training"
@@ -61,75 +64,55 @@ class Prompting:
         return f"{self.name}: {self.told(task)}"
 
 
-class ChatTemplate:
-    """The chat template that came with a model, in the form of a renderer, after worked examples."""
-
-    def __init__(self, tokenizer: Any, examples: Records = ()):
-        self._tokenizer = tokenizer
-        self._before = [turn for example in examples for turn in as_messages(example)]
-
-    def build_generation_prompt(self, messages: list[dict[str, str]]) -> Any:
-        """The prompt up to where the answer starts, as Tinker's `ModelInput`."""
-        from tinker import types
-
-        tokens = self._tokenizer.apply_chat_template(
-            [*self._before, *messages], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return types.ModelInput.from_ints(tokens)
-
-    def get_stop_sequences(self) -> list[int]:
-        """The special token after an answer in the template, and the tokenizer's end of text."""
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-answer"}]
-        after = self._tokenizer.apply_chat_template(turns, tokenize=False).rpartition("the-answer")[2]
-        end = self._tokenizer.encode(after, add_special_tokens=False)[:1]
-        special = [token for token in end if token in self._tokenizer.all_special_ids]
-        return sorted({*special, self._tokenizer.eos_token_id} - {None})
-
-
 def base_formats(
-    fmt: PromptFormat, examples: Records, test_data: Records, max_tokens: int, context: int | None
-) -> tuple[dict[str, PromptFormat], dict[str, str]]:
-    """The formats in which to ask a base model, by name, and why others were left out.
+    renderer: Any, examples: Records, test_data: Records, max_tokens: int, context: int | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The renderers with which to ask a base model, by name, and why others were left out.
 
     Args:
-        fmt: the format of training.
+        renderer: the one of training.
         examples: records of the training part, EXAMPLES of them if there are as many.
         test_data: the problems to ask.
         max_tokens: longest answer.
         context: most tokens of prompt and answer together; None if it is not known.
     """
-    formats, left_out = {}, {}
+    renderers, left_out = {}, {}
     for name, before in ((CHAT, ()), (f"{CHAT}, {len(examples)} examples", examples)):
+        if name == CHAT and renderer_name(renderer) == "template":
+            left_out[name] = "it is the format of training"
+            continue
         try:
-            formats[name] = _chat_format(name, fmt.tokenizer, before, test_data, max_tokens, context)
-        except _NotAskedSoError as reason:
-            left_out[name] = str(reason)
-    return formats | {TRAINING: fmt}, left_out
+            renderers[name] = _chat_template(renderer.tokenizer, before)
+            _check_room(renderers[name], test_data, max_tokens, context)
+        except DataError as reason:
+            renderers.pop(name, None)
+            left_out[name] = reason.what
+    return renderers | {TRAINING: renderer}, left_out
 
 
-class _NotAskedSoError(Exception):
-    """A format that a model can't be asked in, and why."""
+def _chat_template(tokenizer: Any, examples: Records) -> Any:
+    """A renderer of the model's own chat template, after worked examples."""
+    from tinker_cookbook.exceptions import RendererError
 
+    from helpers.train.template_renderer import TemplateRenderer
 
-def _chat_format(
-    name: str, tokenizer: Any, examples: Records, test_data: Records, max_tokens: int, context: int | None
-) -> PromptFormat:
-    import jinja2
-
-    if not getattr(tokenizer, "chat_template", None):
-        raise _NotAskedSoError("the model has no chat template")
-    renderer = ChatTemplate(tokenizer, examples)
-    longest = max(test_data, key=lambda example: len(question_text(example, "chat")))
+    turns = [turn for example in examples for turn in cookbook_messages(messages_of(example, None))]
     try:
-        fmt = PromptFormat(name, tokenizer, renderer.get_stop_sequences(), renderer)
-        length = len(fmt.prompt_tokens(longest))
-    except jinja2.TemplateError as error:
-        raise _NotAskedSoError(f"the model's chat template refuses such turns: {error}") from error
+        renderer = TemplateRenderer(tokenizer, [turn for turn in turns if turn["role"] != "system"])
+        renderer.get_stop_sequences()
+    except RendererError as error:
+        raise DataError(str(error), "ask it in another format") from error
+    return renderer
+
+
+def _check_room(renderer: Any, test_data: Records, max_tokens: int, context: int | None) -> None:
+    longest = max(test_data, key=lambda example: sum(len(m["content"]) for m in conversation(example)[:-1]))
+    length = len(prompt_tokens(longest, renderer))
     if context and length + max_tokens > context:
-        raise _NotAskedSoError(
-            f"{length} tokens of prompt and {max_tokens} of answer are more than its context of {context}"
+        raise DataError(
+            f"{length} tokens of prompt and {max_tokens} of answer are more than its context of {context}",
+            "lower max_tokens",
         )
-    return fmt
 
 
 def strongest(task: Task, results: Mapping[str, dict[str, Any]]) -> str:

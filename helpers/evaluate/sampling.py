@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.errors import BackendError, DataError
-from helpers.train.prompts import PromptFormat
+from helpers.train.renderers import prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RequestsFailed(BackendError):
 
 def sample_all(
     client: Any,
-    asked: Sequence[tuple[PromptFormat, dict]],
+    asked: Sequence[tuple[Any, dict]],
     sampling: Sampling,
     on_answer: Callable[[int, Any], int],
     description: str,
@@ -57,7 +57,7 @@ def sample_all(
     """Sample every prompt and hand each response on as it comes.
 
     Args:
-        asked: each problem with the format in which it is asked.
+        asked: each problem after the renderer with which it is asked.
         on_answer: takes an index of `asked` and the SDK's response, gives how many are right.
         description: the progress bar's label.
         word: what the bar counts.
@@ -70,7 +70,8 @@ def sample_all(
         BackendError: the server is gone.
     """
     requests = [
-        _Request(index, _arguments(example, fmt, sampling)) for index, (fmt, example) in enumerate(asked)
+        _Request(index, _arguments(example, renderer, sampling))
+        for index, (renderer, example) in enumerate(asked)
     ]
     failures: list[tuple[int, Any]] = []
     start = time.monotonic()
@@ -95,17 +96,17 @@ class _Request:
     retried: bool = False
 
 
-def _arguments(example: dict, fmt: PromptFormat, sampling: Sampling) -> dict[str, Any]:
+def _arguments(example: dict, renderer: Any, sampling: Sampling) -> dict[str, Any]:
     from tinker import types
 
     return {
-        "prompt": types.ModelInput.from_ints(fmt.prompt_tokens(example)),
+        "prompt": types.ModelInput.from_ints(prompt_tokens(example, renderer)),
         "num_samples": sampling.num_samples,
         "sampling_params": types.SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed,
-            stop=fmt.stop,
+            stop=renderer.get_stop_sequences(),
         ),
     }
 

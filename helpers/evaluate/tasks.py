@@ -5,6 +5,7 @@
 | `math` | its final answer has the value of the reference's | steps, in notebook 03 |
 | `classification` | it names the reference's label and no other | by label, confusion, macro-F1 |
 | `extraction` | all fields have the reference's values | precision, recall and F1 over fields |
+| `calls` | it makes the reference's tool calls | |
 | `text` | it is the reference, but for case, spaces and end punctuation | mean F1 |
 
 The rate of right answers is called `accuracy`, and `exact match` for `text`: two good texts are seldom the
@@ -27,17 +28,19 @@ from helpers.data.split import Split
 from helpers.errors import DataError
 from helpers.evaluate.grading import (
     check_answer,
+    check_calls,
     check_fields,
     check_final_answer,
     check_label,
     normalise,
+    read_calls,
     read_fields,
 )
 from helpers.evaluate.grading.verdict import Verdict
 from helpers.evaluate.measures import field_measures, label_measures, text_f1
 from helpers.evaluate.score import Headline, Mean, Score
 
-TASKS = ("math", "classification", "extraction", "text")
+TASKS = ("math", "classification", "extraction", "calls", "text")
 UNBALANCED = 4  # the commonest label has this many times the records of the rarest
 
 Records = list[dict[str, Any]]
@@ -67,6 +70,7 @@ class Task:
             "math": "its final answer has the same value as the reference's",
             "classification": "it names the reference's label and no other",
             "extraction": "it has the same fields as the reference, each with the same value",
+            "calls": "it makes the reference's tool calls, by name and arguments, or is its text",
             "text": "its text is the reference's, but for case, spaces and punctuation at the end",
         }[self.name]
 
@@ -95,7 +99,12 @@ class Task:
         if self.name == "classification":
             labels = list(self.labels)
             return lambda output, reference: check_label(output, reference, labels)
-        return {"math": check_final_answer, "extraction": check_fields, "text": check_answer}[self.name]
+        return {
+            "math": check_final_answer,
+            "extraction": check_fields,
+            "calls": check_calls,
+            "text": check_answer,
+        }[self.name]
 
     def meaning(self, reference: str) -> str:
         """What counts of a reference: answers that are right for one are right for all with this meaning."""
@@ -103,6 +112,8 @@ class Task:
             return check_final_answer("", reference).expected or reference
         if self.name == "extraction":
             return str(sorted((read_fields(reference) or {}).items()))
+        if self.name == "calls" and (calls := read_calls(reference)):
+            return str(sorted(calls))
         return normalise(reference)
 
     def measures(self, samples: Sequence[dict]) -> dict[str, Any]:
@@ -149,8 +160,8 @@ def choose_task(name: str, records: Sequence[dict[str, Any]]) -> tuple[Task, Rec
     """The task, and the records for it.
 
     Those of a classification without categories get their label as category: the split then gives every label
-    the same share in each part, and scores come by label. Those of `extraction` and `text` lose an `answer`,
-    since their reference is the whole output.
+    the same share in each part, and scores come by label. Those of `extraction`, `calls` and `text` lose an
+    `answer`, since their reference is the whole output.
 
     Args:
         name: one of TASKS.
@@ -161,7 +172,7 @@ def choose_task(name: str, records: Sequence[dict[str, Any]]) -> tuple[Task, Rec
     """
     if name not in TASKS:
         raise DataError(f"there is no task {name!r}", f"tasks are {', '.join(TASKS)}")
-    if name in ("extraction", "text"):
+    if name in ("extraction", "calls", "text"):
         records = [{key: value for key, value in row.items() if key != "answer"} for row in records]
     if name != "classification":
         return Task(name), list(records)
@@ -231,7 +242,7 @@ def _other_task(task: Task, records: Records) -> list[str]:
         notes.append(
             f"{without} of {len(records)} answers hold no number, and task=math compares final answers by "
             "value; for "
-            "other data there are task=classification, extraction and text"
+            "other data there are task=classification, extraction, calls and text"
         )
     return notes
 

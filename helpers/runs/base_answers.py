@@ -18,7 +18,8 @@ from helpers.runs.manifest import BaseAsked
 from helpers.runs.run import Run, open_run
 from helpers.runs.settings import settings_of
 from helpers.runs.stage import Stage
-from helpers.train.prompts import PromptFormat
+from helpers.train.messages import renderer_name
+from helpers.train.renderers import prompt_tokens
 
 ASK_HERE = "leave it empty, and the base model is asked here: -p base_run="
 SAMPLES, OTHERS = "base_samples.jsonl", "base_other_samples.jsonl"
@@ -26,7 +27,7 @@ GRADED = ("problem", "expected", "score", "why", "category", "template")
 
 
 def base_answers(
-    stage: Stage, backend: Any, client: Any, test_set: list[dict[str, Any]], fmt: PromptFormat
+    stage: Stage, backend: Any, client: Any, test_set: list[dict[str, Any]], renderer: Any
 ) -> dict[str, Any]:
     """Score the base model on the test set, greedily or as the stage's settings say, asked in the three ways
     of `helpers.evaluate.promptings`.
@@ -38,7 +39,7 @@ def base_answers(
         backend: from `connect`.
         client: a sampling client of the base model.
         test_set: the problems.
-        fmt: the prompt format of training.
+        renderer: the one of training.
 
     Returns:
         What `evaluate_model` gives for the strongest way, with `prompting` (its name), `promptings` (a
@@ -48,9 +49,12 @@ def base_answers(
         RunError: `base_run` names a run that has no such answers, or asked something else.
     """
     settings, task = stage.settings, stage.task
-    asked, examples = asked_of_base(stage, backend, fmt.name), stage.examples("train")[:EXAMPLES]
+    asked, examples = (
+        asked_of_base(stage, backend, renderer_name(renderer)),
+        stage.examples("train")[:EXAMPLES],
+    )
     context = _context(backend, stage.base_model)
-    formats, left_out = base_formats(fmt, examples, test_set, settings.max_tokens, context)
+    formats, left_out = base_formats(renderer, examples, test_set, settings.max_tokens, context)
     from_run = None
     if settings.base_run:
         results, from_run = taken_over(settings.base_run, asked, test_set, formats, task)
@@ -132,7 +136,7 @@ def taken_over(
     base_run: str,
     asked: BaseAsked,
     test_set: list[dict[str, Any]],
-    formats: dict[str, PromptFormat],
+    formats: dict[str, Any],
     task: Task,
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """The base model's answers of another run, graded again by today's grader.
@@ -141,7 +145,7 @@ def taken_over(
         base_run: name of that run.
         asked: of the run that wants them.
         test_set: the problems.
-        formats: the ways of asking, by name.
+        formats: the renderer of each way of asking, by name.
         task: its grader judges the answers.
 
     Returns:
@@ -155,8 +159,8 @@ def taken_over(
     rows = [row for name in (SAMPLES, OTHERS) for row in read_jsonl(other.file(f"evaluate/{name}"))]
     old = {name: [row for row in rows if row.get("prompting") == name] for name in formats}
     prompts = {
-        name: [fmt.tokenizer.decode(fmt.prompt_tokens(example)) for example in test_set]
-        for name, fmt in formats.items()
+        name: [renderer.tokenizer.decode(prompt_tokens(example, renderer)) for example in test_set]
+        for name, renderer in formats.items()
     }
     count = sum(map(len, prompts.values()))
     there = {name: [row.get("prompt") for row in answers] for name, answers in old.items()}

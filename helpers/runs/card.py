@@ -21,7 +21,7 @@ from helpers.runs.manifest import Manifest, Stages
 from helpers.runs.result_files import EVALUATION, MERGE_PARITY, VLLM_PARITY, Evaluation, Parity
 from helpers.runs.run import Run
 from helpers.text import percent
-from helpers.train.prompts import GUIDE_STOP, guide_prompt
+from helpers.train.guide import GUIDE_STOP, guide_prompt
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from helpers.data.conversation import call_text, conversation
 from helpers.errors import DataError, RunError
 from helpers.evaluate.promptings import EXAMPLES
 from helpers.paths import ROOT
@@ -253,19 +254,8 @@ def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: st
     Raises:
         DataError: an answer holds text at which sampling would stop.
     """
-    from helpers.train.prompts import GUIDE_STOP, PromptFormat, question_text
-
-    if prompt_format == "guide":
-        fmt = PromptFormat("guide", counter, list(GUIDE_STOP))
-        sizes = [(len(fmt.prompt_tokens(example)), len(fmt.answer_tokens(example))) for example in examples]
-    else:
-        sizes = [
-            (
-                len(counter.encode(question_text(example, "chat"))) + CHAT_TOKENS,
-                len(counter.encode(example["output"])) + 1,
-            )
-            for example in examples
-        ]
+    size = _guide_size if prompt_format == "guide" else _chat_size
+    sizes = [size(example, counter) for example in examples]
     return Part(
         len(examples),
         sum(p for p, _ in sizes),
@@ -274,6 +264,27 @@ def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: st
         max((a for _, a in sizes), default=0),
         max((p for p, _ in sizes), default=0),
     )
+
+
+def _guide_size(record: dict[str, Any], counter: Any) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer, turn by turn as the renderer encodes them."""
+    from helpers.train.guide import before_input, guide_answer, guide_turn
+
+    *before, answer = conversation(record, before_input("guide"))
+    start = len(counter.encode("", add_special_tokens=True))
+    prompt = sum(len(counter.encode(guide_turn(turn))) for turn in before)
+    return start + prompt, len(counter.encode(guide_answer(answer, record["instruction"])))
+
+
+def _chat_size(record: dict[str, Any], counter: Any) -> tuple[int, int]:
+    *before, answer = [len(counter.encode(_whole(turn))) for turn in conversation(record)]
+    return sum(before) + CHAT_TOKENS * len(before), answer + 1
+
+
+def _whole(turn: Any) -> str:
+    """All that a turn says."""
+    calls = call_text(turn["tool_calls"]) if turn.get("tool_calls") else ""
+    return turn["content"] + calls + turn.get("reasoning_content", "")
 
 
 # Work

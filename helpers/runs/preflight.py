@@ -88,11 +88,11 @@ def _check_format(own: Any, local: bool) -> None:
     """The prompt format exists, and the model's tokenizer can write it, where that is on this machine."""
     if own.prompt_format == "guide":
         return
-    from helpers.train.prompts import check_format_name, get_format
+    from helpers.train.renderers import check_renderer_name, get_renderer
 
-    check_format_name(own.prompt_format)
+    check_renderer_name(own.prompt_format)
     if folder := _folder(own.base_model, local):
-        get_format(own.prompt_format, str(folder))
+        get_renderer(own.prompt_format, str(folder))
 
 
 def _check_context(own: Any, folder: Path | None) -> None:

@@ -67,7 +67,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 BACKEND = "auto, stub, hosted, or the URL of a Tinker-compatible server"
 BASE_MODEL = "a model name or folder; empty takes the backend's default"
-PROMPT_FORMAT = "guide, or the name of a tinker_cookbook renderer"
+PROMPT_FORMAT = "guide, template (the model's own chat template), or a tinker_cookbook renderer"
 
 
 class Settings(BaseModel):
@@ -105,7 +105,7 @@ class SplitSettings(Settings):
     skip_bad: bool = Field(
         False, description="leave out records that can't be used, instead of refusing the data"
     )
-    task: Literal["math", "classification", "extraction", "text"] = Field(
+    task: Literal["math", "classification", "extraction", "calls", "text"] = Field(
         "math", description="what makes an answer right"
     )
     base_model: str = Field("", description=BASE_MODEL)
@@ -126,6 +126,15 @@ class TrainSettings(Settings):
     base_model: str = Field("", description=BASE_MODEL)
     rank: OneOrMore = Field(32, description="width of the LoRA factors")
     prompt_format: str = Field("guide", description=PROMPT_FORMAT)
+    train_on: Literal[
+        "last_assistant_message",
+        "last_assistant_turn",
+        "all_assistant_messages",
+        "all_messages",
+        "all_tokens",
+        "all_user_and_system_messages",
+        "customized",
+    ] = Field("last_assistant_message", description="what of a conversation is trained on")
     max_length: Tokens = Field(1024, description="tokens; a longer example is an error, not cut")
     epochs: Positive = Field(1.0, description="passes over the training data")
     batch_size: OneOrMore = Field(8, description="examples an optimizer step")

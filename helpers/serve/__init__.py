@@ -1,9 +1,9 @@
 """Answers from the merged model: `transformers`, vLLM in this process, and vLLM as a server.
 
 llm = load_vllm("merged_model")
-answers = generate_with_vllm(llm, fmt, prompts, max_tokens=96)
-with serve_vllm("merged_model", fmt=fmt) as server:
-    answers = server.ask(test_set, fmt, max_tokens=96)
+answers = generate_with_vllm(llm, renderer, prompts, max_tokens=96)
+with serve_vllm("merged_model", renderer=renderer) as server:
+    answers = server.ask(test_set, renderer, max_tokens=96)
 """
 
 from helpers.serve.answers import generate_with_transformers

@@ -1,8 +1,8 @@
 """Answers from the merged model with `transformers`, under the same prompts and stop rule as the sampler's.
 
-    answers = generate_with_transformers(model, fmt, prompts, max_tokens=96)
+    answers = generate_with_transformers(model, renderer, prompts, max_tokens=96)
 
-An answer keeps the stop text in its tokens, as Tinker's samples do, and `fmt.answer_text` takes it off, so
+An answer keeps the stop text in its tokens, as Tinker's samples do, and `answer_text` takes it off, so
 that the sampler, `transformers` and vLLM are read by the same code. Here and in vLLM the model's end-of-text
 token ends an answer, too.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from helpers.clock import worked
 from helpers.errors import ModelError
+from helpers.train.renderers import answer_text
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Answer:
 @worked("merging")
 def generate_with_transformers(
     model: Any,
-    fmt: Any,
+    renderer: Any,
     prompts: list[list[int]],
     max_tokens: int,
     batch_size: int = 32,
@@ -46,7 +47,7 @@ def generate_with_transformers(
 
     Args:
         model: a causal language model.
-        fmt: `helpers.train.prompts.PromptFormat`: its tokenizer and stop rule are used.
+        renderer: from `helpers.train.get_renderer`: its tokenizer and stop rule are used.
         prompts: token ids of each prompt.
         max_tokens: longest answer.
         batch_size: prompts at once.
@@ -70,7 +71,7 @@ def generate_with_transformers(
     ) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = _generate_batch(model, fmt, [prompts[i] for i in rows], max_tokens)
+            batch = _generate_batch(model, renderer, [prompts[i] for i in rows], max_tokens)
             for i, answer in zip(rows, batch, strict=True):
                 answers[i] = answer
             bar.update(len(rows))
@@ -94,16 +95,17 @@ def check_prompts(prompts: list[list[int]], max_tokens: int, room: int | None) -
             )
 
 
-def _generate_batch(model: Any, fmt: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+def _generate_batch(model: Any, renderer: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
     import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    ends = _end_tokens(fmt)
-    pad = fmt.tokenizer.pad_token_id if fmt.tokenizer.pad_token_id is not None else ends[0]
+    ends = _end_tokens(renderer)
+    pad_token = renderer.tokenizer.pad_token_id
+    pad = pad_token if pad_token is not None else ends[0]
     longest = max(len(p) for p in prompts)
     tokens = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    stopper = _StopRule(fmt, longest, len(prompts), ends)
+    stopper = _StopRule(renderer, longest, len(prompts), ends)
     config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends)
     with torch.inference_mode():
         out = model.generate(
@@ -115,23 +117,24 @@ def _generate_batch(model: Any, fmt: Any, prompts: list[list[int]], max_tokens: 
     answers = []
     for row, end in zip(out[:, longest:].tolist(), stopper.ends, strict=True):
         kept = row if end is None else row[:end]
-        answers.append(Answer(fmt.answer_text(kept), kept, "length" if end is None else "stop"))
+        answers.append(Answer(answer_text(kept, renderer), kept, "length" if end is None else "stop"))
     return answers
 
 
-def _end_tokens(fmt: Any) -> list[int]:
-    ends = [token for token in fmt.stop if isinstance(token, int)]
-    if fmt.tokenizer.eos_token_id is not None and fmt.tokenizer.eos_token_id not in ends:
-        ends.append(fmt.tokenizer.eos_token_id)
+def _end_tokens(renderer: Any) -> list[int]:
+    ends = [token for token in renderer.get_stop_sequences() if isinstance(token, int)]
+    end_of_text = renderer.tokenizer.eos_token_id
+    if end_of_text is not None and end_of_text not in ends:
+        ends.append(end_of_text)
     return ends
 
 
 class _StopRule:
     """Called after each token: which rows have written a stop text or an end token, and where."""
 
-    def __init__(self, fmt: Any, start: int, rows: int, end_tokens: list[int]):
-        self.fmt, self.start, self.end_tokens = fmt, start, set(end_tokens)
-        self.texts = [text for text in fmt.stop if isinstance(text, str)]
+    def __init__(self, renderer: Any, start: int, rows: int, end_tokens: list[int]):
+        self.tokenizer, self.start, self.end_tokens = renderer.tokenizer, start, set(end_tokens)
+        self.texts = [text for text in renderer.get_stop_sequences() if isinstance(text, str)]
         self.ends: list[int | None] = [None] * rows
 
     def __call__(self, tokens: Any, scores: Any, **_: Any) -> Any:
@@ -141,9 +144,7 @@ class _StopRule:
             if self.ends[row] is None:
                 # The last dozen tokens are enough: a stop text is shorter, and it was not there one token
                 # ago.
-                tail = (
-                    self.fmt.tokenizer.decode(written[-12:], skip_special_tokens=False) if self.texts else ""
-                )
+                tail = self.tokenizer.decode(written[-12:], skip_special_tokens=False) if self.texts else ""
                 if written[-1] in self.end_tokens or any(text in tail for text in self.texts):
                     self.ends[row] = len(written)
         return torch.tensor([end is not None for end in self.ends], device=tokens.device)

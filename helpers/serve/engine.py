@@ -1,7 +1,7 @@
 """vLLM in this process: start it on the merged model, answer with it, measure it.
 
 llm = load_vllm("merged_model")
-answers = generate_with_vllm(llm, fmt, prompts, max_tokens=96)
+answers = generate_with_vllm(llm, renderer, prompts, max_tokens=96)
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from helpers.errors import CourseError, ModelError
 from helpers.model_folder import check_model_folder
 from helpers.paths import package_versions
 from helpers.serve.answers import Answer, check_prompts
+from helpers.train.renderers import answer_text
 
 
 @worked("vllm")
@@ -93,7 +94,7 @@ def check_served_folder(folder: Path) -> None:
 @worked("vllm")
 def generate_with_vllm(
     llm: Any,
-    fmt: Any,
+    renderer: Any,
     prompts: list[list[int]],
     max_tokens: int,
     temperature: float = 0.0,
@@ -104,7 +105,7 @@ def generate_with_vllm(
 
     Args:
         llm: from `load_vllm`.
-        fmt: `helpers.train.prompts.PromptFormat`.
+        renderer: from `helpers.train.get_renderer`; its stop rule is used.
         prompts: token ids of each prompt.
         max_tokens: longest answer.
         temperature: 0 is greedy.
@@ -117,12 +118,13 @@ def generate_with_vllm(
     from vllm.inputs import TokensPrompt
 
     check_prompts(prompts, max_tokens, llm.llm_engine.model_config.max_model_len)
+    stops = renderer.get_stop_sequences()
     params = SamplingParams(
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed if temperature else None,
-        stop=[text for text in fmt.stop if isinstance(text, str)],
-        stop_token_ids=[token for token in fmt.stop if isinstance(token, int)],
+        stop=[text for text in stops if isinstance(text, str)],
+        stop_token_ids=[token for token in stops if isinstance(token, int)],
     )
     outputs = llm.generate(
         [TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=_bar if progress else False
@@ -130,7 +132,7 @@ def generate_with_vllm(
     answers = []
     for output in outputs:
         tokens = list(output.outputs[0].token_ids)
-        answers.append(Answer(fmt.answer_text(tokens), tokens, output.outputs[0].finish_reason))
+        answers.append(Answer(answer_text(tokens, renderer), tokens, output.outputs[0].finish_reason))
     return answers
 
 

@@ -1,8 +1,8 @@
 """vLLM's server for as long as a `with` block lasts: an OpenAI-compatible server on this machine, and nothing
 left of it after.
 
-    with serve_vllm("merged_model", fmt=fmt) as server:
-        answers = server.ask(test_set, fmt, max_tokens=96)
+    with serve_vllm("merged_model", renderer=renderer) as server:
+        answers = server.ask(test_set, renderer, max_tokens=96)
         client = openai.OpenAI(base_url=server.url, api_key=server.api_key)         # or as any client does
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from helpers.clock import worked
 from helpers.errors import BackendError, ModelError
@@ -34,7 +34,8 @@ from helpers.serve.engine import (
     vllm_is_for_cpu,
     vllm_settings,
 )
-from helpers.train.prompts import PromptFormat, guide_chat_template, question_text
+from helpers.train.guide import guide_chat_template
+from helpers.train.messages import messages_before_answer, renderer_name
 from helpers.weights.peft_form import check_peft_adapter
 
 GUIDE_TEMPLATE = guide_chat_template()
@@ -66,7 +67,7 @@ class Server:
     def ask(
         self,
         examples: Sequence[dict[str, Any]],
-        fmt: PromptFormat,
+        renderer: Any,
         max_tokens: int,
         model: str | None = None,
         at_once: int = 64,
@@ -74,8 +75,8 @@ class Server:
         """Greedy answers, through the OpenAI client, `at_once` at a time.
 
         Args:
-            examples: records with `instruction`, and perhaps `input`.
-            fmt: says how an input follows its instruction; its stop rule is used, where it is text.
+            examples: records; of a conversation, the turns before its last answer are sent.
+            renderer: the one of training; its stop rule is used, where it is text.
             max_tokens: longest answer.
             model: the model or adapter to ask; the server's own by default.
 
@@ -89,12 +90,12 @@ class Server:
         import openai
 
         client = openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=1, timeout=600)
-        stop = [text for text in fmt.stop if isinstance(text, str)] or None
+        stop = [text for text in renderer.get_stop_sequences() if isinstance(text, str)] or None
 
         def ask_one(example: dict[str, Any]) -> dict[str, Any]:
             answer = client.chat.completions.create(
                 model=model or self.model,
-                messages=[{"role": "user", "content": question_text(example, fmt.name)}],
+                messages=cast("list[Any]", messages_before_answer(example, renderer)),
                 temperature=0,
                 max_tokens=max_tokens,
                 stop=stop,
@@ -120,7 +121,7 @@ class Server:
 def serve_vllm(
     model_folder: str | Path,
     *,
-    fmt: PromptFormat | None = None,
+    renderer: Any = None,
     name: str = "merged",
     adapters: dict[str, str | Path] | None = None,
     dtype: str = "bfloat16",
@@ -137,7 +138,7 @@ def serve_vllm(
 
     Args:
         model_folder: the model: a Hugging Face folder, or its name on the hub.
-        fmt: the prompt format of training. `guide` gets a chat template that makes the same prompts; with
+        renderer: the one of training. `guide` gets a chat template that makes the same prompts; with
             another format, or None, the server uses the template in the model's folder.
         name: what clients ask for.
         adapters: PEFT adapters to serve beside the model without merging, by the name to ask for.
@@ -164,7 +165,7 @@ def serve_vllm(
     if not vllm_is_for_cpu():
         arguments["gpu-memory-utilization"] = gpu_memory_utilization
     with worked("vllm"), tempfile.TemporaryDirectory() as scratch:
-        if fmt is not None and fmt.name == "guide":
+        if renderer_name(renderer) == "guide":
             arguments["chat-template"] = template = Path(scratch) / "guide.jinja"
             template.write_text(GUIDE_TEMPLATE, encoding="utf-8")
         command = [*_command(arguments), *_adapter_options(model_folder, adapters or {}), *options]

@@ -1,25 +1,23 @@
-"""The guide's prompt format as a `tinker_cookbook` renderer, so that Inspect and the cookbook's own loops can
-use it.
+"""The guide's prompt format as a `tinker_cookbook` renderer.
 
-    register()                                        # once; then "guide" names it everywhere in the cookbook
-    renderer = renderers.get_renderer("guide", tokenizer)
-
-A question becomes `Instruction: …\\nResponse:`, an answer ends at an empty line: token for token what
-`get_format("guide", tokenizer)` makes. Turns before the last question stand before it in the same form.
+A question becomes `Instruction: …\\nResponse:`, an answer ends at an empty line. Turns before the last
+question stand before it in the same form.
 """
 
+from typing import Any
+
 import tinker
-from tinker_cookbook import renderers
 from tinker_cookbook.renderers.base import (
     Message,
     ParseTermination,
     RenderContext,
     RenderedMessage,
     Renderer,
+    TrainOnWhat,
     ensure_text,
 )
 
-from helpers.train.prompts import GUIDE_STOP, GUIDE_TURNS
+from helpers.train.guide import GUIDE_STOP, guide_answer, guide_turn
 
 
 class GuideRenderer(Renderer):
@@ -30,13 +28,21 @@ class GuideRenderer(Renderer):
         return True
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        text = ensure_text(message["content"]).strip()
-        turn = GUIDE_TURNS.get(message["role"], GUIDE_TURNS["user"])
-        empty = not text and message["role"] in (
-            "system",
-            "assistant",
-        )  # the assistant's turn that is to be written
-        return RenderedMessage(output=self._chunks("" if empty else turn.format(text)))
+        plain = _plain(message)
+        empty = not plain["content"] and message["role"] in ("system", "assistant")  # the turn to be written
+        return RenderedMessage(output=self._chunks("" if empty else guide_turn(plain)))
+
+    def build_supervised_example(
+        self,
+        messages: list[Message],
+        train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    ) -> tuple[tinker.ModelInput, Any]:
+        question = ""
+        for message in map(_plain, messages):
+            if message["role"] == "assistant":
+                guide_answer(message, question)
+            question = str(message["content"])
+        return super().build_supervised_example(messages, train_on_what)
 
     def _chunks(self, text: str) -> list[tinker.ModelInputChunk]:
         tokens = self.tokenizer.encode(text, add_special_tokens=False) if text else []
@@ -60,6 +66,9 @@ class GuideRenderer(Renderer):
         return self.tokenizer.encode("", add_special_tokens=True)
 
 
-def register() -> None:
-    """Make `guide` a name that `tinker_cookbook.renderers.get_renderer` knows."""
-    renderers.register_renderer("guide", lambda tokenizer, image_processor: GuideRenderer(tokenizer))
+def _plain(message: Message) -> Message:
+    """The message with its text as a string, if text is all that its parts are."""
+    content = message["content"]
+    if isinstance(content, list) and any(part["type"] == "thinking" for part in content):
+        return message
+    return {**message, "content": ensure_text(content).strip()}

@@ -6,6 +6,7 @@
     check_completeness("... Therefore, the sum is (3 +")        # cut off
     check_label("Label: Billing.", "billing", ["billing", "other"])      # names that label and no other
     check_fields('{"city": "Rome", "nights": 3}', "nights: 3\\ncity: Rome")      # all fields, the same values
+    check_calls('{"name": "f", "arguments": {"a": 1}}', reference)     # the same tool calls
     check_text("a red bike", "the red bike", 0.5)               # shares enough words
 
 Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away: one
@@ -13,6 +14,7 @@ of 100 kB takes a second and 200 MB at most. Texts and numbers are bounded, and 
 goes to math-verify in a process with limits.
 """
 
+from helpers.evaluate.grading.calls import check_calls, read_calls
 from helpers.evaluate.grading.fields import check_fields, read_fields
 from helpers.evaluate.grading.free_text import check_text
 from helpers.evaluate.grading.labels import check_label, label_in
@@ -26,6 +28,7 @@ from helpers.evaluate.grading.verdict import Verdict
 __all__ = [
     "Verdict",
     "check_answer",
+    "check_calls",
     "check_completeness",
     "check_fields",
     "check_final_answer",
@@ -35,5 +38,6 @@ __all__ = [
     "final_answer",
     "label_in",
     "normalise",
+    "read_calls",
     "read_fields",
 ]
