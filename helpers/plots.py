@@ -333,6 +333,15 @@ def curves(
     return figure
 
 
+RL_PANELS = {
+    "reward": "mean reward",
+    "kl": "KL to the start, nats a token",
+    "entropy": "entropy, nats a token",
+    "length": "length, tokens",
+    "useless": "share of useless groups",
+}
+
+
 def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":
     """One small panel a measure, over the steps of a loop.
 

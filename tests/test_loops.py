@@ -16,7 +16,7 @@ from tinker import types
 from helpers.data.lists import HELD_OUT, is_known, known_members, list_problems, read_items
 from helpers.errors import DataError
 from helpers.paths import ROOT
-from helpers.train import get_format
+from helpers.train import get_renderer
 from helpers.train.distillation import distill_loop, distillation_data
 from helpers.train.loop_log import LoopLog
 from helpers.train.preferences import dpo_loop, dpo_loss, pair_data, reference_logprobs
@@ -166,15 +166,15 @@ def a_loop(kind: str, service, log: LoopLog, base: str):
         return dpo_loop(client, start, log, [pairs] * 5, dpo_beta=0.5, learning_rate=1e-2, save_every=2)
     records = [{"instruction": word, "input": "", "output": word} for word in ("yes", "no")]
     options = {"group_size": 4, "max_tokens": 5, "learning_rate": 1e-2, "seed": 1, "save_every": 2}
-    fmt = get_format("guide", base)
+    renderer = get_renderer("guide", base)
     if kind == "distillation":
-        return distill_loop(client, start, log, [records] * 5, fmt, **options)
+        return distill_loop(client, start, log, [records] * 5, renderer, **options)
 
     def reward(text: str, reference: str) -> float:
         assert reference in ("yes", "no")
         return sum(letter.isupper() for letter in text) / max(1, len(text))
 
-    return rl_loop(client, start, log, [records] * 5, reward, fmt, kl=0.1, **options)
+    return rl_loop(client, start, log, [records] * 5, reward, renderer, kl=0.1, **options)
 
 
 @pytest.mark.parametrize("kind", ["rl", "dpo", "distillation"])

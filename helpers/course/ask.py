@@ -124,7 +124,7 @@ def _service(run: "Run", model: str, renderer: Any, max_tokens: int) -> Sampler:
     best = read_json(run.file("train/best_checkpoint.json"))["sampler_path"]
     which = {"base_model": run.manifest.base_model} if model == "base" else {"model_path": best}
     used = run.manifest.backend or BackendUsed(kind="stub", url=None)
-    backend = connect(used.url if used.kind == "url" else used.kind)
+    backend = connect(used.url or "" if used.kind == "url" else used.kind)
     params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
 
     def sample(tokens: list[int]) -> tuple[list[int], str]:

@@ -9,6 +9,7 @@
 
 import itertools
 import json
+import random
 import re
 from functools import cache
 from typing import Any
@@ -38,12 +39,16 @@ HELD_OUT = (
 
 
 @cache
+def _members() -> dict[str, list[str]]:
+    return json.loads((ROOT / "data" / "kinds_of_things.json").read_text(encoding="utf-8"))
+
+
+@cache
 def known_members() -> dict[str, frozenset[str]]:
     """For each kind of thing its known members, in every spelling that `is_known` compares."""
-    kinds = json.loads((ROOT / "data" / "kinds_of_things.json").read_text(encoding="utf-8"))
     return {
         kind: frozenset(itertools.chain.from_iterable(map(_spellings, members)))
-        for kind, members in kinds.items()
+        for kind, members in _members().items()
     }
 
 
@@ -66,6 +71,11 @@ def list_problems() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     ]
     held_out = [problem for problem in problems if problem["category"] in HELD_OUT]
     return [problem for problem in problems if problem["category"] not in HELD_OUT], held_out
+
+
+def random_list(problem: dict[str, Any], chance: random.Random) -> str:
+    """An answer to a problem: known members of its kind, as many as it asks for."""
+    return ", ".join(chance.sample(_members()[problem["category"]], int(problem["output"].split()[0])))
 
 
 def read_items(answer: str) -> list[str]:

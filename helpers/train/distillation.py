@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from helpers.train.loop_log import LoopLog
-from helpers.train.prompts import PromptFormat
+from helpers.train.renderers import prompt_tokens
 from helpers.train.rl import (
     Group,
     Record,
@@ -44,7 +44,7 @@ def distill_loop(
     teacher_client: Any,
     log: LoopLog,
     batches: Sequence[Sequence[Record]],
-    fmt: PromptFormat,
+    renderer: Any,
     *,
     group_size: int,
     max_tokens: int,
@@ -65,9 +65,12 @@ def distill_loop(
     for step in range(log.last_step + 1, len(batches) + 1):
         student_client = training_client.save_weights_and_get_sampling_client().result()
         sampling_params = types.SamplingParams(
-            max_tokens=max_tokens, temperature=1.0, stop=fmt.stop, seed=seed * 10_000 + step
+            max_tokens=max_tokens,
+            temperature=1.0,
+            stop=renderer.get_stop_sequences(),
+            seed=seed * 10_000 + step,
         )
-        prompts = [fmt.prompt_tokens(record) for record in batches[step - 1]]
+        prompts = [prompt_tokens(record, renderer) for record in batches[step - 1]]
         groups = sample_groups(student_client, prompts, group_size, sampling_params)
         differences = logprob_differences(groups, token_logprobs(teacher_client, groups))
         data = distillation_data(groups, differences)

@@ -17,7 +17,7 @@ from typing import Any
 
 from helpers.errors import DataError
 from helpers.train.loop_log import LoopLog
-from helpers.train.prompts import PromptFormat
+from helpers.train.renderers import answer_text, prompt_tokens
 
 Record = dict[str, Any]
 
@@ -190,7 +190,7 @@ def rl_loop(
     log: LoopLog,
     batches: Sequence[Sequence[Record]],
     reward: Callable[[str, str], Any],
-    fmt: PromptFormat,
+    renderer: Any,
     *,
     group_size: int,
     max_tokens: int,
@@ -225,12 +225,15 @@ def rl_loop(
         records = batches[step - 1]
         sampling_client = training_client.save_weights_and_get_sampling_client().result()
         sampling_params = types.SamplingParams(
-            max_tokens=max_tokens, temperature=1.0, stop=fmt.stop, seed=seed * 10_000 + step
+            max_tokens=max_tokens,
+            temperature=1.0,
+            stop=renderer.get_stop_sequences(),
+            seed=seed * 10_000 + step,
         )
-        prompts = [fmt.prompt_tokens(record) for record in records]
+        prompts = [prompt_tokens(record, renderer) for record in records]
         groups = sample_groups(sampling_client, prompts, group_size, sampling_params)
         for group, record in zip(groups, records, strict=True):
-            texts = [fmt.answer_text(tokens) for tokens in group.tokens]
+            texts = [answer_text(tokens, renderer) for tokens in group.tokens]
             reference = str(record.get("answer") or record["output"])
             group.rewards = [as_number(reward(text, reference)) for text in texts]
         start = token_logprobs(start_client, groups, samples=None if kl else 1)

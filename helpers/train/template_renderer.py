@@ -134,9 +134,10 @@ class TemplateRenderer(Renderer):
             raise RendererError(f"the model's chat template leaves out {left_out}")
         return written
 
-    def _write(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None, to_answer: bool) -> str:
+    def _write(self, turns: list[dict[str, Any]], tools: list[Any] | None, to_answer: bool) -> str:
+        tokenizer: Any = self.tokenizer
         try:
-            return self.tokenizer.apply_chat_template(
+            return tokenizer.apply_chat_template(
                 turns, tools=tools, tokenize=False, add_generation_prompt=to_answer
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
@@ -174,14 +175,16 @@ class TemplateRenderer(Renderer):
         """Tokens that no text of a user should make."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         known = {token: str(added[token]) for token in added if added[token].special}
-        return known | {token: self.tokenizer.decode([token]) for token in self.tokenizer.all_special_ids}
+        tokenizer: Any = self.tokenizer
+        return known | {token: tokenizer.decode([token]) for token in tokenizer.all_special_ids}
 
     @cached_property
     def _ends(self) -> set[int]:
         turns = [Message(role="user", content="question"), Message(role="assistant", content="the-answer")]
         after = self.text(turns).rpartition("the-answer")[2]
         end = self.tokenizer.encode(after, add_special_tokens=False)[:1]
-        return {*(token for token in end if token in self._special), self.tokenizer.eos_token_id} - {None}
+        end_of_text: Any = self.tokenizer.eos_token_id
+        return {*(token for token in end if token in self._special), end_of_text} - {None}
 
     @cached_property
     def _opens_thinking(self) -> bool:

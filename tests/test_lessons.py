@@ -1,0 +1,58 @@
+"""Part 3: its notebooks at small settings, which must learn in the right direction, and at the defaults."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.files import read_json
+from helpers.paths import ROOT
+
+SMALL = {  # about a minute each on two cores
+    "10_reinforcement_learning": {
+        "sft_steps": 8,
+        "steps": 4,
+        "learning_rate": 1e-3,
+        "held_out_problems": 40,
+        "max_tokens": 32,
+    }
+}
+
+
+def run(command: list[str], env: dict[str, str], runs: Path, timeout: int) -> Path:
+    """Run a command in the folder of the notebooks, with a runs folder of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT / "notebooks",
+        env=env | {"COURSE_RUNS_DIR": str(runs)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return runs
+
+
+def test_reinforcement_learning_raises_the_reward(course_env, tmp_path):
+    name = "10_reinforcement_learning"
+    settings = [word for key, value in SMALL[name].items() for word in ("-p", key, str(value))]
+    output = tmp_path / f"{name}.ipynb"
+    runs = run(["papermill", f"{name}.ipynb", str(output), *settings], course_env, tmp_path, timeout=600)
+    scores = read_json(runs / name / "scores.json")
+    for loop in ("count", "repaired"):
+        assert scores[loop]["T=1"]["count"] > scores["before"]["T=1"]["count"]
+
+
+@pytest.mark.soak  # 8 minutes
+def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
+    name = "10_reinforcement_learning"
+    nbval = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "-q"]
+    more = [f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg", "-p", "no:cacheprovider"]
+    runs = run([*nbval, *more, f"{name}.ipynb"], course_env, tmp_path, timeout=3600)
+    scores = read_json(runs / name / "scores.json")
+    before, count, repaired = (scores[loop]["T=1"] for loop in ("before", "count", "repaired"))
+    for after in (count, repaired):
+        assert after["count"] - before["count"] >= 0.3 and after["ci95"][0] > 0
+    assert repaired["sense"] > count["sense"]
+    assert all(scores[loop]["T=0"]["count"] >= scores["before"]["T=0"]["count"] for loop in scores)
