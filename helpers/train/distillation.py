@@ -78,7 +78,8 @@ def distill_loop(
         update = training_client.optim_step(
             types.AdamParams(learning_rate=learning_rate, beta1=0.9, beta2=0.95)
         )
-        forward.result(), update.result()
+        forward.result()
+        update.result()
         lengths = [len(tokens) for group in groups for tokens in group.tokens]
         yield log.step(
             step,

@@ -244,7 +244,8 @@ def rl_loop(
             update = training_client.optim_step(
                 types.AdamParams(learning_rate=learning_rate, beta1=0.9, beta2=0.95)
             )
-            forward.result(), update.result()
+            forward.result()
+            update.result()
         yield log.step(step, **step_metrics(groups, differences))
         if save_every and (step % save_every == 0 or step == len(batches)):
             log.save(training_client, step)
