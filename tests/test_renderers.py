@@ -98,7 +98,8 @@ def test_a_template_s_tokens_are_its_own_and_each_answer_is_trained_on(tokenizer
     messages = TWO if family in ("mistral", "gemma") else [SYSTEM, *TWO]
     datum, end = build_datum(conversation_record(messages), renderer, train_on=train_on), FAMILIES[family].end
     whole = renderer.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert [*datum.model_input.to_ints(), whole[-1]] == whole
+    tokens = [*datum.model_input.to_ints(), datum.loss_fn_inputs["target_tokens"].data[-1]]
+    assert whole[: len(tokens)] == tokens
     learned, before = trained(datum)
     start = " " if family == "mistral" else ""
     answers = [FIRST, THEN] if train_on == ALL else [THEN]
@@ -208,6 +209,10 @@ def test_what_a_renderer_can_t_write_is_refused_by_name(tokenizers, name, family
 def test_a_message_s_own_mark_goes_before_the_setting(tokenizer, name, first, then, train_on, learned):
     renderer = get_renderer(name, tokenizer)
     record = conversation_record([ASKED, FIRST | first, AGAIN, THEN | then])
+    if name == "guide" and "On the way." in learned:  # its end has other tokens where a question follows
+        with pytest.raises(DataError, match="message 2 .* train on the last answer only"):
+            build_datum(record, renderer, train_on=train_on)
+        return
     tokens, _ = trained(build_datum(record, renderer, train_on=train_on))
     text = renderer.tokenizer.decode(tokens)
     assert text.replace("<|im_end|>", "\n\n").split("\n\n")[:-1] == (
