@@ -210,7 +210,7 @@ def test_a_message_s_own_mark_goes_before_the_setting(tokenizer, name, first, th
     renderer = get_renderer(name, tokenizer)
     record = conversation_record([ASKED, FIRST | first, AGAIN, THEN | then])
     if name == "guide" and "On the way." in learned:  # its end has other tokens where a question follows
-        with pytest.raises(DataError, match="message 2 .* train on the last answer only"):
+        with pytest.raises(DataError, match=r"message 2 .* train on the last answer only"):
             build_datum(record, renderer, train_on=train_on)
         return
     tokens, _ = trained(build_datum(record, renderer, train_on=train_on))
