@@ -11,8 +11,8 @@ from helpers.stub_tinker.lora import LoraState
 from helpers.stub_tinker.losses import Example, datum_loss, needs_gradient
 from helpers.stub_tinker.model import Adapters, Model, Packed
 
-# Of a micro-batch. Activations take 0.5 MB a token at 135M parameters, and what freed ones leave unusable to the
-# C library half as much again. With 1,024 tokens a step is 0 to 4% faster.
+# Of a micro-batch. Activations take 0.5 MB a token at 135M parameters, and what the C library can't use again
+# of freed ones half as much. With 1,024 tokens a step is 0 to 4% faster.
 MAX_TOKENS = 640
 GPU_MAX_TOKENS = 16 * 1024  # where there is memory for it: with 1024, a fast GPU waits for Python
 GPU_BYTES_A_TOKEN = 8 << 20  # of the card's memory, which holds much else
