@@ -21,6 +21,7 @@ from helpers.train.rl import (
     mean_of,
     policy_datum,
     sample_groups,
+    sampling_of,
     token_logprobs,
 )
 
@@ -64,12 +65,7 @@ def distill_loop(
 
     for step in range(log.last_step + 1, len(batches) + 1):
         student_client = training_client.save_weights_and_get_sampling_client().result()
-        sampling_params = types.SamplingParams(
-            max_tokens=max_tokens,
-            temperature=1.0,
-            stop=renderer.get_stop_sequences(),
-            seed=seed * 10_000 + step,
-        )
+        sampling_params = sampling_of(step, renderer, max_tokens, seed)
         prompts = [prompt_tokens(record, renderer) for record in batches[step - 1]]
         groups = sample_groups(student_client, prompts, group_size, sampling_params)
         differences = logprob_differences(groups, token_logprobs(teacher_client, groups))

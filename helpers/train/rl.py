@@ -184,6 +184,14 @@ def as_number(reward: Any) -> float:
     return float(reward if isinstance(reward, int | float) else bool(reward))
 
 
+def sampling_of(step: int, renderer: Any, max_tokens: int, seed: int) -> Any:
+    """Tinker's `SamplingParams` of a step: temperature 1, and a seed that is no other step's."""
+    from tinker import types
+
+    stop = renderer.get_stop_sequences()
+    return types.SamplingParams(max_tokens=max_tokens, temperature=1.0, stop=stop, seed=seed * 10_000 + step)
+
+
 def rl_loop(
     training_client: Any,
     start_client: Any,
@@ -224,12 +232,7 @@ def rl_loop(
     for step in range(log.last_step + 1, len(batches) + 1):
         records = batches[step - 1]
         sampling_client = training_client.save_weights_and_get_sampling_client().result()
-        sampling_params = types.SamplingParams(
-            max_tokens=max_tokens,
-            temperature=1.0,
-            stop=renderer.get_stop_sequences(),
-            seed=seed * 10_000 + step,
-        )
+        sampling_params = sampling_of(step, renderer, max_tokens, seed)
         prompts = [prompt_tokens(record, renderer) for record in records]
         groups = sample_groups(sampling_client, prompts, group_size, sampling_params)
         for group, record in zip(groups, records, strict=True):
