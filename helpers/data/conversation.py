@@ -11,7 +11,7 @@ last answer, for graders and listings.
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 
 class Function(TypedDict):
@@ -25,12 +25,12 @@ class ToolCall(TypedDict, total=False):
     """A call in OpenAI's form."""
 
     id: str
-    type: Literal["function"]
-    function: Function
+    type: Required[Literal["function"]]
+    function: Required[Function]
 
 
 class Message(TypedDict, total=False):
-    """One turn. `role` and `content` are always there; `content` is empty where a call stands alone.
+    """One turn. `content` is empty where a call stands alone.
 
     Attributes:
         tool_calls: what the assistant calls.
@@ -39,8 +39,8 @@ class Message(TypedDict, total=False):
         trainable: whether to train on this message; where it is missing, the setting `train_on` decides.
     """
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    role: Required[Literal["system", "user", "assistant", "tool"]]
+    content: Required[str]
     tool_calls: list[ToolCall]
     tool_call_id: str
     name: str
