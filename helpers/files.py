@@ -28,8 +28,12 @@ ENCODINGS = {
 }
 NO_TEXT = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it; in Excel, save it as CSV UTF-8"),
-    b"\x1f\x8b": ("compressed with gzip", "unpack it: gunzip"),
-    b"PAR1": ("a Parquet file", "name the folder that it is in: hub:/the/folder"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it (gunzip); a data file's name may end in .gz instead"),
+    b"\x28\xb5\x2f\xfd": (
+        "compressed with zstd",
+        "unpack it (unzstd); a data file's name may end in .zst instead",
+    ),
+    b"PAR1": ("a Parquet file", "let its name end in .parquet"),
 }
 
 
@@ -117,9 +121,18 @@ def read_text(path: str | Path, missing: str = "check the path") -> str:
     Raises:
         DataError: it is not there, can't be read, or is no text; says what it is instead, where that shows.
     """
+    return text_of_bytes(Path(path), read_bytes(path, missing))
+
+
+def read_bytes(path: str | Path, missing: str = "check the path") -> bytes:
+    """What a file of others holds.
+
+    Raises:
+        DataError: it is not there, or can't be read.
+    """
     path = Path(path)
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", missing) from error
     except IsADirectoryError as error:
@@ -128,6 +141,10 @@ def read_text(path: str | Path, missing: str = "check the path") -> str:
         raise DataError(
             f"can't read {path}: {getattr(error, 'strerror', error)}", "check its path"
         ) from error
+
+
+def text_of_bytes(path: Path, raw: bytes) -> str:
+    """The text that a file holds; raises DataError, as `read_text` does, if it is none."""
     encoding = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig":
         _check_is_text(path, raw)

@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from texts import fenced, prose
 
-from helpers.data import load_data
+from helpers.data import find_duplicates, load_data, load_part, split_data
 from helpers.data.conversation import call_text, conversation, conversation_record, has_conversation
 from helpers.data.forms import normalise_record
+from helpers.data.split import Split
 from helpers.errors import DataError
+from helpers.evaluate import choose_task
+from helpers.paths import ROOT
 
 USER, ANSWER = {"role": "user", "content": "And 3?"}, {"role": "assistant", "content": "4."}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -212,3 +216,104 @@ def test_columns_of_a_conversation_can_be_named(tmp_path):
     ):
         with pytest.raises(DataError, match=words):
             load_data(str(path), columns, instruction)
+
+
+# the split
+
+
+def chats(count: int, *, turns: int = 1, system: str = "", tag: str = "w") -> list[dict]:
+    """Conversations that share their system message and no word beside it."""
+    before = [turn("system", system)] if system else []
+    return [
+        conversation_record(
+            before
+            + [
+                turn(
+                    role, f"{tag}{number}{role} {tag}{number}x{place} {tag}{number}y{place}".translate(DIGITS)
+                )
+                for place in range(turns)
+                for role in ("user", "assistant")
+            ]
+        )
+        for number in range(count)
+    ]
+
+
+DIGITS = str.maketrans("0123456789", "ghijklmnop")
+LONG = (
+    "You help customers of a shop that sells old lamps, and answer every question politely and in one line."
+)
+
+
+def test_a_split_of_conversations_is_saved_and_comes_back(tmp_path):
+    records = chats(30, turns=2, system=LONG)
+    records[0]["messages"][2]["trainable"] = False
+    records[0]["tools"] = [TOOL]
+    split = split_data(records)
+    assert split.report["duplicates"]["records"] == 0 and split.count_leaks() == 0
+    paths = [tmp_path / name for name in split.save(tmp_path)]
+    assert [load_part(path) for path in paths] == [split.train, split.validation, split.test]
+    text = paths[0].read_text().replace(split.train[0]["output"], "other", 1)
+    paths[0].write_text(text)
+    with pytest.raises(DataError, match=r"train\.json, index 0: 'output' is '.*', but by 'messages' it is"):
+        load_part(paths[0])
+
+
+def end(record: dict, *more: dict) -> dict:
+    return conversation_record([*conversation(record), *more])
+
+
+@pytest.mark.parametrize(
+    ("other", "kind"),
+    [
+        (lambda one: one, "exact"),
+        (lambda one: conversation_record([*one["messages"][:-1], turn("assistant", "No.")]), "exact"),
+        (lambda one: end(one, USER, ANSWER), "near"),  # goes on from the question of the other
+        (
+            lambda one: conversation_record(
+                [one["messages"][0] | {"content": "Be long."}, *one["messages"][1:]]
+            ),
+            None,
+        ),
+        (lambda one: conversation_record([*one["messages"][:-1], turn("user", "And 4?"), ANSWER]), None),
+        (lambda one: conversation_record(one["messages"], [TOOL]), None),
+        (lambda one: conversation_record([one["messages"][0], *one["messages"][-2:]]), None),
+    ],
+)
+def test_conversations_are_compared_by_all_before_the_last_answer(other, kind):
+    records = chats(12, turns=2, system=LONG)
+    records.append(other(records[3]))
+    expected = [(kind, (3, 12))] if kind else []
+    assert find_duplicates(records) == expected
+    assert split_data(records).count_leaks() == 0
+    assert Split([records[3]], records[4:6], [records[12]]).count_leaks() == bool(kind)
+
+
+def test_one_system_message_makes_no_duplicates_and_a_text_in_it_is_compared():
+    assert find_duplicates(chats(5, system=LONG) + chats(5, system=LONG.upper(), tag="v")) == []
+    asked = [turn("user", "Sum it up."), ANSWER]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pages = [" ".join(f"{tag}{word}" for tag in tags for word in letters) for tags in ("uv", "wx", "yz")]
+    records = [conversation_record([turn("system", page), *asked]) for page in (*pages, pages[1] + " end")]
+    assert find_duplicates(records) == [("near", (1, 3))]
+
+
+def test_a_pair_and_a_conversation_may_ask_the_same():
+    plain = {"instruction": "And", "input": "3?", "output": "4."}
+    marked = conversation_record([turn("user", "And\n3?"), ANSWER | {"trainable": True}])
+    assert find_duplicates([plain, marked]) == [("exact", (0, 1))]
+    task, records = choose_task("math", [*chats(12), plain, marked | {"output": "5."}])
+    assert "1 question with different answers" in task.check(split_data(records))[0]
+
+
+def test_the_examples_of_the_page_on_forms_are_read(tmp_path):
+    path, forms = tmp_path / "a.json", []
+    for example in fenced(prose(ROOT / "docs/data-forms.md"), "json"):
+        path.write_text(f"[{example}]")
+        data = load_data(str(path))
+        forms.append((data.sources[0].form.removeprefix("JSON, "), has_conversation(data.records[0])))
+        assert data.sources[0].unused == [], example
+    pair, talk = [("guide or Alpaca", False), ("guide or Alpaca", True)], ("chat", True)
+    prompts = [("JSON", False), ("prompt and completion", True)]
+    others = [(name, False) for name in ("multiple choice", "GSM8K", "s1K")]
+    assert forms == [*pair, *[talk] * 4, *prompts, *others]

@@ -187,7 +187,8 @@ def test_cells_may_be_long_and_lines_keep_their_numbers(tmp_path):
         (TABLE.encode() + b"\0", "byte 21 is 0"),
         (b"PK\x03\x04 and so on", "Excel workbook"),
         (b"\x1f\x8b\x08", "gunzip"),
-        (b"PAR1", "hub:/the/folder"),
+        (b"\x28\xb5\x2f\xfd", "unzstd"),
+        (b"PAR1", ".parquet"),
     ],
 )
 def test_a_file_that_is_no_text_says_what_it_is(content, words, tmp_path):

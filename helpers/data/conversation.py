@@ -25,12 +25,12 @@ class ToolCall(TypedDict, total=False):
     """A call in OpenAI's form."""
 
     id: str
-    type: Literal["function"]
+    type: Required[Literal["function"]]
     function: Required[Function]
 
 
 class Message(TypedDict, total=False):
-    """One turn. `role` and `content` are always there; `content` is empty where a call stands alone.
+    """One turn. `content` is empty where a call stands alone.
 
     Attributes:
         tool_calls: what the assistant calls.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers.data.packed import plain_suffix
 from helpers.data.rows import Row
 from helpers.errors import DataError
 
@@ -123,7 +124,7 @@ def _delimiter(path: Path, text: str) -> tuple[str, str]:
     """What separates the columns, and the text without the line in which Excel may say so."""
     if said := SEPARATOR_LINE.match(text):
         return said[1], "\n" + text[said.end() :]  # a blank line, so that lines keep their numbers
-    if path.suffix.lower() == ".tsv":
+    if plain_suffix(path) == ".tsv":
         return "\t", text
     head = text.lstrip("\r\n ")
     counts = {sign: len(next(_reader(head, sign, strict=False), [])) for sign in DELIMITERS}

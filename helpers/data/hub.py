@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.data.parquet_files import with_names
 from helpers.data.patches import only_the_cache
 from helpers.errors import DataError
 from helpers.net import hub_problem
@@ -98,7 +99,7 @@ def load_hub(text: str) -> HubData:
     except Exception as error:  # the library and its network layers have dozens of kinds
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise DataError(f"{text}: {type(error).__name__}: {reason}", _advice(offline)) from error
-    rows = _named(data)
+    rows = list(with_names(data, data.features.arrow_schema))
     raw = "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows).encode()
     revision = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
     return HubData(
@@ -133,21 +134,3 @@ def _only_split(builder: Any, text: str) -> str:
             f"name one: {text}#{splits[0] if splits else 'SPLIT'}",
         )
     return "train" if "train" in splits else splits[0]
-
-
-def _named(data: Any) -> list[dict[str, Any]]:
-    """Rows, with the name of a class where the data set has its number; -1 stands for "no label"."""
-    import datasets
-
-    classes = {name: kind for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-    return [
-        {
-            name: value
-            if name not in classes or value is None
-            else classes[name].int2str(value)
-            if value >= 0
-            else None
-            for name, value in row.items()
-        }
-        for row in data
-    ]

@@ -1,12 +1,13 @@
-"""From files to records: `.json`, `.jsonl`, `.csv`, `.tsv` and data sets of the hub in, one form of record
-out.
+"""From files to records: `.json`, `.jsonl`, `.csv`, `.tsv` and `.parquet`, each perhaps packed as `.gz` or
+`.zst`, and data sets of the hub in, one form of record out.
 
     data = load_data("tickets.csv", columns="instruction=text,output=label")
     data.records                        # a list of records
     print(data)                         # which column became what
 
 Every record that leaves here has `instruction`, `input` (may be empty) and `output`, all text, and, where its
-source has them, `answer`, `category`, `template`, `unseen`, `steps` and `id`. Records that can't be used are
+source has them, `answer`, `category`, `template`, `unseen`, `steps` and `id`; one of a conversation has its
+`messages` and `tools` too. Records that can't be used are
 one error, with file, line or index, and field of each: dropping them in silence would change what the numbers
 of a run mean. `skip_bad=True` leaves them out, and they are counted and kept.
 
@@ -24,14 +25,15 @@ from helpers.data.csv_files import read_csv
 from helpers.data.forms import BESIDE_TEXT, Shape, check_text_only, known_form, normalise_record, shape_of
 from helpers.data.hub import HUB, load_hub
 from helpers.data.json_files import json_lines, json_list
+from helpers.data.packed import data_bytes, data_text, plain_suffix
+from helpers.data.parquet_files import read_parquet
 from helpers.data.rows import BadRow, Row, refuse, save_skipped
 from helpers.errors import DataError
-from helpers.files import read_text
 from helpers.paths import ROOT
 from helpers.text import plural, printable
 
 JSON_SUFFIXES = (".json", ".jsonl")
-SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv")
+SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet")
 NO_FILE = ("no data file is named", "name at least one, such as data/word_problems.json")
 NOT_THERE = (
     "check the path: after --data, relative ones start at the current folder; in a notebook, at the project's"
@@ -211,7 +213,7 @@ def load_json_files(paths: str | Path | Iterable[str | Path]) -> list[dict[str, 
     if not paths:
         raise DataError(*NO_FILE)
     for path in map(Path, paths):
-        if path.suffix.lower() not in JSON_SUFFIXES:
+        if plain_suffix(path) not in JSON_SUFFIXES:
             raise DataError(
                 f"{path} is neither .json nor .jsonl",
                 "name a .json file (a list of records) or a .jsonl file",
@@ -242,14 +244,16 @@ def source_name(place: Path | str, root: Path) -> str:
 
 def _read_file(path: Path) -> tuple[list[Row], str]:
     """The rows of a file, and what kind of file it is."""
-    suffix = path.suffix.lower()
+    suffix = plain_suffix(path)
     if suffix not in SUFFIXES:
         raise DataError(
             f"{path} is neither {', '.join(SUFFIXES[:-1])} nor {SUFFIXES[-1]}",
             "name a .json file (a list of records), .jsonl (a record a line), .csv or .tsv (the first line "
-            "names the columns); for Parquet, the folder: hub:/the/folder",
+            "names the columns) or .parquet; each may be packed: .gz, .zst",
         )
-    text = read_text(path, NOT_THERE)
+    if suffix == ".parquet":
+        return read_parquet(path, data_bytes(path, NOT_THERE)), "Parquet"
+    text = data_text(path, NOT_THERE)
     if not text.strip():
         raise DataError(f"{path} is empty", "put at least ten records into it, or name another file")
     if suffix == ".jsonl":

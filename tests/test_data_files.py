@@ -1,0 +1,129 @@
+"""Data files of every kind, packed or not, with the values that they hold; and those that are bombs."""
+
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from test_conversation import ANSWER, SYSTEM, TOOL, USER
+
+from helpers.data import load_data, load_json_files
+from helpers.data.conversation import conversation
+from helpers.errors import DataError
+
+RECORDS = [
+    {"instruction": "What comes after 006?", "output": "007"},
+    {"instruction": "One half?", "output": "0.50"},
+]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+TABLE = "instruction,output\n" + "".join(f"{row['instruction']},{row['output']}\n" for row in RECORDS)
+PACKERS = {"": bytes, ".gz": gzip.compress, ".ZST": zstandard.compress}
+FILES = {
+    ".json": json.dumps(RECORDS).encode(),
+    ".JSONL": LINES.encode(),
+    ".csv": TABLE.encode(),
+    ".tsv": TABLE.replace(",", "\t").encode("utf-16"),
+}
+
+
+def parquet(rows: list[dict], **options) -> bytes:
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), out, **options)
+    return out.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("suffix", [*FILES, ".Parquet"])
+def test_every_kind_of_file_packed_or_not(tmp_path, suffix, packing):
+    path = tmp_path / f"own{suffix}{packing}"
+    path.write_bytes(PACKERS[packing](FILES.get(suffix) or parquet(RECORDS)))
+    expected = [{"input": "", **record} for record in RECORDS]
+    assert load_data(str(path)).records == expected
+    if suffix.lower().startswith(".json"):
+        assert load_json_files(path) == expected
+
+
+def test_several_packed_parts_in_one_file_are_read_to_the_end(tmp_path):
+    for suffix, pack in list(PACKERS.items())[1:]:
+        path = tmp_path / f"own.jsonl{suffix}"
+        path.write_bytes(pack(LINES.encode()) * 3)
+        assert len(load_data(str(path)).records) == 6
+
+
+def test_parquet_keeps_values_and_conversations(tmp_path):
+    import datasets
+
+    rows = [
+        {"messages": [SYSTEM, USER, ANSWER], "tools": json.dumps([TOOL]), "id": 2**60, "label": n}
+        for n in (0, -1)
+    ]
+    kind = datasets.ClassLabel(names=["sums"])
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_list(rows).cast_column("label", kind).to_parquet(path)
+    data = load_data(str(path))
+    assert [record["id"] for record in data.records] == [2**60] * 2 and data.sources[0].unused == ["label"]
+    assert conversation(data.records[0]) == [SYSTEM, USER, ANSWER] and data.records[0]["tools"] == [TOOL]
+    with pytest.raises(DataError, match=r"(?s)row 1: column 'label': the output is empty"):
+        load_data(str(path), "instruction=id,output=label")
+    path.write_bytes(parquet([{"text": "x", "label": 7, "score": 1.5}]))
+    assert load_data(str(path)).records == [{"instruction": "x", "input": "", "output": "7"}]
+
+
+def bomb(suffix: str) -> bytes:
+    """A file of few bytes that holds 256 MiB."""
+    if suffix == ".parquet":
+        return parquet([{"text": "x" * (1 << 20), "label": "y"}] * 256, compression="zstd")
+    return PACKERS[suffix](b" " * (1 << 28))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".ZST", ".parquet"])
+def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(bomb(suffix))
+    assert path.stat().st_size < 1 << 19
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    with pytest.raises(DataError, match="may be a decompression bomb") as caught:
+        load_data(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak + pa.total_allocated_bytes() - before < 200 << 20 and "if you trust it" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9], "cut off, or no gzip file"),
+        ("a.jsonl.zst", zstandard.compress(LINES.encode() * 99)[:-9], "cut off, or no zstd file"),
+        ("a.jsonl.gz", LINES.encode(), "cut off, or no gzip file"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode()) + b"more", "cut off, or no gzip file"),
+        ("a.jsonl.gz", gzip.compress(b" \n"), "is empty"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode() + b"{oops}"), "line 3: not JSON"),
+        ("a.gz", gzip.compress(LINES.encode()), "is neither .json"),
+        ("a.xlsx", b"PK", "name a .json file"),
+        ("a.parquet", LINES.encode(), "can't be read as Parquet"),
+        ("a.parquet", parquet(RECORDS)[:-50], "can't be read as Parquet"),
+        ("a.parquet", parquet(RECORDS[:0] or [{"text": None}])[:0], "can't be read as Parquet"),
+    ],
+)
+def test_a_file_that_cant_be_unpacked_says_so(tmp_path, name, content, words):
+    path: Path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_data(str(path))
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_parquet_with_a_column_twice_or_no_rows_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    for table, words in (
+        (pa.table([["a"], ["b"]], names=["text", "text"]), "two columns 'text'"),
+        (pa.table({"text": pa.array([], pa.string())}), "has no rows"),
+    ):
+        pq.write_table(table, path)
+        with pytest.raises(DataError, match=words):
+            load_data(str(path))
