@@ -4,7 +4,7 @@ import io
 import shutil
 
 import pytest
-from commands import assert_one_message, course
+from commands import assert_one_message, course, real_course
 from runs_for_tests import make_run
 from stub import GREEDY, train
 
@@ -56,12 +56,11 @@ def test_a_question_and_a_conversation_in_the_format_of_training(asked, renderer
     untrained = load_base(asked.file("merge/merged_model"))
     record = {"instruction": QUESTION, "input": "Say it in words."}
     expected = printable(answer(renderer, untrained, record))
-    said = {
-        model: course(capsys, "ask", "latest", QUESTION, "--input", record["input"], "--model", model)
-        for model in ("trained", "merged", "base")
-    }
-    assert [status for status, _, _ in said.values()] == [0, 0, 0]
-    assert said["merged"][1] == said["base"][1] == expected + "\n" != said["trained"][1]
+    of_service = ("trained", "base") if renderer._renderer_name == "guide" else ()
+    for model in ("merged", *of_service):
+        words = ("latest", QUESTION, "--input", record["input"], "--model", model)
+        status, out, _ = course(capsys, "ask", *words)
+        assert status == 0 and (out == f"{expected}\n") == (model != "trained")
     monkeypatch.setattr("sys.stdin", io.StringIO("\nWhy?\n"))
     status, out, _ = course(
         capsys,
@@ -80,6 +79,14 @@ def test_a_question_and_a_conversation_in_the_format_of_training(asked, renderer
     turns = [*TWO, {"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
     second = answer(renderer, untrained, {"messages": turns}, 5)
     assert status == 0 and out == printable(f"{first}\n{second}\n")
+
+
+@pytest.mark.parametrize("renderer", ["guide"], indirect=True)
+def test_nothing_but_the_answer_is_printed(asked):
+    """In a process of its own, at whose end the SDK must have nothing to say."""
+    done = real_course("ask", "latest", QUESTION, "--max-tokens", 1)
+    assert done.returncode == 0 and done.stdout
+    assert done.stderr == "(cut off after 1 tokens: --max-tokens)\n"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def tokens(tokenizer, template, turns, **options):
 def test_prompts_are_those_of_training(tokenizer, name):
     renderer = get_renderer(name, tokenizer)
     template = chat_template(renderer)
-    for turns in CONVERSATIONS.values():
+    for kind, turns in CONVERSATIONS.items():
+        if name == "guide" and "turns" in kind:
+            continue  # refused: see below
         stripped = [turn | {"content": turn["content"].strip()} for turn in turns]
         given = stripped if name == "template" else turns  # a model's own template may keep white space
         assert tokens(tokenizer, template, given) == prompt_tokens({"messages": stripped}, renderer)
@@ -51,10 +53,9 @@ def test_prompts_are_those_of_training(tokenizer, name):
 
 
 def test_a_whole_conversation_ends_as_in_training(tokenizer):
-    for name in ("guide", "qwen3_instruct"):
-        renderer, record = get_renderer(name, tokenizer), {"messages": [QUESTION, ANSWER]}
-        whole = tokens(tokenizer, chat_template(renderer), record["messages"], add_generation_prompt=False)
-        assert whole == prompt_tokens(record, renderer) + answer_tokens(record, renderer)
+    renderer, record = get_renderer("qwen3_instruct", tokenizer), {"messages": [QUESTION, ANSWER]}
+    whole = tokens(tokenizer, chat_template(renderer), record["messages"], add_generation_prompt=False)
+    assert whole == prompt_tokens(record, renderer) + answer_tokens(record, renderer)
 
 
 def test_no_system_prompt_that_training_never_saw(tokenizer):
@@ -93,7 +94,8 @@ def test_the_token_that_begins_each_text_is_written_once(tokenizer):
     ("name", "turns", "message"),
     [
         ("role_colon", [QUESTION], "can't write a question"),  # one text has other tokens than its pieces
-        ("guide", [QUESTION, ANSWER, {"role": "tool", "content": "12"}], "can't write tools"),
+        ("guide", [QUESTION, ANSWER, QUESTION], "can't write several turns"),  # for the same reason
+        ("guide", [QUESTION, {"role": "tool", "content": "12"}], "can't write tools"),
         ("guide", [SYSTEM, SYSTEM, QUESTION], "no system message can follow system"),
         ("qwen3_instruct", [{"role": "narrator", "content": "Meanwhile"}], "no narrator message"),
         ("qwen3_instruct", [QUESTION, ANSWER], "must be of the user"),

@@ -133,7 +133,11 @@ def test_a_chat_has_the_tokens_of_training(started, base_model, name):
     question = [{"role": "user", "content": "What is 7 + 5?"}]
     answer = {"role": "assistant", "content": "12."}
     system = [{"role": "system", "content": "Answer with a number."}]
-    for turns in (question, system + question, [*system, *question, answer, *question]):
+    turns_of_two = [*system, *question, answer, *question]
+    if name == "guide":
+        with pytest.raises(openai.BadRequestError, match="can't write several turns"):
+            tokens_of(turns_of_two)
+    for turns in (question, system + question, *([turns_of_two] if name != "guide" else [])):
         assert tokens_of(turns) == prompt_tokens({"messages": turns}, renderer)
     function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
     with pytest.raises(openai.BadRequestError, match="can't write tools"):

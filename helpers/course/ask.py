@@ -1,6 +1,7 @@
 """`course ask`: a question to a run's model, from a terminal, in the format of its training."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,18 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from helpers.runs.run import open_run
+    from helpers.train import get_renderer
 
     if not options.chat and not (options.question or "").strip():
         raise UsageError("there is no question", 'course ask RUN "…", or course ask RUN --chat')
     if options.max_tokens is not None and options.max_tokens < 1:
         raise UsageError(f"--max-tokens {options.max_tokens} leaves no room for an answer", "give 1 or more")
     found = open_run(options.run)
-    conversation = Conversation(found, options.model, options.max_tokens, options.system)
+    settings = found.stage("train").settings
+    renderer = get_renderer(settings.prompt_format, found.manifest.base_model or "")
+    sampler = _merged if options.model == "merged" else _service
+    sample = sampler(found, options.model, renderer, options.max_tokens or settings.max_tokens)
+    conversation = Conversation(renderer, sample, options.system)
     if options.question:
         conversation.ask(options.question, options.input)
     while options.chat and (question := _typed()) is not None:
@@ -78,25 +84,16 @@ def _typed() -> str | None:
 
 
 class Conversation:
-    """A model, and what was said so far.
+    """What was said so far.
 
     Args:
-        model: one of `MODELS`.
-        max_tokens: longest answer; None takes the one of notebook 02.
+        renderer: of training.
+        sample: asks the model.
         system: a system message; may be empty.
-
-    Raises:
-        RunError: the stage that makes the model is not done.
-        BackendError: the run's service can't be reached, or has no such model.
     """
 
-    def __init__(self, run: "Run", model: str, max_tokens: int | None, system: str):
-        from helpers.train import get_renderer
-
-        settings = run.stage("train").settings
-        self.max_tokens = max_tokens or settings.max_tokens
-        self.renderer = get_renderer(settings.prompt_format, run.manifest.base_model or "")
-        self.sample = (_merged if model == "merged" else _service)(run, model, self.renderer, self.max_tokens)
+    def __init__(self, renderer: Any, sample: Sampler, system: str):
+        self.renderer, self.sample = renderer, sample
         self.messages: list[Any] = [{"role": "system", "content": system}] if system.strip() else []
 
     def ask(self, question: str, more: str = "") -> None:
@@ -122,16 +119,18 @@ def _service(run: "Run", model: str, renderer: Any, max_tokens: int) -> Sampler:
     from helpers.runs.manifest import BackendUsed
     from helpers.train import connect
 
+    # At the end of so short a process it warns, with a traceback, that it could not send its telemetry.
+    logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
     best = read_json(run.file("train/best_checkpoint.json"))["sampler_path"]
-    used = run.manifest.backend or BackendUsed(kind="stub", url=None)
-    service = connect(used.url if used.kind == "url" else used.kind).service_client
     which = {"base_model": run.manifest.base_model} if model == "base" else {"model_path": best}
+    used = run.manifest.backend or BackendUsed(kind="stub", url=None)
+    backend = connect(used.url if used.kind == "url" else used.kind)
     params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
 
     def sample(tokens: list[int]) -> tuple[list[int], str]:
         prompt = types.ModelInput.from_ints(tokens)
         try:
-            client = service.create_sampling_client(**which).result()
+            client = backend.service_client.create_sampling_client(**which).result()
             [found] = client.sample(prompt, 1, params).result().sequences
         except TinkerError as error:
             raise BackendError(

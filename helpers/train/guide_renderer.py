@@ -17,7 +17,7 @@ from tinker_cookbook.renderers.base import (
     ensure_text,
 )
 
-from helpers.train.guide import END_OF_ANSWER, GUIDE_STOP, guide_answer, guide_turn
+from helpers.train.guide import GUIDE_STOP, guide_answer, guide_turn
 
 
 class GuideRenderer(Renderer):
@@ -25,14 +25,12 @@ class GuideRenderer(Renderer):
 
     @property
     def has_extension_property(self) -> bool:
-        """Whether the end of an answer keeps its tokens when a question follows."""
-        answer, question = f" a{END_OF_ANSWER}", Message(role="user", content="")
-        return self._tokens(answer, question) == self._tokens(answer)
+        return True
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         plain = _plain(message)
         empty = not plain["content"] and message["role"] in ("system", "assistant")  # the turn to be written
-        tokens = [] if empty else self._tokens(guide_turn(plain), ctx.next_message)
+        tokens = [] if empty else self._tokens(guide_turn(plain), message["role"] == "system")
         return RenderedMessage(output=[tinker.types.EncodedTextChunk(tokens=tokens)] if tokens else [])
 
     def build_supervised_example(
@@ -47,9 +45,11 @@ class GuideRenderer(Renderer):
             question = str(message["content"])
         return super().build_supervised_example(messages, train_on_what)
 
-    def _tokens(self, text: str, following: Message | None = None) -> list[int]:
-        """The tokens of a turn in the text of the whole conversation: a chat template makes no others."""
-        after = "Instruction:" if following and following["role"] == "user" else ""
+    def _tokens(self, text: str, in_context: bool) -> list[int]:
+        """The tokens of a turn: by itself, since an answer must end as it does when it is the last; or as in
+        the text of the whole conversation, which is what a chat template makes.
+        """
+        after = "Instruction:" if in_context else ""
         whole, end = (self.tokenizer.encode(part, add_special_tokens=False) for part in (text + after, after))
         apart = not end or whole[-len(end) :] != end
         return self.tokenizer.encode(text, add_special_tokens=False) if apart else whole[: -len(end)]
