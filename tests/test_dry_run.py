@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from commands import assert_one_message, course, real_course, tree
@@ -341,3 +342,29 @@ def test_an_empty_section_of_prices_hides_nothing(monkeypatch, price_list):
     monkeypatch.setattr(prices, "read_toml", lambda path: {"source": "s", "a/b": {}})
     tokens = {"train": 10**6, "prefill": 0, "sample": 0}
     assert prices.cost(tokens, 0, "a/b")["dollars"] == 1
+
+
+def test_conversations_that_cant_be_trained_on_so_are_refused_before(capsys, tmp_path):
+    """By the renderer itself, as notebook 02 would; its tokens are those that are counted."""
+    turns = [("user", "Hello"), ("assistant", "Hi."), ("user", "How are you?"), ("assistant", "Well.")]
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(20)
+    ]
+    rows[3]["messages"][1] |= {"weight": 0}
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps(rows))
+    words = ["--data", str(file), "-p", "task=text", "-p", "prompt_format=template", "-p"]
+    found = plan(capsys, *words, "train_on=all_assistant_messages")
+    assert found["data"]["tokens_counted_by"].startswith("the tokenizer of")
+    status, _, err = course(capsys, "run", "--dry-run", *words, "train_on=all_tokens")
+    assert status == 1
+    assert_one_message(err, "train_on='all_tokens' leaves nothing out")
+
+
+def test_the_longest_of_many_examples_is_found(monkeypatch):
+    rows = [{"instruction": "a" * n, "input": "", "output": "b"} for n in range(100)]
+    whole = estimate.count_tokens(rows, estimate.ByCharacters(), "guide")
+    monkeypatch.setattr(estimate, "MOST_COUNTED", 20)
+    some = estimate.count_tokens(rows, estimate.ByCharacters(), "guide")
+    assert (some.records, some.longest, some.longest_prompt) == (100, whole.longest, whole.longest_prompt)
+    assert some.prompts == pytest.approx(whole.prompts, rel=0.1)

@@ -8,16 +8,18 @@ long as the reference answers).
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from heapq import nlargest
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from helpers.data.conversation import call_text, conversation
+from helpers.data.conversation import call_text, conversation, has_conversation
 from helpers.errors import RunError
 from helpers.evaluate.promptings import EXAMPLES
 from helpers.paths import ROOT
 from helpers.runs.prices import KINDS, cost
 from helpers.runs.run import Run
+from helpers.train.supervised import LAST, training_tokens
 
 # Speeds of the local base model on the stub, from the outputs of the committed notebooks (run 20261125-150848
 # of 2026-11-25): 2 cores with AVX-512 and bfloat16. FIXED is what is left of each notebook's time there.
@@ -132,14 +134,19 @@ def count_parts(settings: Mapping[str, Any], run: Run | None) -> Counted:
     A new split is made in memory, as notebook 01 makes it; that of an existing run is read.
 
     Raises:
-        DataError: the data can't be read, split or prompted with.
+        DataError: the data can't be read or split, or the renderer can't write a record, or train on it.
         RunError: the run has no split.
     """
     about, task, examples = _new_parts(settings["split"]) if "split" in settings else _parts_of(run)
     trained = settings.get("train") or settings.get("split") or (run.stage("train").settings if run else None)
     base_model, prompt_format = (trained.base_model, trained.prompt_format) if trained else ("", "guide")
-    counter, by = token_counter(base_model, prompt_format)
-    parts = {name: count_tokens(rows, counter, prompt_format) for name, rows in examples.items()}
+    train_on = settings["train"].train_on if "train" in settings else LAST
+    plain = train_on == LAST and not any(map(has_conversation, chain(*examples.values())))
+    counter, by = token_counter(base_model, prompt_format, plain)
+    parts = {
+        name: count_tokens(rows, counter, prompt_format, LAST if name == "test" else train_on)
+        for name, rows in examples.items()
+    }
     about["notes"] = [*about["notes"], *_too_short(settings, parts)]
     return Counted(about | {"task": task.name, "right_if": task.rule, "labels": task.labels}, parts, by)
 
@@ -213,10 +220,13 @@ class ByFile:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
-def token_counter(base_model: str, prompt_format: str) -> tuple[Any, str]:
+def token_counter(base_model: str, prompt_format: str, plain: bool = True) -> tuple[Any, str]:
     """What counts tokens, and its name: the tokenizer of a model folder on this machine, or `characters`.
 
-    For another format than the guide's, it is the renderer with that tokenizer.
+    It is the renderer with that tokenizer, unless the format is the guide's and the data are plain.
+
+    Args:
+        plain: each record is a question and an answer, and the answer is what is trained on.
     """
     from helpers.local_model import LOCAL_MODEL
     from helpers.paths import cache_dir
@@ -226,7 +236,7 @@ def token_counter(base_model: str, prompt_format: str) -> tuple[Any, str]:
     by = f"the tokenizer of {folder.name}"
     if not (folder / "tokenizer.json").is_file():
         return ByCharacters(), "characters"
-    if prompt_format != "guide":
+    if prompt_format != "guide" or not plain:
         return get_renderer(prompt_format, str(folder)), by
     try:
         return ByFile(folder / "tokenizer.json"), by
@@ -234,16 +244,18 @@ def token_counter(base_model: str, prompt_format: str) -> tuple[Any, str]:
         return ByCharacters(), "characters"
 
 
-def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: str) -> Part:
+def count_tokens(
+    examples: list[dict[str, Any]], counter: Any, prompt_format: str, train_on: str = LAST
+) -> Part:
     """Tokens of all prompts and answers. Without a tokenizer they are estimated: for a chat format, with
     what it puts around each turn.
 
     Of more than MOST_COUNTED examples, some are counted for the sums, and the longest ones for the maxima.
 
     Raises:
-        DataError: the format can't write an example.
+        DataError: the format can't write an example, or can't train on it like that.
     """
-    size = _size_by(counter, prompt_format)
+    size = _size_by(counter, prompt_format, train_on)
     every = max(1, ceil(len(examples) / MOST_COUNTED))
     sizes = [size(example) for example in examples[::every]]
     longest = nlargest(MOST_COUNTED // 10, examples, key=_characters) if every > 1 else []
@@ -259,15 +271,19 @@ def count_tokens(examples: list[dict[str, Any]], counter: Any, prompt_format: st
     )
 
 
-def _size_by(counter: Any, prompt_format: str) -> Callable[[dict[str, Any]], tuple[int, int]]:
+def _size_by(counter: Any, prompt_format: str, train_on: str) -> Callable[[dict[str, Any]], tuple[int, int]]:
     """What gives the tokens of a record's prompt and of its answer."""
-    from helpers.train.renderers import answer_tokens, prompt_tokens
+    from helpers.train.renderers import prompt_tokens
 
-    if prompt_format == "guide":
-        return lambda record: _guide_size(record, counter)
-    if isinstance(counter, ByCharacters):
-        return lambda record: _chat_size(record, counter)
-    return lambda record: (len(prompt_tokens(record, counter)), len(answer_tokens(record, counter)))
+    if not isinstance(counter, ByFile | ByCharacters):
+
+        def rendered(record: dict[str, Any]) -> tuple[int, int]:
+            prompt = len(prompt_tokens(record, counter))
+            return prompt, len(training_tokens(record, counter, train_on)[0]) - prompt
+
+        return rendered
+    size = _guide_size if prompt_format == "guide" else _chat_size
+    return lambda record: size(record, counter)
 
 
 def _characters(record: dict[str, Any]) -> int:

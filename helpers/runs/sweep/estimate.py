@@ -61,10 +61,11 @@ def estimate_sweep(sweep: Sweep) -> dict[str, Any]:
 
 def _counted(stages: dict[str, Any], counts: list[tuple[Any, Counted]]) -> Counted:
     """The data of a run, counted once for all runs with the same split."""
-    found = next((counted for other, counted in counts if other == stages["split"]), None)
+    key = stages["split"], stages["train"].train_on if "train" in stages else None
+    found = next((counted for other, counted in counts if other == key), None)
     if found is None:
         found = count_parts(stages, None)
-        counts.append((stages["split"], found))
+        counts.append((key, found))
     return found
 
 
