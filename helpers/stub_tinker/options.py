@@ -50,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--renderers",
         type=_registering,
-        default="helpers.train.guide_renderer:register",
+        default="helpers.train.renderers:register_renderers",
         metavar="MODULE:FUNCTION",
         help="adds prompt formats to those of tinker_cookbook, for chats (default: the course's guide)",
     )
