@@ -45,8 +45,8 @@ def cookbook_messages(messages: Iterable[Message]) -> list[Any]:
             turn["content"] = [thinking, TextPart(type="text", text=turn["content"])]
         if calls := message.get("tool_calls"):
             turn["tool_calls"] = [ToolCall.model_validate(call) for call in calls]
-        named = {key: value for key, value in message.items() if key in ("tool_call_id", "name")}
-        found.append(turn | named)
+        of_tool = {key: value for key, value in message.items() if key in ("tool_call_id", "name")}
+        found.append(turn | of_tool)
     return found
 
 

@@ -43,6 +43,8 @@ class TemplateRenderer(Renderer):
         RendererError: the tokenizer has no chat template.
     """
 
+    tokenizer: Any
+
     def __init__(self, tokenizer: Any, before: Sequence[Message] = ()):
         super().__init__(tokenizer)
         if not getattr(tokenizer, "chat_template", None):
