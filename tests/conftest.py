@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from typing import Any
 
 import pytest
 import tinker
-import torch
 from nbval_beside import NOTEBOOK_TESTS, Nbval
 from sdk_world import World
 from stub import Remote, Server, remote
+from tiny_models import save_llama
 
 import helpers  # noqa: F401  (sets how idle threads wait, before torch is loaded)
 from helpers.local_model import LOCAL_MODEL
@@ -131,21 +130,6 @@ def notebooks(monkeypatch, folder):
     monkeypatch.setattr("helpers.runs.sweep.run.course_run", made)
     monkeypatch.setattr("helpers.runs.sweep.progress.POLL_SECONDS", 0.01)
     return made
-
-
-def save_llama(folder: Path, base_model: Path, **sizes: Any) -> Path:
-    """A random llama with the base model's tokenizer; two narrow layers unless `sizes` say otherwise."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = {**narrow, "num_key_value_heads": 2, "max_position_embeddings": 256, **sizes}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **config)).save_pretrained(
-        folder
-    )
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(base_model / name, folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ def renderer(request, small_model):
 def asked(folder, server, checkpoint, renderer, monkeypatch):
     """A run of that server in that format, with a merged model."""
     monkeypatch.setenv("TINKER_SERVER_API_KEY", server.key)
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
     manifest = {"base_model": server.model, "backend": BackendUsed(kind="url", url=server.url)}
     name = renderer._renderer_name
     run = make_run("asked", manifest=manifest, prompt_format=name, max_tokens=GREEDY["max_tokens"])
@@ -103,6 +104,7 @@ def test_nothing_but_the_answer_is_printed(asked):
 )
 def test_what_can_not_be_asked_says_why(folder, server, monkeypatch, capsys, arguments, status, parts):
     monkeypatch.setenv("TINKER_SERVER_API_KEY", server.key)
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
     manifest = {"base_model": server.model, "backend": BackendUsed(kind="url", url=server.url)}
     make_run("half", done=("split",), manifest=manifest)
     run = make_run("trained", done=("split", "train"), manifest=manifest)
@@ -110,3 +112,14 @@ def test_what_can_not_be_asked_says_why(folder, server, monkeypatch, capsys, arg
     code, out, err = course(capsys, "ask", *arguments)
     assert code == status and not out
     assert_one_message(err, *parts)
+
+
+def test_a_run_does_not_choose_which_server_gets_the_key(folder, server, monkeypatch, capsys):
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", server.key)
+    monkeypatch.setenv("TINKER_BASE_URL", "https://server.example")
+    manifest = {"base_model": server.model, "backend": BackendUsed(kind="url", url=server.url)}
+    run = make_run("theirs", done=("split", "train"), manifest=manifest)
+    write_json(run.file("train/best_checkpoint.json"), {"sampler_path": "tinker://x/sampler_weights/x"})
+    code, _, err = course(capsys, "ask", "theirs", "Why?")
+    assert code == 2
+    assert_one_message(err, f"export TINKER_BASE_URL={server.url}")

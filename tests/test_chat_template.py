@@ -4,9 +4,8 @@ import json
 
 import pytest
 from chat_templates import tokenizer_of
-from conftest import save_llama
 from jinja2 import TemplateError
-from tiny_models import make_adapter
+from tiny_models import make_adapter, save_llama
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GenerationConfig
 

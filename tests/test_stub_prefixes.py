@@ -19,7 +19,7 @@ TOKENS, OTHERS = np.random.default_rng(0).integers(0, 40000, (2, 1300)).tolist()
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, base_model) -> Model:
-    from conftest import save_llama
+    from tiny_models import save_llama
 
     folder = save_llama(tmp_path_factory.mktemp("prefixes"), base_model, max_position_embeddings=2048)
     return Model(folder, CPU, torch.float32)

@@ -5,6 +5,7 @@ The reference is independent of PEFT and the cookbook: each weight matrix is rep
 
 import json
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,21 @@ PAIRS = [
     ([1], [2, 3]),
     (list(range(20, 45)), [50]),
 ] * 4
+
+
+def save_llama(folder: Path, base_model: Path, **sizes: Any) -> Path:
+    """A random llama with the base model's tokenizer; two narrow layers unless `sizes` say otherwise."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {**narrow, "num_key_value_heads": 2, "max_position_embeddings": 256, **sizes}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **config)).save_pretrained(
+        folder
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(base_model / name, folder)
+    return folder
 
 
 def make_base(

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,12 @@ def _service(run: "Run", model: str, renderer: Any, max_tokens: int) -> Sampler:
     best = read_json(run.file("train/best_checkpoint.json"))["sampler_path"]
     which = {"base_model": run.manifest.base_model} if model == "base" else {"model_path": best}
     used = run.manifest.backend or BackendUsed(kind="stub", url=None)
-    backend = connect(used.url or "" if used.kind == "url" else used.kind)
+    if used.url and used.kind == "url" and os.environ.get("TINKER_BASE_URL", "").rstrip("/") != used.url:
+        raise UsageError(
+            f"the run was trained on {used.url}, which would get your key for it",
+            f"if you trust that server: export TINKER_BASE_URL={used.url}",
+        )
+    backend = connect(used.url if used.url and used.kind == "url" else used.kind)
     params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
 
     def sample(tokens: list[int]) -> tuple[list[int], str]:
