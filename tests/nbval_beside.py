@@ -13,7 +13,7 @@ import psutil
 from helpers.paths import ROOT
 from helpers.runs.stages import STAGES
 
-PART_TWO = ["08_lora_by_hand"]
+PART_TWO = ["07_tokens_and_templates", "08_lora_by_hand"]
 NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), *PART_TWO, "solutions"]
 NOTEBOOK_TESTS = "test_notebooks.py"
 SECONDS = 2400

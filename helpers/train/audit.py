@@ -1,6 +1,6 @@
 """Does a renderer write what the model's own chat template writes? Token by token, with the first difference.
 
-    for finding in audit(get_renderer("qwen3_instruct", "Qwen/Qwen3-4B-Instruct-2507")):
+    for finding in audit(get_renderer("qwen3", "Qwen/Qwen3-8B")):
         print(finding)
 
 A renderer whose tokens are not the template's trains the model on a format that it doesn't know, and that
