@@ -120,7 +120,7 @@ def test_the_merged_model_asks_and_answers_as_the_trained_one(parts, server, ser
 
 @pytest.mark.soak  # 10 minutes
 def test_support_chats_are_learned_and_reach_the_chat_api(course_env):
-    """The command in docs/own-data.md, with less of what this doesn't look at."""
+    """The command in docs/conversations.md, with less of what this doesn't look at."""
     [line] = [command(line) for line in examples() if command(line).startswith("course run --name support ")]
     less = [word for name, value in LESS.items() for word in ("-p", f"{name}={value}")]
     done = real_course(*shlex.split(line)[1:], *less, timeout=2400, env=course_env)
