@@ -125,7 +125,7 @@ def test_control_c_in_mid_training(home):
     assert process.returncode == 130
     assert "interrupted" in stdout and "Traceback" not in stdout + stderr
     assert stderr.strip().splitlines() == [
-        f"What was done is kept. To go on from here:  course run --resume --name {run.name}"
+        f"What was done is kept. To go on from here:  course run --resume --name {run.name} --until train"
     ]
     assert run.manifest.failure is None
     assert_nothing_half_written(run.path)
