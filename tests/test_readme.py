@@ -43,6 +43,7 @@ NOT_RUN = {
     'python -c "from helpers.weights import merge_adapter; '
     "print(merge_adapter('Qwen/Qwen3.6-35B-A3B', 'runs/latest/export/model_weights', "
     "'merged_model', dtype='bfloat16'))\"": "needs the model hub",
+    "make run GPU=1": "needs a GPU, and downloads several GB",
     "export TINKER_BASE_URL=https://server.example": "there is no such server",
     "course run --backend https://server.example -p base_model=MODEL": "there is no such server",
     'vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192 --api-key "$KEY"': "eight GPUs",

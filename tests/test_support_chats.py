@@ -118,7 +118,7 @@ def test_the_merged_model_asks_and_answers_as_the_trained_one(parts, server, ser
     assert [answer.tokens for answer in answers] == sampled
 
 
-@pytest.mark.soak  # 10 minutes
+@pytest.mark.soak  # 20 minutes on one core
 def test_support_chats_are_learned_and_reach_the_chat_api(course_env):
     """The command in docs/conversations.md, with less of what this doesn't look at."""
     [line] = [command(line) for line in examples() if command(line).startswith("course run --name support ")]
