@@ -93,7 +93,7 @@ def load_hub(text: str) -> HubData:
             )
             builder.download_and_prepare()
             split = parts["split"] or _only_split(builder, text)
-            data = builder.as_dataset(split=split)
+            data: Any = builder.as_dataset(split=split)
     except DataError:
         raise
     except Exception as error:  # the library and its network layers have dozens of kinds
