@@ -158,8 +158,8 @@ def test_installation_steps_and_interruption(environment, monkeypatch, capsys):
 def test_gpu_lock_is_installed_as_it_is(environment, monkeypatch):
     """PyTorch's CPU build is not asked for."""
     calls = []
-    states = [{"wrong": {"torch": ["==1", None]}, "count": 9, "cuda_libraries_missing": []}]
-    states.append({"wrong": {}, "count": 9, "cuda_libraries_missing": []})
+    rest = {"count": 9, "cuda_libraries_missing": []}
+    states = [{"wrong": {"torch": ["==1", None]}, **rest}, {"wrong": {}, **rest}]
     monkeypatch.setattr(install, "compare", lambda python, lock: states.pop(0))
     monkeypatch.setattr(install, "check_disk", lambda prefix, lock: None)
     monkeypatch.setattr(install, "pip", recorded(calls))
@@ -319,12 +319,8 @@ def test_supported_pythons_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["requires-python"] == ">=3.11,<3.14"
     assert (install.OLDEST, install.NEWEST) == ((3, 11), (3, 13))
-    assert [check.check_python((3, minor, 0)).status for minor in (10, 11, 13, 14)] == [
-        "FAIL",
-        "OK",
-        "OK",
-        "FAIL",
-    ]
+    found = [check.check_python((3, minor, 0)).status for minor in (10, 11, 13, 14)]
+    assert found == ["FAIL", "OK", "OK", "FAIL"]
 
 
 @pytest.mark.parametrize(
@@ -343,9 +339,7 @@ def test_makefile_target(target, commands):
         ["make", "-n", *target.split(), "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    lines = [
-        line for line in result.stdout.splitlines() if not line.startswith("make[")
-    ]  # of a make in a make
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("make[")]
     for line, command in zip(lines, commands, strict=True):
         assert line.removeprefix("some-python ").rstrip(" -").startswith(command)
 
