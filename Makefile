@@ -10,7 +10,7 @@ run: install     ## set up, run every notebook on the stub backend, print a summ
 test: install    ## set up, run every test
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: install    ## developers: set up, run the tests that take minutes (about 15)
+soak: install    ## developers: set up, run the tests that take minutes each
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lab: install     ## set up, open JupyterLab at the first notebook
