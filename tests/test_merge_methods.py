@@ -89,10 +89,11 @@ def test_the_cookbook_alone_changes_the_input_embedding(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["memory", "shards"])
-def test_tokenizer_chat_template_and_generation_config_come_along(made, tmp_path, method):
+@pytest.mark.parametrize("sampled", ["true", "false"])  # transformers would not write the latter
+def test_tokenizer_chat_template_and_generation_config_come_along(made, tmp_path, method, sampled):
     base = shutil.copytree(made["base"], tmp_path / "base")
     (base / "generation_config.json").write_text(
-        '{"temperature": 0.25, "do_sample": true, "eos_token_id": 2}'
+        f'{{"temperature": 0.25, "do_sample": {sampled}, "eos_token_id": 2}}'
     )
     merge_adapter(base, made["adapter"], tmp_path / "merged", method=method)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):

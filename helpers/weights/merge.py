@@ -143,6 +143,7 @@ def _merge_into(
 def _merge_in_memory(base: Path, adapter_folder: str | Path, out: Path, work: Path, dtype: str) -> None:
     """PEFT's merge in float32, rounded once, saved."""
     import torch
+    from transformers import GenerationConfig
 
     precision = torch_dtype(dtype)
     adapter_to_peft(base, adapter_folder, work / "peft")
@@ -154,6 +155,8 @@ def _merge_in_memory(base: Path, adapter_folder: str | Path, out: Path, work: Pa
         for parameter in merged.parameters():
             parameter.data = parameter.data.to(precision)
     merged.config.dtype = precision
+    if (base / "generation_config.json").is_file():  # copied as it is; transformers refuses to write some
+        merged.generation_config = GenerationConfig()
     with no_bars():
         merged.save_pretrained(out)
 
