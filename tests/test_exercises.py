@@ -57,10 +57,15 @@ NUMBERS = "return None  # your code"
         (TOKENS, 2, {}, "Exercise 2: not tried yet."),
         (TOKENS, 2, {CODE: "return weights_for(prompt, answer)"}, "Hint: target number i"),
         (TOKENS, 2, {CODE: "return [0.0, 0.0] + [1.0] * 4"}, "Hint: target number i"),
-        (TOKENS, 2, {CODE: "return [0] * len(prompt) + [1] * len(answer)"}, "Hint: there is one target less"),
+        (TOKENS, 2, {CODE: "return [0] * len(prompt) + [1] * len(answer)"}, "Hint: there's one target fewer"),
         (TOKENS, 2, {CODE: "return [0] * (len(prompt) - 1) + [1] * len(answer)"}, "Right."),
         (TOKENS, 3, {}, "Exercise 3: not tried yet."),
-        (TOKENS, 3, {CODE: "return f'Instruction: {question}\\nResponse: '  #"}, "Hint: there's a space"),
+        (
+            TOKENS,
+            3,
+            {CODE: "return f'Instruction: {question}\\nResponse: '  #"},
+            "Hint: there's an extra space",
+        ),
         (TOKENS, 3, {CODE: "return question  #"}, "Hint: print the guide's text"),
         (
             TOKENS,
