@@ -25,6 +25,8 @@ from helpers.stub_tinker import openai_requests
 from helpers.train import TrainingLog
 from helpers.train.renderers import register_renderers
 
+register_renderers()
+
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Name a colour."},
@@ -72,7 +74,6 @@ def test_a_chat_is_what_the_sdk_samples_whole_and_streamed(server, service, clie
     which = {"base_model": model} if of == "base" else {"model_path": model}
     sampler = service.create_sampling_client(**which).result()
     tokenizer = sampler.get_tokenizer()
-    register_renderers()
     guide = renderers.get_renderer("guide", tokenizer)
     by_template = tokenizer.apply_chat_template(PLAIN, add_generation_prompt=True, return_dict=False)
     tokens = guide.build_generation_prompt(PLAIN).to_ints() if of == "checkpoint" else by_template

@@ -107,7 +107,7 @@ NOT_OFFERED_OPTIONS = {
 OPENAI_OPTIONS = {
     "model": "a base model, or a `tinker://` path of one's own or published",
     "messages": "chat: text only, of `system` (or `developer`), `user` and `assistant`",
-    "renderer": "chat: a name of `tinker_cookbook`'s, or `guide`; no option of OpenAI's",
+    "renderer": "chat: a name of `tinker_cookbook`'s, `guide` or `template`; no option of OpenAI's",
     "prompt": "completions: a text, token ids, or a list of either",
     "max_tokens": "cut to what is left of the context; 16 for completions if left out, else all of it",
     "max_completion_tokens": "chat: the same",
