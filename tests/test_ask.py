@@ -98,6 +98,7 @@ def test_nothing_but_the_answer_is_printed(asked):
         (["trained", "Why?", "--model", "merged"], 1, ["no finished 'merge' stage", "05_merge"]),
         (["trained", "Why?"], 1, ["did not answer with tinker://gone", "--model merged"]),
         (["trained", " "], 2, ["there is no question"]),
+        (["trained", "--chat", "--input", "x"], 2, ["--input goes with a QUESTION"]),
         (["trained", "Why?", "--max-tokens", "0"], 2, ["no room for an answer"]),
         (["trained", "word " * 300, "--model", "base"], 1, ["did not answer"]),
     ],

@@ -74,13 +74,22 @@ def test_parquet_keeps_values_and_conversations(tmp_path):
 
 
 def bomb(suffix: str) -> bytes:
-    """A file of few bytes that holds 256 MiB."""
+    """A file of few bytes that holds 256 MiB or more."""
+    if suffix == "-wide.parquet":
+        return parquet(
+            [{f"column{number}": "x" * (1 << 20) for number in range(12)}] * 256, compression="zstd"
+        )
+    if suffix == "-dictionary.parquet":
+        texts = pa.array(["x" * (1 << 20)] * 1400).dictionary_encode()
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"text": texts}), sink, compression="zstd")
+        return sink.getvalue().to_pybytes()
     if suffix == ".parquet":
         return parquet([{"text": "x" * (1 << 20), "label": "y"}] * 256, compression="zstd")
     return PACKERS[suffix](b" " * (1 << 28))
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".ZST", ".parquet"])
+@pytest.mark.parametrize("suffix", [".gz", ".ZST", ".parquet", "-wide.parquet", "-dictionary.parquet"])
 def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, suffix):
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(bomb(suffix))

@@ -8,6 +8,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stub_reference import Stub, assert_close
@@ -15,6 +16,7 @@ from tinker import types
 
 from helpers.data.lists import HELD_OUT, is_known, known_members, list_problems, read_items
 from helpers.errors import DataError
+from helpers.evaluate.grading import Verdict
 from helpers.paths import ROOT
 from helpers.train import get_renderer
 from helpers.train.distillation import distill_loop, distillation_data
@@ -22,6 +24,7 @@ from helpers.train.loop_log import LoopLog
 from helpers.train.preferences import dpo_loop, dpo_loss, pair_data, reference_logprobs
 from helpers.train.rl import (
     Group,
+    as_number,
     kl_penalties,
     logprob_differences,
     policy_data,
@@ -218,3 +221,14 @@ def test_the_diagrams_are_those_of_the_script():
     spec.loader.exec_module(diagrams)
     for name, diagram in diagrams.DIAGRAMS.items():
         assert (ROOT / "notebooks/images" / name).read_text(encoding="utf-8") == diagrams.draw(*diagram)
+
+
+@pytest.mark.parametrize("reward", ["0", "bad", None, [1.0]])
+def test_a_reward_that_is_no_number_is_refused(reward):
+    with pytest.raises(DataError, match="a reward is"):
+        as_number(reward)
+
+
+def test_numbers_and_verdicts_are_rewards():
+    rewards = (True, 0.5, np.float32(0.25), Verdict(False, "no"))
+    assert [as_number(reward) for reward in rewards] == [1, 0.5, 0.25, 0]

@@ -271,3 +271,10 @@ def test_check_template_shows_the_first_difference(base_model, tmp_path, capsys)
     assert course(capsys, "check-template", str(base_model), "--renderer", "template")[0] == 0
     status, _, err = course(capsys, "check-template", str(base_model), "--renderer", "qwen9")
     assert status == 1 and "no prompt format 'qwen9'" in err
+
+
+@pytest.mark.parametrize("mark", [{}, {"trainable": True}])
+def test_an_unknown_train_on_is_refused(tokenizer, mark):
+    record = conversation_record([ASKED, FIRST | mark, AGAIN, THEN])
+    with pytest.raises(DataError, match="there is no train_on='typo'"):
+        build_datum(record, get_renderer("template", tokenizer), train_on="typo")

@@ -193,6 +193,8 @@ OPENAI = json.dumps([{"id": "c", "type": "function", "function": FUNCTION}])
         (f"[{CALL}, {CALL}]", CALL, "calls look_up, look_up, not look_up"),
         (f"I call {CALL}", CALL, "no tool call"),
         ('{"name": "look_up", "arguments": {"order": 7, "order": 7, "full": true}}', CALL, "no tool call"),
+        (CALL[:-1] + ', "parameters": {}}', CALL, "no tool call"),
+        (CALL[:-1] + ', "mood": 1}', CALL, "no tool call"),
         ("", CALL, "no tool call"),
         (CALL, "It is on its way.", "the reference is text"),
         ("No.", "It is on its way.", "another text"),

@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
 
     if not options.chat and not (options.question or "").strip():
         raise UsageError("there is no question", 'course ask RUN "…", or course ask RUN --chat')
+    if options.input and not options.question:
+        raise UsageError("--input goes with a QUESTION", 'course ask RUN "…" --input "…" --chat')
     if options.max_tokens is not None and options.max_tokens < 1:
         raise UsageError(f"--max-tokens {options.max_tokens} leaves no room for an answer", "give 1 or more")
     found = open_run(options.run)
@@ -133,11 +135,14 @@ def _service(run: "Run", model: str, renderer: Any, max_tokens: int) -> Sampler:
     backend = connect(used.url if used.url and used.kind == "url" else used.kind)
     params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
 
+    clients: list[Any] = []
+
     def sample(tokens: list[int]) -> tuple[list[int], str]:
         prompt = types.ModelInput.from_ints(tokens)
         try:
-            client = backend.service_client.create_sampling_client(**which).result()
-            [found] = client.sample(prompt, 1, params).result().sequences
+            if not clients:
+                clients.append(backend.service_client.create_sampling_client(**which).result())
+            [found] = clients[0].sample(prompt, 1, params).result().sequences
         except TinkerError as error:
             raise BackendError(
                 f"the service did not answer with {next(iter(which.values()))}: {error}",

@@ -105,6 +105,9 @@ def _message(row: dict[str, Any], where: str) -> Message:
 def _said(row: dict[str, Any], filled: dict[str, Any], role: Any, where: str, key: str) -> dict[str, Any]:
     """`content`, and `tool_calls` where there are any."""
     content = row.get(key)
+    said_twice = [name for name in ("tool_calls", "function_call") if name in filled]
+    if len(said_twice) + (role in CALLS_AS_TEXT) > 1:
+        raise DataError(f"{where} says its calls in two ways", "keep 'tool_calls' and role 'assistant' only")
     if role in CALLS_AS_TEXT:
         return {"content": "", "tool_calls": call_from_text(_text(row, where, key), where)}
     if isinstance(content, list):
@@ -126,6 +129,9 @@ def _joined(parts: list[Any], where: str) -> str:
             f"{where} has a part of type {other[0]!r}",
             "the course trains on text: keep parts of type 'text' only",
         )
+    filled = [key for part in parts for key, value in part.items() if value]
+    if more := [key for key in filled if key not in ("type", "text")]:
+        raise DataError(f"{where} has a part with {more[0]!r}", "keep 'type' and 'text' only")
     return "".join(_text(part, where, "text", needed=False) for part in parts)
 
 

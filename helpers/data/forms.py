@@ -54,6 +54,9 @@ BESIDE_TEXT = (
     "video",
     "videos",
     "reasoning_content",
+    "reasoning",
+    "thinking",
+    "system",
 )
 
 _THOUSANDS = re.compile(r"(?<![\d,(])\d{1,3}(,\d{3})+(?![\d,)])")  # not the members of `(1,234)`

@@ -36,13 +36,14 @@ def read_parquet(path: Path, raw: bytes) -> list[Row]:
         sizes = _sizes(file.metadata)
         _check_size(path, sum(sizes), most)
         # A value is at most as large as its part of the file, and may stand in every row: few rows at once.
-        batches = file.iter_batches(max(1, min(1000, min(most, GIB) // max(sizes, default=1))))
+        batches = file.iter_batches(max(1, min(1000, min(most, GIB) // max(1, sum(sizes)))))
         rows: list[dict[str, Any]] = []
         read = 0
         for batch in batches:
-            read += batch.nbytes
+            columns = {name: _decoded(column) for name, column in zip(names, batch.columns, strict=True)}
+            read += sum(column.nbytes for column in columns.values())
             _check_size(path, read, most)
-            rows += batch.to_pylist()
+            rows += pyarrow.table(columns).to_pylist()
         rows = list(with_names(rows, file.schema_arrow))
     except (OSError, ValueError, ArithmeticError, NotImplementedError) as error:  # pyarrow's, of many kinds
         raise DataError(
@@ -51,6 +52,13 @@ def read_parquet(path: Path, raw: bytes) -> list[Row]:
     if not rows:
         raise DataError(f"{path} has no rows", "put at least ten rows into it, or name another file")
     return [Row(f"row {number}", row) for number, row in enumerate(rows)]
+
+
+def _decoded(column: Any) -> Any:
+    """A column with a value for each row. A dictionary holds equal values once; Python copies each."""
+    import pyarrow
+
+    return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
 
 
 def _sizes(metadata: Any) -> list[int]:

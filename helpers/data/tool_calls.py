@@ -40,6 +40,8 @@ def read_tools(value: Any) -> list[dict[str, Any]]:
         where = f"tool {number}"
         function = _function(tool, where, TOOLS_SHAPE, {"type", "function"})
         _only(function, DEFINITION, where, TOOLS_SHAPE)
+        if not isinstance(function.get("parameters", {}), dict):
+            raise DataError(f"{where} has 'parameters' that are no object", TOOLS_SHAPE)
         found.append({"type": "function", "function": function})
     return found
 
@@ -55,12 +57,15 @@ def read_calls(value: Any, where: str) -> list[ToolCall]:
         place = f"{where}, call {number}"
         function = _function(call, place, CALL_SHAPE, {"type", "function", "id", "index"})
         _only(function, {"name", "arguments", "id", "type"}, place, CALL_SHAPE)
-        named = function.get("id") or (call.get("id") if isinstance(call, dict) else None)
+        names = {str(part["id"]) for part in (function, call) if part.get("id")}
+        if len(names) > 1 or function.get("type") not in (None, "function"):
+            raise DataError(f"{place} has two ids, or another type than 'function'", CALL_SHAPE)
+        named = next(iter(names), None)
         found: ToolCall = {
             "type": "function",
             "function": {"name": function["name"], "arguments": _arguments(function.get("arguments"), place)},
         }
-        calls.append(found | {"id": str(named)} if named else found)
+        calls.append(found | {"id": named} if named else found)
     return calls
 
 
@@ -100,10 +105,10 @@ def _arguments(value: Any, where: str) -> str:
     """Arguments as JSON text, as it stands where it is text already."""
     if value is None or value == "":
         return "{}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         read = parse_json(text)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{where}: its arguments are no JSON: {error}", CALL_SHAPE) from error
     if not isinstance(read, dict):
         raise DataError(f"{where}: its arguments are {kind_of(read)}, not an object", CALL_SHAPE)

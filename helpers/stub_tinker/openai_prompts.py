@@ -44,10 +44,10 @@ class Renderers:
         from tinker_cookbook import renderers
 
         with self._lock:
-            register, self._register = self._register, ""
-            if register:
-                module, _, function = register.partition(":")
+            if self._register:
+                module, _, function = self._register.partition(":")
                 getattr(importlib.import_module(module), function)()
+                self._register = ""
         try:
             return renderers.get_renderer(name, tokenizer)
         except Exception as error:  # assertions and errors of many kinds

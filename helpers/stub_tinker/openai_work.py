@@ -189,8 +189,8 @@ def _sampler(service: Service, owner: str, session: str, name: str) -> tuple[Sam
             if checkpoint:
                 sampler = of_checkpoint(service, owner, session, name)
             service.samplers[sampler_id] = sampler
-    sampler.used = time.monotonic()
-    _forget_unused(service, session)
+        sampler.used = time.monotonic()
+        _forget_unused(service, session)
     return sampler, (info.get("user_metadata") or {}).get(RENDERER_NAME)
 
 

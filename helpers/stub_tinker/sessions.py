@@ -53,7 +53,7 @@ def get_session(service: Service, owner: str, session_id: str) -> dict:
 def trace_export(service: Service, owner: str, session_id: str, here: str) -> dict:
     """Where the trace of a session can be fetched, ended ones too."""
     service.session_store.read(session_id, owner)
-    if not service.timeline.trace(owner, session_id):
+    if not service.timeline.has(owner, session_id):
         why = "no request of it was done since the server's start, or very many came later"
         return {"status": "failed", "error": f"there is nothing to show of this session: {why}"}
     return {"status": "ready", "url": service.signed_urls.trace_url(session_id, owner, here)}

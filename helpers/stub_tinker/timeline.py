@@ -4,6 +4,7 @@ The trace is Perfetto's protobuf format, of which these few fields are enough; t
 perfetto_trace.proto.
 """
 
+import heapq
 import threading
 import time
 from collections import defaultdict, deque
@@ -58,6 +59,11 @@ class Timeline:
             self._kept[owner].append(noted)
         return noted
 
+    def has(self, owner: str, session: str) -> bool:
+        """Whether a request of a session was done."""
+        with self._lock:
+            return any(noted.session == session and noted.ended for noted in self._kept[owner])
+
     def trace(self, owner: str, session: str) -> bytes:
         """The requests of a session that were done, as a trace; empty if there are none."""
         with self._lock:
@@ -73,11 +79,13 @@ class Timeline:
 def _lanes(kept: list[Noted]) -> dict[str, list[Noted]]:
     """Requests by lane: those of a track that overlap in time are in different ones."""
     lanes: dict[str, list[Noted]] = {}
+    busy: dict[str, list[tuple[float, str]]] = defaultdict(list)  # a track's lanes by when they are free
     for noted in sorted(kept, key=lambda noted: noted.begun or noted.asked):
-        begun, number = noted.begun or noted.asked, 1
-        while (lane := lanes.get(f"{noted.track} {number:03}")) and lane[-1].ended > begun:
-            number += 1
-        lanes.setdefault(f"{noted.track} {number:03}", []).append(noted)
+        track = busy[noted.track]
+        free = bool(track) and track[0][0] <= (noted.begun or noted.asked)
+        lane = heapq.heappop(track)[1] if free else f"{noted.track} {len(track) + 1:03}"
+        heapq.heappush(track, (noted.ended, lane))
+        lanes.setdefault(lane, []).append(noted)
     return lanes
 
 

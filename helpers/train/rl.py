@@ -11,6 +11,7 @@ Names are the cookbook's (`tinker_cookbook/recipes/rl_loop.py`): a *group* is `g
 prompt, `logprobs` are the sampler's, and `advantages` are rewards less their group's mean.
 """
 
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,8 +181,16 @@ def step_metrics(groups: Sequence[Group], differences: Sequence[list[list[float]
 
 
 def as_number(reward: Any) -> float:
-    """A reward as a number: that of a grader's verdict is 1 or 0."""
-    return float(reward if isinstance(reward, int | float) else bool(reward))
+    """A reward as a number: that of a grader's verdict is 1 or 0.
+
+    Raises:
+        DataError: it is neither a number nor a verdict.
+    """
+    if hasattr(reward, "passed"):
+        return float(bool(reward))
+    if not isinstance(reward, numbers.Real):
+        raise DataError(f"a reward is {reward!r}", "give a number, True or False, or a grader's verdict")
+    return float(reward)
 
 
 def sampling_of(step: int, renderer: Any, max_tokens: int, seed: int) -> Any:

@@ -32,6 +32,7 @@ def training_tokens(
     Raises:
         DataError: the renderer can't write the record, or not so that it can be trained on like that.
     """
+    check_train_on(train_on)
     with naming(record, renderer):
         messages = messages_of(record, renderer)
         if not by_marks:
@@ -47,6 +48,15 @@ def training_tokens(
         if train_on in ANSWERS:
             _check_answers(renderer, turns, marks, tokens)
     return tokens, weights
+
+
+def check_train_on(train_on: str) -> None:
+    """Raises DataError for what is none of the cookbook's `TrainOnWhat`."""
+    from tinker_cookbook.renderers import TrainOnWhat
+
+    known = [str(what.value) for what in TrainOnWhat]
+    if train_on not in known:
+        raise DataError(f"there is no train_on={train_on!r}", f"it is one of {', '.join(known)}")
 
 
 def _trained(messages: list[Message], train_on: str) -> list[bool]:

@@ -57,6 +57,10 @@ def read_calls(text: str) -> list[Call] | None:
 def _call(value: Any) -> Call:
     """Raises ValueError, TypeError or LookupError for what is no call."""
     value = value.get("function", value) if isinstance(value, dict) else {}
+    if more := value.keys() - {"name", "arguments", "parameters", "id", "type"}:
+        raise ValueError(more)
+    if "arguments" in value and "parameters" in value:
+        raise ValueError("arguments are there twice")
     name = value["name"]
     arguments = value["arguments"] if "arguments" in value else value["parameters"]
     if isinstance(arguments, str):
