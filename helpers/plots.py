@@ -335,7 +335,7 @@ def curves(
 
 RL_PANELS = {
     "reward": "mean reward",
-    "kl": "KL to the start, nats a token",
+    "kl": "KL from the start, nats a token",
     "entropy": "entropy, nats a token",
     "length": "length, tokens",
     "useless": "share of useless groups",
@@ -354,7 +354,9 @@ def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":
     figure = new_figure(2.4 * len(titles), 2.3)
     panels = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", markersize=3)
+        values = [row[name] for row in rows]
+        axes.plot([row["step"] for row in rows], values, "o-", markersize=3)
+        axes.set_ylim(bottom=min([0, *values]))
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
