@@ -34,16 +34,25 @@ def test_lab_opens_the_notebook(became, capsys):
         (["solutions"], "solutions"),
     ):
         main(["lab", *arguments])
-        assert (
-            became[-1][0][3] == f"notebooks/{notebook}.ipynb"
-            and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
-        )
+        command, environment = became[-1]
+        assert f"--ServerApp.root_dir={ROOT}" in command
+        assert f"--LabApp.default_url=/lab/tree/notebooks/{notebook}.ipynb" in command
+        assert environment["JUPYTER_PREFER_ENV_PATH"] == "1"
     main(["lab", "--no-browser", "--port", str(port), "--", "--ip", "0.0.0.0"])
     assert (
         became[-1][0][-3:] == ["--no-browser", "--ip", "0.0.0.0"]
         and f"--ServerApp.port={port}" in became[-1][0]
     )
     assert "Ctrl-C here ends it" in capsys.readouterr().out
+
+
+def test_lab_opens_a_notebook_that_lies_elsewhere(became, tmp_path):
+    mine = tmp_path / "my notes.ipynb"
+    mine.write_text("{}")
+    lab.start_lab(str(mine))
+    assert {f"--ServerApp.root_dir={tmp_path}", "--LabApp.default_url=/lab/tree/my%20notes.ipynb"} <= set(
+        became[-1][0]
+    )
 
 
 @pytest.mark.parametrize(
