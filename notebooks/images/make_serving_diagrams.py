@@ -106,7 +106,9 @@ def draw_batching() -> str:
             parts.append(_bar(0, passes, y, "white", "4 3"))
             for answer, start, length in row:
                 parts.append(_bar(start, length, y, FILLS["model"]))
-                parts.append(_text(LEFT + PIXELS * start + PIXELS * length // 2, y + 17, f"{answer} {length}"))
+                parts.append(
+                    _text(LEFT + PIXELS * start + PIXELS * length // 2, y + 17, f"{answer} {length}")
+                )
     return "\n".join([*parts, "</svg>", ""])
 
 
