@@ -61,7 +61,7 @@ class LiveFigure:
 
 def short(name: str) -> str:
     """A user's word for a label: both ends of a long one, since names of runs often differ at the end."""
-    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+    return name if len(name) <= 26 else f"{name[:12]}…{name[-13:]}"
 
 
 def length_histogram(prompts: list[int], answers: list[int]) -> "Figure":
@@ -196,43 +196,33 @@ def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> 
     return figure
 
 
-def accuracy_by_category(base: dict, tuned: dict) -> "Figure":
-    """Accuracy of two models in each category and overall, with 95% intervals and counts.
+def prompts_and_training(promptings: list, tuned: Score) -> "Figure":
+    """Could a prompt do it? The base model asked in each way, beside the tuned model.
 
     Args:
-        base: result of `helpers.evaluate.evaluation.evaluate_model` for the base model.
-        tuned: the same problems, answered by the tuned model.
+        promptings: `helpers.evaluate.promptings.Prompting` of each way; those that were left out have no row.
+        tuned: the tuned model, asked in the format of its training, which is the last way.
     """
-    names = ["all", *sorted(tuned["by_category"])]
-    figure = new_figure(6.5, 0.9 + 0.55 * len(names))
-    axes = figure.subplots()
-    for shift, colour, marker, label, result in (
-        (0.15, "grey", "s", "base", base),
-        (-0.15, "tab:blue", "o", "tuned", tuned),
-    ):
-        rows = [result if name == "all" else result["by_category"][name] for name in names]
-        across = [100 * row["accuracy"] for row in rows]
-        sides = [[100 * abs(row["accuracy"] - row["ci95"][end]) for row in rows] for end in (0, 1)]
-        up = [place + shift for place in range(len(names))]
-        axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=label)
-        for x, y, row in zip(across, up, rows, strict=True):
-            axes.annotate(
-                f"{row['correct']}/{row['total']}",
-                (x, y),
-                textcoords="offset points",
-                xytext=(0, 5),
-                ha="center",
-                fontsize=7,
-            )
-    axes.set_yticks(range(len(names)), map(short, names))
-    axes.invert_yaxis()
-    axes.set(
-        xlim=(-3, 103),
-        xlabel="right answers, % (bars: 95% interval)",
-        title="The same test problems, before and after",
-    )
-    axes.legend()
-    return figure
+    rows: dict[str, dict[str, dict]] = {
+        row.name: {"base": Score(row.correct, row.total).fields()}
+        for row in promptings
+        if row.correct is not None
+    }
+    rows.setdefault(promptings[-1].name, {})["tuned"] = tuned.fields()
+    return accuracy_dots(rows, "Could a prompt do it?")
+
+
+def base_and_tuned(base: dict, tuned: dict, group: str) -> "Figure":
+    """Both models on all problems and on each group of them.
+
+    Args:
+        base: result of `evaluate_model` for the base model.
+        tuned: the same problems, answered by the tuned model.
+        group: `by_template` (seen and unseen in training) or `by_category`.
+    """
+    rows = {"all": {"base": base, "tuned": tuned}}
+    rows |= {name: {"base": base[group][name], "tuned": tuned[group][name]} for name in sorted(tuned[group])}
+    return accuracy_dots(rows, "The same test problems, before and after")
 
 
 def training_curves(metrics: list[dict], checkpoints: list[dict], best: dict) -> "Figure":
@@ -363,36 +353,45 @@ def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":
     return figure
 
 
-MODEL_LOOKS = [("grey", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "^")]
+MODEL_LOOKS = [("#767676", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "^")]
 
 
-def accuracy_by_run(runs: dict[str, dict[str, dict]]) -> "Figure":
-    """Right answers of each model of several runs, a dot with its 95% interval each.
+def accuracy_dots(rows: dict[str, dict[str, dict]], title: str = "") -> "Figure":
+    """Right answers of several models, a dot with its 95% interval and its counts each.
 
     Args:
-        runs: by the run's name, then by the model's: `accuracy`, `ci95`, `correct`, `total`. A run may lack a
-            model.
+        rows: by what a row is, such as a category or a run, then by the model's name: `accuracy`, `ci95`,
+            `correct`, `total`. A row may lack a model.
     """
-    models = list(dict.fromkeys(model for scores in runs.values() for model in scores))
-    figure = new_figure(4.6, 1.3 + len(runs) * (0.22 * len(models) + 0.12))
+    models = list(dict.fromkeys(model for scores in rows.values() for model in scores))
+    figure = new_figure(5.4, 1.3 + len(rows) * (0.24 * len(models) + 0.12))
     axes = figure.subplots()
     looks = dict(zip(models, MODEL_LOOKS, strict=False))
     for model in models:
         points = [
-            (place + (models.index(model) - (len(models) - 1) / 2) * 0.8 / len(models), scores[model])
-            for place, scores in enumerate(runs.values())
+            (place + (list(scores).index(model) - (len(scores) - 1) / 2) * 0.8 / len(models), scores[model])
+            for place, scores in enumerate(rows.values())
             if model in scores
         ]
-        across = [100 * score["accuracy"] for _, score in points]
+        up, across = [up for up, _ in points], [100 * score["accuracy"] for _, score in points]
         sides = [[100 * abs(score["accuracy"] - score["ci95"][end]) for _, score in points] for end in (0, 1)]
         colour, marker = looks[model]
-        axes.errorbar(
-            across, [up for up, _ in points], xerr=sides, fmt=marker, color=colour, capsize=3, label=model
-        )
-    axes.set_yticks(range(len(runs)), map(short, runs))
-    axes.set_ylim(len(runs) - 0.5, -0.5)
-    axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)")
-    for border in range(1, len(runs)):
+        axes.errorbar(across, up, xerr=sides, fmt=marker, color=colour, capsize=3, label=model)
+        for y, score in points:
+            counts = f"{score['correct']}/{score['total']}"
+            axes.annotate(
+                counts,
+                (103, y),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
+    axes.set_yticks(range(len(rows)), map(short, rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)", title=title)
+    for border in range(1, len(rows)):
         axes.axhline(border - 0.5, color="grey", linewidth=0.5)
     figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -3,7 +3,7 @@ that go on where they were interrupted.
 """
 
 import asyncio
-import importlib.util
+import importlib
 import itertools
 import math
 from typing import Any
@@ -215,12 +215,16 @@ def test_lists_are_read_as_people_write_them():
     assert read_items("") == [""] and not is_known("", "birds")
 
 
-def test_the_diagrams_are_those_of_the_script():
-    spec = importlib.util.spec_from_file_location("diagrams", ROOT / "notebooks/images/make_diagrams.py")
-    diagrams = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(diagrams)
+def test_the_diagrams_are_those_of_the_script(monkeypatch):
+    folder = ROOT / "notebooks/images"
+    monkeypatch.syspath_prepend(str(folder))
+    diagrams = importlib.import_module("make_diagrams")
     for name, diagram in diagrams.DIAGRAMS.items():
-        assert (ROOT / "notebooks/images" / name).read_text(encoding="utf-8") == diagrams.draw(*diagram)
+        assert (folder / name).read_text(encoding="utf-8") == diagrams.draw(*diagram)
+        for _, _, width, _, lines in diagram[1]:  # a letter is about half as wide as high
+            for line, size in zip(lines, (diagrams.FONT, *[diagrams.FONT - 2] * 2), strict=False):
+                assert len(line) * size / 2 <= width + 5, f"{name}: {line} is wider than its box"
+    assert {path.name for path in folder.glob("*.svg")} == diagrams.DIAGRAMS.keys()
 
 
 @pytest.mark.parametrize("reward", ["0", "bad", None, [1.0]])

@@ -8,9 +8,12 @@ It writes the `.svg` files next to this file. A test compares them with what thi
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import diagrams_road
+import diagrams_serve
+
 FOLDER = Path(__file__).parent
-BOX_HEIGHT, FONT = 58, 13
-FILLS = {"model": "#dbe9f6", "data": "#f2f2f2", "rule": "#fdebd0"}
+FONT, LINE = 13, 19
+FILLS = {"model": "#dbe9f6", "data": "#f2f2f2", "rule": "#fdebd0", "text": "none"}
 
 Box = tuple[int, int, int, str, tuple[str, ...]]  # x, y, width, kind, lines of text
 Arrow = tuple[tuple[int, int], tuple[int, int], str]  # from, to, label
@@ -61,13 +64,14 @@ LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
-DIAGRAMS = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER}
+OWN = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER}
+DIAGRAMS = OWN | diagrams_road.DIAGRAMS | diagrams_serve.DIAGRAMS
 
 
 def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
     """The SVG of a diagram: boxes with centred lines of text, the first one bold, and arrows with labels."""
     width = max(x + w for x, _, w, _, _ in boxes) + 10
-    height = max(y for _, y, _, _, _ in boxes) + BOX_HEIGHT + 20
+    height = max(y + height_of(lines) for _, y, _, _, lines in boxes) + 20
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
         f"<title>{escape(title)}</title>",
@@ -80,12 +84,16 @@ def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def height_of(lines: tuple[str, ...]) -> int:
+    return 20 + LINE * len(lines)
+
+
 def _box(x: int, y: int, width: int, kind: str, lines: tuple[str, ...]) -> list[str]:
-    shape = f'x="{x}" y="{y}" width="{width}" height="{BOX_HEIGHT}" rx="6"'
-    parts = [f'<rect {shape} fill="{FILLS[kind]}" stroke="#444"/>']
+    shape = f'x="{x}" y="{y}" width="{width}" height="{height_of(lines)}" rx="6"'
+    parts = [] if kind == "text" else [f'<rect {shape} fill="{FILLS[kind]}" stroke="#444"/>']
     for number, line in enumerate(lines):
         weight, size = ("bold", FONT) if number == 0 else ("normal", FONT - 2)
-        parts.append(_text(x + width // 2, y + 24 + 19 * number, line, size, weight))
+        parts.append(_text(x + width // 2, y + 24 + LINE * number, line, size, weight))
     return parts
 
 

@@ -17,7 +17,7 @@ from helpers.errors import CourseError, RunError
 from helpers.evaluate.score import Score
 from helpers.files import write_text
 from helpers.paths import ROOT
-from helpers.plots import accuracy_by_category
+from helpers.plots import prompts_and_training
 from helpers.runs import open_run
 from helpers.runs.result_files import BEST, CHECKPOINTS, EVALUATION, METRICS
 from helpers.runs.result_forms import Evaluation
@@ -39,8 +39,9 @@ IN_README = (
 
 
 def save_picture(evaluation: Evaluation, path: Path) -> None:
-    """Base and tuned accuracy by category, as notebook 03 draws it."""
-    accuracy_by_category(*evaluation.base_and_tuned).savefig(path, dpi=110, metadata={"Software": None})
+    """The base model asked in three ways, and the tuned model, as notebook 03 draws them."""
+    drawn = prompts_and_training(evaluation.base_promptings, evaluation.tuned)
+    drawn.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _score(score: Score) -> str:

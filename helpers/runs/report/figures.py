@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from helpers.evaluate.score import Headline
-from helpers.plots import accuracy_by_category, accuracy_by_run, curves, throughput_plot
+from helpers.plots import accuracy_dots, base_and_tuned, curves, throughput_plot
 from helpers.runs.report.render import for_the_page
 from helpers.runs.result_forms import Checkpoint, Evaluation, Speed, Step
 
@@ -131,10 +131,8 @@ def categories(evaluation: Evaluation) -> Figure:
     """Base and tuned model in each category."""
 
     def draw() -> Any:
-        drawn = accuracy_by_category(*evaluation.base_and_tuned)
-        drawn.set_size_inches(4.6, drawn.get_size_inches()[1])
-        # room for the numbers at the edges
-        drawn.axes[0].set(title="", xlim=(-8, 108), ylim=(len(evaluation.by_category) + 0.6, -0.8))
+        drawn = base_and_tuned(*evaluation.base_and_tuned, "by_category")
+        drawn.axes[0].set_title("")
         return drawn
 
     caption = "Right answers of base and tuned model by category, with 95% intervals; numbers: right of all"
@@ -166,7 +164,7 @@ def scores_by_run(runs: dict[str, dict[str, Headline]]) -> Figure:
         name: {model: own.score.fields() for model, own in models.items()} for name, models in runs.items()
     }
     caption = "Right answers of each run's models on its own test set: a dot, and its 95% interval as a bar"
-    return _figure("scores", caption, lambda: accuracy_by_run(fields))
+    return _figure("scores", caption, lambda: accuracy_dots(fields))
 
 
 def batch_losses(metrics: dict[str, list[Step]]) -> Figure:

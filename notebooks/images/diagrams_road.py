@@ -1,0 +1,163 @@
+"""The diagrams of notebooks 00 to 03, as boxes and arrows for make_diagrams.py."""
+
+SERVICE = 130  # y of the service in the diagram of the road
+STEPS = (  # of the road: notebook, its question, the folder it leaves
+    ("01 split", "what to learn from", "split/"),
+    ("02 train", "change the weights", "train/"),
+    ("03 evaluate", "is it better?", "evaluate/"),
+    ("04 export", "download them", "export/"),
+    ("05 merge", "one model", "merge/"),
+    ("06 vLLM", "serve it", "vllm/"),
+)
+
+ROAD = (
+    "The road: examples are split (01), a model is trained on them (02), evaluated (03), its adapter is exported "
+    "(04), merged into the base model (05) and served with vLLM (06). Notebooks 02 to 05 call a Tinker service: "
+    "the stub on this machine, hosted Tinker, or a server by its URL.",
+    (
+        (10, 30, 90, "data", ("examples", "data/*.json")),
+        *((130 + 150 * place, 20, 125, "model", step) for place, step in enumerate(STEPS)),
+        (
+            280,
+            SERVICE,
+            575,
+            "rule",
+            ("a Tinker service", "stub on this machine, hosted Tinker, or any server by its URL"),
+        ),
+    ),
+    (
+        ((100, 59), (130, 59), ""),
+        *(((255 + 150 * place, 59), (280 + 150 * place, 59), "") for place in range(5)),
+        *(((x, 97), (x, SERVICE), "") for x in (342, 492, 642, 792)),
+    ),
+)
+
+SPLIT = (
+    "How the split keeps things apart: records of four templates go into the test set only; of the others, repeats "
+    "of a question stay together in one part; training and validation never see the four templates.",
+    (
+        (10, 90, 130, "data", ("1,248 problems", "from templates")),
+        (200, 30, 190, "rule", ("4 unseen templates", "other wording, other names")),
+        (200, 150, 190, "data", ("the other templates", "repeats stay together")),
+        (480, 20, 190, "model", ("test", "score once, at the end", "seen and unseen apart")),
+        (480, 125, 190, "model", ("validation", "choose a checkpoint")),
+        (480, 210, 190, "model", ("train", "learn from it")),
+    ),
+    (
+        ((140, 109), (200, 59), ""),
+        ((140, 129), (200, 179), ""),
+        ((390, 59), (480, 59), ""),
+        ((390, 165), (480, 85), ""),
+        ((390, 179), (480, 154), ""),
+        ((390, 193), (480, 239), ""),
+    ),
+)
+
+READS = ("?", "↵", "Response", ":", "Final", "answer", ":", "␣", "5")
+WRITES = (*READS[1:], "↵↵")
+WIDE = 84
+SHIFT = (
+    "Shift by one: each token that the model reads has the next token as its target. Targets inside the prompt have "
+    "weight 0, targets of the answer weight 1; the last prompt token has the first answer token as its target.",
+    (
+        *((10, 20 + 60 * row, 70, "text", (name,)) for row, name in enumerate(("reads", "writes", "weight"))),
+        *(
+            (90 + WIDE * place, 20 + 60 * row, WIDE - 8, "model" if learned and row else "data", (text,))
+            for place, (read, write) in enumerate(zip(READS, WRITES, strict=True))
+            for learned in [place >= 3]
+            for row, text in enumerate((read, write, str(int(learned))))
+        ),
+    ),
+    tuple(((128 + WIDE * place, 59), (128 + WIDE * place, 80), "") for place in range(len(READS))),
+)
+
+
+def lane(y: int, name: str, parts: tuple[tuple[int, int, str, str], ...]) -> tuple:
+    """A line of time: its name, and what happens from where, for how long."""
+    return (
+        (10, y, 120, "text", (name,)),
+        *((130 + start, y, width, kind, (text,)) for start, width, kind, text in parts),
+    )
+
+
+PIPELINE = (
+    "Two ways to call the service. Waiting after each call leaves the server idle between forward_backward and "
+    "optim_step; submitting both calls first lets it go straight from one to the other.",
+    (
+        *lane(15, "wait after each", ((0, 90, "text", "submit"), (290, 90, "text", "submit"))),
+        *lane(
+            60,
+            "server",
+            (
+                (90, 190, "model", "forward_backward"),
+                (280, 110, "text", "idle"),
+                (390, 130, "rule", "optim_step"),
+            ),
+        ),
+        *lane(125, "both at once", ((0, 90, "text", "submit both"),)),
+        *lane(
+            170,
+            "server",
+            ((90, 190, "model", "forward_backward"), (280, 130, "rule", "optim_step")),
+        ),
+    ),
+    (),
+)
+
+CHECKPOINTS = (
+    "Three kinds of checkpoint: save_state keeps weights and optimizer to resume from, save_weights_for_sampler "
+    "keeps what a sampling client needs, save_weights_external keeps files to download.",
+    (
+        (10, 100, 150, "model", ("training client", "base + your adapter")),
+        (270, 15, 230, "rule", ("save_state", "tinker://…/weights/…")),
+        (270, 100, 230, "rule", ("save_weights_for_sampler", "tinker://…/sampler_weights/…")),
+        (270, 185, 230, "rule", ("save_weights_external", "tinker://…/external_weights/…")),
+        (590, 15, 200, "data", ("resume", "weights and Adam's state")),
+        (590, 100, 200, "data", ("sample", "notebooks 02, 03, 06, 07")),
+        (590, 185, 200, "data", ("download", "notebook 04")),
+    ),
+    (
+        ((160, 115), (270, 44), ""),
+        ((160, 129), (270, 129), ""),
+        ((160, 143), (270, 214), ""),
+        ((500, 44), (590, 44), ""),
+        ((500, 129), (590, 129), ""),
+        ((500, 214), (590, 214), ""),
+    ),
+)
+
+EVALUATION = (
+    "How a score is made: test problems go to the base model, asked in three ways, and to the tuned model; the grader "
+    "judges the answers, and beside them empty, reference and mismatched answers, whose score is known; counts become "
+    "intervals, flips and a list of errors to read.",
+    (
+        (10, 100, 120, "data", ("test set", "never trained on")),
+        (190, 20, 170, "model", ("base model", "asked in 3 ways")),
+        (190, 100, 170, "model", ("tuned model", "format of training")),
+        (190, 180, 170, "data", ("controls", "known right or wrong")),
+        (430, 100, 120, "rule", ("grader", "right or not")),
+        (620, 20, 190, "data", ("how good?", "counts and intervals")),
+        (620, 100, 190, "data", ("luck?", "flips, McNemar's test")),
+        (620, 180, 190, "data", ("wrong how?", "read the errors")),
+    ),
+    (
+        ((130, 115), (190, 49), ""),
+        ((130, 129), (190, 129), ""),
+        ((130, 143), (190, 209), ""),
+        ((360, 49), (430, 115), ""),
+        ((360, 129), (430, 129), ""),
+        ((360, 209), (430, 143), ""),
+        ((550, 115), (620, 49), ""),
+        ((550, 129), (620, 129), ""),
+        ((550, 143), (620, 209), ""),
+    ),
+)
+
+DIAGRAMS = {
+    "road.svg": ROAD,
+    "split.svg": SPLIT,
+    "shift_by_one.svg": SHIFT,
+    "submit_then_wait.svg": PIPELINE,
+    "checkpoints.svg": CHECKPOINTS,
+    "evaluation.svg": EVALUATION,
+}
