@@ -31,7 +31,7 @@ class Tab:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
+            message = json.loads(self._socket.recv(timeout=600))
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 return message["result"]
@@ -39,7 +39,10 @@ class Tab:
 
     def _note(self, event: dict[str, Any]) -> None:
         match event:
-            case {"method": "Network.responseReceived", "params": {"response": {"status": status, "url": url}}}:
+            case {
+                "method": "Network.responseReceived",
+                "params": {"response": {"status": status, "url": url}},
+            }:
                 if status >= 400:
                     self.problems.append(f"{status} {url}")
             case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
@@ -49,9 +52,7 @@ class Tab:
 
     def value(self, script: str) -> Any:
         """The value of a JavaScript expression; of a promise, what it gives."""
-        result = self.call(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
-        )
+        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
