@@ -1,5 +1,5 @@
-"""JupyterLab as `course lab` starts it, in a real browser: what a learner sees when opening a notebook, running
-it and trying an exercise.
+"""JupyterLab as `course lab` starts it, in a real browser: a learner opens a notebook, runs it and tries an
+exercise.
 """
 
 import json
