@@ -23,6 +23,10 @@ from helpers.paths import ROOT
 
 pytestmark = pytest.mark.skipif(not find_browser(), reason="there is no Chromium")
 NOTEBOOK = "document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)')"
+RENDERED = (
+    f"[...{NOTEBOOK}?.querySelectorAll('.jp-MarkdownCell') ?? []]"
+    ".filter(cell => cell.querySelector('.jp-RenderedMarkdown').textContent).length"
+)
 IDLE = f"{NOTEBOOK}?.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
 FRONT = "document.querySelector('.lm-DockPanel-tabBar .lm-mod-current')?.textContent"
 DIRTY = "document.querySelectorAll('.lm-DockPanel-tabBar .jp-mod-dirty').length"
@@ -65,11 +69,10 @@ def tab(project, course_env, tmp_path) -> Iterator[Tab]:
     try:
         with browser_tab(tmp_path / "profile") as opened:
             opened.open(printed_address(log))
-            opened.wait(IDLE)
             yield opened
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(60)
 
 
 def printed_address(log: Path) -> str:
@@ -78,6 +81,12 @@ def printed_address(log: Path) -> str:
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     return found[0]
+
+
+def wait_for(tab: Tab, notebook: Path) -> None:
+    """Until it is in front, all of its text is there, and its kernel has started."""
+    texts = sum(cell["cell_type"] == "markdown" for cell in cells(notebook))
+    tab.wait(f"{FRONT} === '{notebook.name}' && {RENDERED} === {texts} && {IDLE}")
 
 
 def check_page(tab: Tab) -> None:
@@ -93,27 +102,28 @@ def check_page(tab: Tab) -> None:
 
 
 def test_lab_opens_the_first_notebook_and_changes_nothing(tab, project):
-    path = "notebooks/00_start_here.ipynb"
-    before = (project / path).read_bytes()
-    assert tab.value(FRONT) == Path(path).name
+    notebook = project / "notebooks/00_start_here.ipynb"
+    before = notebook.read_bytes()
+    wait_for(tab, notebook)
     headings = tab.value(f"[...{NOTEBOOK}.querySelectorAll('h1, h2')].map(h => h.textContent)")
     assert headings[0].startswith("00 · Start here") and headings[-1].startswith("Recap")
     check_page(tab)
     listed = tab.value("fetch('/api/contents/').then(got => got.json())")["content"]
     assert {"README.md", "runs", "docs", "notebooks"} <= {entry["name"] for entry in listed}
-    assert not tab.value(DIRTY) and (project / path).read_bytes() == before
+    assert not tab.value(DIRTY) and notebook.read_bytes() == before
 
 
 @pytest.mark.soak  # two minutes on one core
 def test_a_learner_runs_two_notebooks_and_tries_an_exercise(tab, project):
+    first, second = (project / f"notebooks/{name}.ipynb" for name in ("00_start_here", "01_split"))
+    wait_for(tab, first)
     run_all(tab)
-    number, cell, wrong, right = exercise_of(project, "00_start_here")
+    number, cell, wrong, right = exercise_of(first)
     for answer, told in ((wrong, "Hint:"), (right, "Right.")):
         assert tab.value(try_answer(cell, answer)).startswith(told), (number, answer)
     next_one = "[...document.querySelectorAll('a')].find(a => a.href.includes('01_split.ipynb'))"
     tab.value(f"{next_one}.click()")
-    tab.wait(f"{FRONT} === '01_split.ipynb'")
-    tab.wait(IDLE)
+    wait_for(tab, second)
     run_all(tab)
     [run] = (path for path in (project / "runs").iterdir() if not path.is_symlink())
     assert (run / "split/test_set.json").is_file()
@@ -126,11 +136,11 @@ def run_all(tab: Tab) -> None:
     check_page(tab)
 
 
-def exercise_of(project: Path, notebook: str) -> tuple[str, int, str, str]:
+def exercise_of(notebook: Path) -> tuple[str, int, str, str]:
     """The last exercise of a notebook: number, cell, and the cell's text with a wrong and a right answer."""
-    answers = tomllib.loads((ROOT / f"tests/answers/{notebook}.toml").read_text())
+    answers = tomllib.loads((ROOT / f"tests/answers/{notebook.stem}.toml").read_text())
     number = max(key for key in answers if key.isdigit())
-    sources = ["".join(cell["source"]) for cell in cells(project / f"notebooks/{notebook}.ipynb")]
+    sources = ["".join(cell["source"]) for cell in cells(notebook)]
     [cell] = [i for i, text in enumerate(sources) if f"check_exercise({number}," in text]
     [right] = [given[0] for hint, given in answers[number].items() if hint.startswith("Right")]
     wrong = next(given[0] for hint, given in answers[number].items() if not hint.startswith("Right"))
