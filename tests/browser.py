@@ -47,8 +47,6 @@ class Tab:
                     self.problems.append(f"{status} {url}")
             case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
                 self.problems.append(details.get("exception", {}).get("description", details["text"]))
-            case {"method": "Network.loadingFailed", "params": {"errorText": text}} if "ABORTED" not in text:
-                self.problems.append(f"not loaded: {text}")
 
     def value(self, script: str) -> Any:
         """The value of a JavaScript expression; of a promise, what it gives."""
