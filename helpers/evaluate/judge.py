@@ -144,7 +144,8 @@ def judge_agreement(verdicts: Sequence[Verdict], labels: Sequence[bool]) -> dict
     Returns:
         `agreement` (share of all cases; an undecided one does not agree) with `agree`, `total` and `ci95`;
         `kappa` (Cohen's: 0 is what chance gives, 1 is perfect), `accepted_right`, `accepted_wrong`,
-        `refused_right`, `refused_wrong` (counts: right and wrong proofs), `undecided`.
+        `refused_right`, `refused_wrong` (counts: right and wrong proofs), `undecided`; `said` and `labels`, a
+        text for each case: `True`, `False`, or `?` of the judge that came to no verdict.
 
     Raises:
         DataError: the numbers of verdicts and labels differ, or there are none.
@@ -169,4 +170,6 @@ def judge_agreement(verdicts: Sequence[Verdict], labels: Sequence[bool]) -> dict
         "refused_right": cases["False", "True"],
         "refused_wrong": cases["False", "False"],
         "undecided": said.count("?"),
+        "said": said,
+        "labels": true,
     }

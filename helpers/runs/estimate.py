@@ -356,12 +356,12 @@ def _train_work(own: Any, parts: dict[str, Part]) -> Work:
 
 def _evaluate_work(own: Any, parts: dict[str, Part]) -> Work:
     """Tuned model, and base model in three ways, one of them after examples, if its answers are not taken
-    over; then some problems again, twice; then some with several answers, the prompt read once.
+    over; then some problems again, through Inspect; then some with several answers, the prompt read once.
     """
     test, shown = parts["test"], parts["train"].of(min(EXAMPLES, parts["train"].records))
     once = test.of(test.records if own.base_run else 4 * test.records)
     before = 0 if own.base_run else test.records * (shown.prompts + shown.answers)
-    again = test.of(2 * min(own.subset, test.records))
+    again = test.of(min(own.subset, test.records))
     several = test.of(min(own.sampled_problems, test.records))
     answers = once.answers + again.answers + several.answers * own.samples_each
     count = once.records + again.records + several.records * own.samples_each

@@ -158,7 +158,7 @@ class EvaluateSettings(Settings):
     temperature: NotNegative = Field(0.0, description="0 is greedy")
     max_in_flight: OneOrMore = Field(64, description="requests under way at once")
     seed: Seed = Field(42, description="used where the temperature is above 0")
-    subset: OneOrMore = Field(40, description="problems that the cookbook's evaluator and Inspect ask again")
+    subset: OneOrMore = Field(40, description="problems that Inspect asks again")
     sampled_problems: OneOrMore = Field(16, description="problems that get several answers")
     samples_each: OneOrMore = Field(8, description="answers to each of them")
     benchmark_file: str = Field("", description="GSM8K's own test.jsonl; empty leaves the benchmark out")
