@@ -18,13 +18,13 @@ class Tab:
     """One page of a browser.
 
     Attributes:
-        problems: what the page wrote to its console as an error, and what it could not load.
+        problems: answers of a status of 400 or more, and exceptions that no script of the page caught.
     """
 
     def __init__(self, socket: ClientConnection):
         self._socket, self._number = socket, 0
         self.problems: list[str] = []
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        for domain in ("Page", "Runtime", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
