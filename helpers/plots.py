@@ -137,38 +137,35 @@ def weight_change_heatmap(description: dict) -> "Figure":
     return figure
 
 
-def parity_scatter(reference: "Scores", others: list) -> "Figure":
-    """Log-probability of each token: the trained model across, the others up. Equal models lie on the
-    diagonal.
+def parity_scatter(reference: "Scores", others: list, bound: float) -> "Figure":
+    """Log-probability of each token: the trained model across, the others up, where equal models lie on the
+    diagonal. Beside it, how many tokens are how far apart.
 
     Args:
         reference: `helpers.weights.Scores` of the trained model.
         others: `Scores` of the same tokens by other models.
+        bound: the largest difference that rounding may make, in nats.
     """
     across = [value for row in reference.logprobs for value in row]
     figure = new_figure(8, 3.6)
     left, right = figure.subplots(1, 2)
     lowest = min(across)
     left.plot([lowest, 0], [lowest, 0], color="grey", linewidth=1)
-    for scores, marker in zip(others, cycle("x.+1"), strict=False):
+    bins = [10 ** (power / 4) for power in range(-36, 7)]  # from 1e-9, four a power of ten, to 32 nats
+    for scores, marker, line in zip(others, cycle("x.+1"), cycle(["-", "--"]), strict=False):
         up = [value for row in scores.logprobs for value in row]
         left.scatter(across, up, s=14, alpha=0.5, marker=marker, label=scores.name)
-        right.scatter(
-            across,
-            [max(abs(a - b), 1e-9) for a, b in zip(across, up, strict=True)],
-            s=14,
-            alpha=0.5,
-            marker=marker,
-            label=scores.name,
-        )
+        apart = [min(max(abs(a - b), bins[0]), bins[-1]) for a, b in zip(across, up, strict=True)]
+        right.hist(apart, bins, histtype="step", linestyle=line, label=scores.name)
+    right.axvline(bound, color="black", linewidth=1)
+    right.annotate(
+        "bound", (bound, 0.97), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top"
+    )
     left.set(
         xlabel=f"log p, {reference.name}", ylabel="log p, other model", title="The same tokens, scored twice"
     )
     right.set(
-        xlabel=f"log p, {reference.name}",
-        ylabel="absolute difference, nats",
-        yscale="log",
-        title="How far apart",
+        xlabel="absolute difference, nats (1e-9: none)", ylabel="tokens", xscale="log", title="How far apart"
     )
     left.legend()
     return figure
@@ -186,7 +183,9 @@ def throughput_plot(rows: list[dict], lines: dict[str, float] | None = None) -> 
     sizes, rates = [row["at_once"] for row in rows], [row["tokens_per_second"] for row in rows]
     axes.plot(sizes, rates, marker="o", label="vLLM")
     for size, rate in zip(sizes, rates, strict=True):
-        axes.annotate(f"{rate:.0f}", (size, rate), textcoords="offset points", xytext=(0, 7), ha="center")
+        clear = {"fc": "white", "ec": "none", "pad": 1}  # of a level line behind the number
+        place = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "bbox": clear}
+        axes.annotate(f"{rate:.0f}", (size, rate), **place)
     for label, rate in (lines or {}).items():
         axes.axhline(rate, color="grey", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log", base=2)

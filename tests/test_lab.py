@@ -1,12 +1,16 @@
 """`course lab` up to the point where JupyterLab takes over."""
 
+import asyncio
+import json
 import os
 import subprocess
 
 import pytest
 from commands import course
+from ipykernel.ipkernel import IPythonKernel
 
 from helpers.course import lab
+from helpers.course.lab_files import CourseFiles
 from helpers.course.main import main
 from helpers.errors import CourseError
 from helpers.net import free_port
@@ -34,16 +38,38 @@ def test_lab_opens_the_notebook(became, capsys):
         (["solutions"], "solutions"),
     ):
         main(["lab", *arguments])
-        assert (
-            became[-1][0][3] == f"notebooks/{notebook}.ipynb"
-            and became[-1][1]["JUPYTER_PREFER_ENV_PATH"] == "1"
-        )
+        command, environment = became[-1]
+        assert f"--ServerApp.root_dir={ROOT}" in command
+        assert f"--LabApp.default_url=/lab/tree/notebooks/{notebook}.ipynb" in command
+        assert environment["JUPYTER_PREFER_ENV_PATH"] == "1"
+        assert environment["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0] == str(lab.JUPYTER_CONFIG)
     main(["lab", "--no-browser", "--port", str(port), "--", "--ip", "0.0.0.0"])
     assert (
         became[-1][0][-3:] == ["--no-browser", "--ip", "0.0.0.0"]
         and f"--ServerApp.port={port}" in became[-1][0]
     )
     assert "Ctrl-C here ends it" in capsys.readouterr().out
+
+
+def test_a_notebook_is_read_as_its_kernel_would_leave_it(tmp_path):
+    """Or JupyterLab takes it for modified. tests/test_lab_browser.py looks at the real one."""
+    metadata = {"kernelspec": {"name": "python3"}, "language_info": {"name": "python"}}
+    notebook = {"cells": [], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "a.ipynb").write_text(json.dumps(notebook))
+    files = CourseFiles(root_dir=str(tmp_path))
+    read = asyncio.run(files.get("a.ipynb"))["content"]["metadata"]
+    assert read == metadata | {"language_info": IPythonKernel.language_info}
+    assert asyncio.run(files.get("a.ipynb", content=False))["content"] is None
+    assert asyncio.run(files.get(""))["type"] == "directory"
+
+
+def test_lab_opens_a_notebook_that_lies_elsewhere(became, tmp_path):
+    mine = tmp_path / "my notes.ipynb"
+    mine.write_text("{}")
+    lab.start_lab(str(mine))
+    assert {f"--ServerApp.root_dir={tmp_path}", "--LabApp.default_url=/lab/tree/my%20notes.ipynb"} <= set(
+        became[-1][0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,9 @@ def test_comparisons_that_make_no_sense_are_refused(made):
 
 
 def test_scatter_draws_each_token(made):
-    figure = plots.parity_scatter(made["scores"], [made["scores"]])
-    for axes in figure.axes:
-        points = cast(Any, axes.collections[0].get_offsets())
-        assert len(points) == sum(len(continuation) for _, continuation in PAIRS)
+    figure = plots.parity_scatter(made["scores"], [made["scores"]], 1e-4)
+    left, right = figure.axes
+    tokens = sum(len(continuation) for _, continuation in PAIRS)
+    assert len(cast(Any, left.collections[0].get_offsets())) == tokens
+    heights = cast(Any, right.patches[0]).get_xy()[:, 1]
+    assert max(heights) == tokens, "all differences are zero, so all are in one bin"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from helpers.course import completers
 from helpers.course.arguments import add_command
@@ -16,6 +17,7 @@ from helpers.errors import CourseError
 from helpers.paths import NOTEBOOKS, ROOT
 
 FIRST = "00_start_here"
+JUPYTER_CONFIG = Path(__file__).with_name("jupyter")  # no question about news in front of the first lesson
 
 
 def add(commands: Any) -> None:
@@ -69,11 +71,14 @@ def start_lab(
         )
     if port is not None:
         _check_port(port)
+    folder = ROOT if path.is_relative_to(ROOT) else path.parent
     command = [
         sys.executable,
         "-m",
         "jupyterlab",
-        os.path.relpath(path, ROOT),
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.default_url=/lab/tree/{quote(path.relative_to(folder).as_posix())}",
+        "--ServerApp.contents_manager_class=helpers.course.lab_files.CourseFiles",
         "--Application.log_level=WARN",
         "--KernelManager.transport_encryption=auto",  # other users of this machine can't listen
         "-y",  # Ctrl-C ends it at once, without a question
@@ -84,8 +89,13 @@ def start_lab(
     heed_ctrl_c()  # what this process ignores, JupyterLab would ignore
     print(f"JupyterLab opens {os.path.relpath(path, ROOT)}; Ctrl-C here ends it", flush=True)
     os.chdir(ROOT)
-    # The kernel of this environment, not one in HOME.
-    os.execve(sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})
+    environment = os.environ | {
+        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not one in HOME
+        "JUPYTER_CONFIG_PATH": os.pathsep.join(
+            filter(None, [str(JUPYTER_CONFIG), os.environ.get("JUPYTER_CONFIG_PATH")])
+        ),
+    }
+    os.execve(sys.executable, command, environment)
 
 
 def find_notebook(name: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import diagrams_road
+import diagrams_serve
 
 FOLDER = Path(__file__).parent
 FONT, LINE = 13, 19
@@ -63,7 +64,8 @@ LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
-DIAGRAMS = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER} | diagrams_road.DIAGRAMS
+OWN = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER}
+DIAGRAMS = OWN | diagrams_road.DIAGRAMS | diagrams_serve.DIAGRAMS
 
 
 def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
