@@ -17,6 +17,7 @@ from stub import Server, prompt
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
+from helpers.stub_tinker import engine as engines
 from helpers.stub_tinker import places, training
 from helpers.stub_tinker.budgets import Budgets, DiskUse, Limit
 from helpers.stub_tinker.engine import Engine
@@ -344,7 +345,37 @@ class Paused:
             yield self.size
 
 
-def test_paused_work_holds_no_more_than_its_part_together():
+def test_one_who_comes_and_goes_waits_for_one_turn_of_one_who_never_rests(monkeypatch):
+    """As long as it has had less than its share: then they take turns."""
+    monkeypatch.setattr(engines, "TURN_SECONDS", 0)
+    engine, owners = Engine({}), []
+    engine.submit("many", "many", "many", Paused(600 * MIB, 1000))
+
+    def take() -> None:
+        turn = engine._next_turn()
+        assert turn is not None
+        engine._take(turn)
+        owners.append(turn.owner)
+
+    take()
+    engine._served["many"] = 10.0
+    for _ in range(5):
+        engine._served["many"] += 0.1
+        engine.submit("one", "one", "one", lambda: None)
+        take()
+        engine._served["one"] += 0.09
+        take()
+    assert owners == ["many", *["one", "many"] * 5]
+    for _ in range(16):
+        engine.submit("one", "one", "one", lambda: None)
+    for _ in range(16):
+        take()
+        engine._served[owners[-1]] += 0.5
+    assert Counter(owners[-8:]) == {"one": 4, "many": 4}
+
+
+def test_paused_work_holds_no_more_than_its_part_together(monkeypatch):
+    monkeypatch.setattr(engines, "TURN_SECONDS", 0)
     engine, work = Engine({}), [Paused(600 * MIB, 5) for _ in range(3)]
     for number, each in enumerate(work):
         engine.submit(f"client {number}", "s", f"key {number}", each)
@@ -384,7 +415,9 @@ def test_a_long_datum_in_layers_gives_the_numbers_of_one_in_one_go(model, monkey
 
     logprobs, metrics, gradient, held = passes(1024)
     in_layers = passes(64)
-    assert held == [0] and len(in_layers[3]) > 2 and in_layers[3][0] == 4 * 32 * 256 * 3
+    assert in_layers[3][0] == 4 * 32 * 256 * 3 and len(in_layers[3]) > 2
+    assert held[0] == in_layers[3][0] if forward_only else held[0] > 4 * 49152 * 256
+    assert len(held) > 2 and held[-1] == 0
     np.testing.assert_allclose(in_layers[0][0], logprobs[0], rtol=1e-5, atol=1e-5)
     assert in_layers[1] == pytest.approx(metrics, rel=1e-5)
     if forward_only:
