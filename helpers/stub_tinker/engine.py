@@ -25,9 +25,7 @@ TRIM_SECONDS = 15  # of work between two times that memory is given back: that c
 DECODE_STEPS = 8  # tokens that each running sequence gains in a turn
 TURN_SECONDS = 0.05  # of training, then the next pause ends the turn
 CREDIT_SECONDS = 1.0  # of compute that an owner keeps a claim to while it asks for nothing
-BEHIND_SECONDS = (
-    0.25  # by which another's claim must be better to interrupt a micro-batch, which holds memory
-)
+BEHIND_SECONDS = 0.25  # by which a claim must be better to interrupt a micro-batch, which holds memory
 PAUSED_BYTES = 1 << 30  # that training requests hold together while they wait for their next turn
 
 

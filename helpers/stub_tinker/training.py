@@ -58,8 +58,7 @@ def forward_backward(
     """
     logprobs: list[np.ndarray] = [np.empty((0, 1), np.float32)] * len(examples)
     total = 0.0
-    most = most_tokens(model.device)
-    for batch in micro_batches([len(e.tokens) for e in examples], most):
+    for batch in micro_batches([len(e.tokens) for e in examples], most_tokens(model.device)):
         groups = state.frozen_groups(model.dtype) if forward_only else state.training_groups(model.dtype)
         adapters = Adapters(model.dtype, training=True, groups=groups, scale=state.layout.scale)
         chosen = [examples[i] for i in batch]
@@ -71,7 +70,6 @@ def forward_backward(
             chosen,
             functools.partial(_summed_loss, loss, config, chosen),
             _wanted(loss, chosen, forward_only),
-            keep=packed.size <= most and not forward_only,
         )
         total += float(summed.detach())
         for index, part in zip(batch, values, strict=True):
@@ -108,24 +106,26 @@ def _pass(
     examples: list[Example],
     loss_of: Callable[[list[torch.Tensor]], torch.Tensor],
     wanted: np.ndarray,
-    keep: bool,
 ) -> Generator[int, None, tuple[list[torch.Tensor], torch.Tensor]]:
     """Logprobs and loss of a micro-batch, a layer at a time: a turn for others between layers.
 
+    Of a sequence that is longer than a micro-batch only the inputs of layers are kept, 70 kB a token at 135M
+    parameters, and each layer is computed again for its backward pass.
+
     Args:
         wanted: (tokens,), the rows that have a gradient; without any there is no backward pass.
-        keep: what autograd needs stays in memory. Otherwise only the inputs of layers do, 70 kB a token at
-            135M parameters, and each layer is computed again for its backward pass.
 
     Yields:
         About the bytes of what is kept.
     """
+    most, backward = most_tokens(model.device), bool(wanted.any())
+    keep = backward and packed.size <= most
     held = _kept_bytes(model, packed, keep)
     pulls: list[Callable[[torch.Tensor], torch.Tensor]] = []
 
     def run(step: Callable[..., torch.Tensor], x: torch.Tensor, **more: Any) -> torch.Tensor:
         y, pull = _step(functools.partial(step, batch=packed, adapters=adapters, **more), x, keep)
-        if wanted.any():
+        if backward:
             pulls.append(pull)
         return y
 
@@ -137,14 +137,14 @@ def _pass(
     hidden = run(model.end, x)
     targets = _targets(examples).to(hidden.device)
     values, heads = torch.zeros(targets.shape, device=hidden.device), []
-    for rows, has_gradient in _pieces(wanted, round_up(most_tokens(model.device) // 8, TargetLogprob.SLICE)):
+    for rows, has_gradient in _pieces(wanted, round_up(most // 8, TargetLogprob.SLICE)):
         rows = rows.to(hidden.device)
         head = functools.partial(model.target_logprobs, targets=targets[rows], adapters=adapters)
         values[rows], pull = _step(head, hidden[rows], keep and has_gradient)
         if has_gradient:
             heads.append((rows, pull))
         yield held
-    values.requires_grad_(bool(heads))
+    values.requires_grad_(backward)
     lengths = [len(e.targets) for e in examples]
     parts = [v[:, : e.targets.shape[1]] for v, e in zip(values.split(lengths), examples, strict=True)]
     summed = loss_of(parts)
