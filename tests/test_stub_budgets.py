@@ -360,10 +360,10 @@ def test_one_who_comes_and_goes_waits_for_one_turn_of_one_who_never_rests(monkey
     take()
     engine._served["many"] = 10.0
     for _ in range(5):
-        engine._served["many"] += 0.1
+        engine._served["many"] += 0.2
         engine.submit("one", "one", "one", lambda: None)
         take()
-        engine._served["one"] += 0.09
+        engine._served["one"] += 0.1
         take()
     assert owners == ["many", *["one", "many"] * 5]
     for _ in range(16):

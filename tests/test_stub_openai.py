@@ -352,7 +352,7 @@ def test_a_chat_streams_from_a_checkpoint_while_another_client_trains(server, cl
         while len(losses) < 2:
             time.sleep(0.01)
         before = len(losses)
-        asked = {"model": trained[1], "messages": CHAT, "temperature": 0, "max_tokens": 60}
+        asked = {"model": trained[1], "messages": CHAT, "temperature": 0, "max_tokens": 150}
         asked["extra_body"] = {"renderer": "qwen3_instruct"}
         said, _, parts = streamed(client.chat.completions.create(**asked, stream=True))
         during = len(losses) - before

@@ -24,8 +24,7 @@ log = logging.getLogger("stub_tinker")
 TRIM_SECONDS = 15  # of work between two times that memory is given back: that costs a third of a second
 DECODE_STEPS = 8  # tokens that each running sequence gains in a turn
 TURN_SECONDS = 0.05  # of training, then the next pause ends the turn
-CREDIT_SECONDS = 1.0  # of compute that an owner keeps a claim to while it asks for nothing
-BEHIND_SECONDS = 0.25  # by which a claim must be better to interrupt a micro-batch, which holds memory
+CREDIT_SECONDS = 0.1  # of compute that an owner keeps a claim to while it asks for nothing
 PAUSED_BYTES = 1 << 30  # that training requests hold together while they wait for their next turn
 
 
@@ -272,8 +271,8 @@ class Engine(threading.Thread):
         return turns
 
     def _next_turn(self) -> Turn | None:
-        """The turn of the owner that had the least compute. Of what it could have had while it had nothing to
-        do it keeps a little: who trains and samples by turns then goes before one who never rests.
+        """The turn of the owner that had the least compute. Of what it could have had while it asked for
+        nothing it keeps a little: who trains and samples by turns then goes before one who never rests.
         """
         turns, served = self._turns(), self._served
         if not turns:
@@ -283,11 +282,9 @@ class Engine(threading.Thread):
         for owner in owners - self._waiting:
             served[owner] = max(served[owner], least - CREDIT_SECONDS)
         self._waiting = owners
-        return min(
-            turns,
-            key=lambda t: (served[t.owner] - BEHIND_SECONDS * t.begun, served[t.owner, t.kind]),
-            default=None,
-        )
+        # What was begun goes on unless another is a turn behind: it holds memory.
+        claims = {turn: served[turn.owner] - TURN_SECONDS * turn.begun for turn in turns}
+        return min(turns, key=lambda t: (claims[t], served[t.owner, t.kind]), default=None)
 
     def _take(self, turn: Turn) -> None:
         """Do the work of a turn, and note whose time it took. Now and then, give memory back."""
