@@ -417,7 +417,8 @@ def test_a_long_datum_in_layers_gives_the_numbers_of_one_in_one_go(model, monkey
     in_layers = passes(64)
     assert in_layers[3][0] == 4 * 32 * 256 * 3 and len(in_layers[3]) > 2
     assert held[0] == in_layers[3][0] if forward_only else held[0] > 4 * 49152 * 256
-    assert len(held) > 2 and held[-1] == 0
+    # It pauses at its start and end, after each layer, and after 128 rows of the output layer at most.
+    assert len(held) == (6 if forward_only else 12) and held[-1] == 0
     np.testing.assert_allclose(in_layers[0][0], logprobs[0], rtol=1e-5, atol=1e-5)
     assert in_layers[1] == pytest.approx(metrics, rel=1e-5)
     if forward_only:
