@@ -333,16 +333,19 @@ def test_turns_go_to_the_key_that_had_least_whatever_it_asks_for(model):
 
 @dataclass
 class Paused:
-    """Work that pauses `times` times and holds so many bytes meanwhile."""
+    """Work in `parts`, each of which pauses `times` times and holds so many bytes meanwhile."""
 
     size: int
     times: int
+    parts: int = 1
     at: int = 0
 
     def __call__(self):
-        for _ in range(self.times):
-            self.at += 1
-            yield self.size
+        for _ in range(self.parts):
+            for _ in range(self.times):
+                self.at += 1
+                yield self.size
+            yield 0
 
 
 def test_one_who_comes_and_goes_waits_for_one_turn_of_one_who_never_rests(monkeypatch):
@@ -385,6 +388,20 @@ def test_paused_work_holds_no_more_than_its_part_together(monkeypatch):
         tasks = [queue[0] for queue in engine._queues.values()]
         most = max(most, sum(task.holds for task in tasks))
     assert most == 600 * MIB and [each.at for each in work] == [5, 5, 5]
+
+
+def test_work_that_needs_much_room_gets_it(monkeypatch):
+    """Two that begin again and again, never at the same time, don't keep it from a third."""
+    monkeypatch.setattr(engines, "TURN_SECONDS", 0)
+    engine, work = Engine({}), [Paused(400 * MIB, 5, 50), Paused(400 * MIB, 7, 50), Paused(700 * MIB, 3)]
+    futures = [engine.submit(f"client {n}", "s", f"key {n}", each) for n, each in enumerate(work)]
+    for _ in range(60):
+        turn = engine._next_turn()
+        assert turn is not None
+        engine._take(turn)
+        engine._served[turn.owner] += 1.0
+    assert [future.done() for future in futures] == [False, False, True]
+    assert min(each.at for each in work[:2]) > 10
 
 
 # Long datums

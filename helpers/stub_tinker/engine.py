@@ -258,13 +258,20 @@ class Engine(threading.Thread):
         """What could be done now."""
         with self._wake:
             heads = [(client, queue[0]) for client, queue in self._queues.items()]
-        held = sum(task.holds for _, task in heads)
-        heads.sort(key=lambda head: head[1].holds == 0)  # an owner goes on with what it has begun
-        firsts: dict[str, Turn] = {}  # by owner, who may have very many clients
+        held, full = sum(task.holds for _, task in heads), False
+        heads.sort(key=lambda head: (head[1].holds == 0, self._served[head[1].owner]))
+        firsts: dict[
+            str, Turn
+        ] = {}  # by owner, who may have very many clients, and goes on with what it began
         for client, task in heads:
-            fits = held == task.holds or held - task.holds + task.asks <= PAUSED_BYTES
-            if task.owner not in firsts and (task.asks <= task.holds or fits):
-                firsts[task.owner] = Turn(task.owner, "train", client, begun=task.holds > 0)
+            if task.owner in firsts:
+                continue
+            if task.asks > task.holds:
+                # One that needs much room gets it when it's due: those behind it don't fill it up meanwhile.
+                full = full or (held > task.holds and held - task.holds + task.asks > PAUSED_BYTES)
+                if full:
+                    continue
+            firsts[task.owner] = Turn(task.owner, "train", client, begun=task.holds > 0)
         turns = list(firsts.values())
         for sampler in self._sampling():
             turns += [Turn(owner, kind, sampler=sampler) for owner, kind in sampler.turns()]
