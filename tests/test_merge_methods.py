@@ -89,14 +89,24 @@ def test_the_cookbook_alone_changes_the_input_embedding(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["memory", "shards"])
-@pytest.mark.parametrize("sampled", ["true", "false"])  # transformers would not write the latter
+@pytest.mark.parametrize("sampled", [True, False, None])  # transformers would write only the first
 def test_tokenizer_chat_template_and_generation_config_come_along(made, tmp_path, method, sampled):
+    """None: an old model, whose settings of generation are in its `config.json`."""
     base = shutil.copytree(made["base"], tmp_path / "base")
-    (base / "generation_config.json").write_text(
-        f'{{"temperature": 0.25, "do_sample": {sampled}, "eos_token_id": 2}}'
+    files, settings = (
+        ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"],
+        {"temperature": 0.25},
     )
+    if sampled is None:
+        (base / "generation_config.json").unlink(missing_ok=True)
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | settings))
+    else:
+        settings |= {"do_sample": sampled, "eos_token_id": 2}
+        (base / "generation_config.json").write_text(json.dumps(settings))
+        files.append("generation_config.json")
     merge_adapter(base, made["adapter"], tmp_path / "merged", method=method)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    for name in files:
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
     assert load_base(tmp_path / "merged").generation_config.temperature == 0.25
 

@@ -17,6 +17,7 @@ from stub import Server, prompt
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
+from helpers.stub_tinker import engine as engines
 from helpers.stub_tinker import places, training
 from helpers.stub_tinker.budgets import Budgets, DiskUse, Limit
 from helpers.stub_tinker.engine import Engine
@@ -332,19 +333,52 @@ def test_turns_go_to_the_key_that_had_least_whatever_it_asks_for(model):
 
 @dataclass
 class Paused:
-    """Work that pauses `times` times and holds so many bytes meanwhile."""
+    """Work in `parts`, each of which pauses `times` times and holds so many bytes meanwhile."""
 
     size: int
     times: int
+    parts: int = 1
     at: int = 0
 
     def __call__(self):
-        for _ in range(self.times):
-            self.at += 1
-            yield self.size
+        for _ in range(self.parts):
+            for _ in range(self.times):
+                self.at += 1
+                yield self.size
+            yield 0
 
 
-def test_paused_work_holds_no_more_than_its_part_together():
+def test_one_who_comes_and_goes_waits_for_one_turn_of_one_who_never_rests(monkeypatch):
+    """As long as it has had less than its share: then they take turns."""
+    monkeypatch.setattr(engines, "TURN_SECONDS", 0)
+    engine, owners = Engine({}), []
+    engine.submit("many", "many", "many", Paused(600 * MIB, 1000))
+
+    def take() -> None:
+        turn = engine._next_turn()
+        assert turn is not None
+        engine._take(turn)
+        owners.append(turn.owner)
+
+    take()
+    engine._served["many"] = 10.0
+    for _ in range(5):
+        engine._served["many"] += 0.2
+        engine.submit("one", "one", "one", lambda: None)
+        take()
+        engine._served["one"] += 0.1
+        take()
+    assert owners == ["many", *["one", "many"] * 5]
+    for _ in range(16):
+        engine.submit("one", "one", "one", lambda: None)
+    for _ in range(16):
+        take()
+        engine._served[owners[-1]] += 0.5
+    assert Counter(owners[-8:]) == {"one": 4, "many": 4}
+
+
+def test_paused_work_holds_no_more_than_its_part_together(monkeypatch):
+    monkeypatch.setattr(engines, "TURN_SECONDS", 0)
     engine, work = Engine({}), [Paused(600 * MIB, 5) for _ in range(3)]
     for number, each in enumerate(work):
         engine.submit(f"client {number}", "s", f"key {number}", each)
@@ -354,6 +388,21 @@ def test_paused_work_holds_no_more_than_its_part_together():
         tasks = [queue[0] for queue in engine._queues.values()]
         most = max(most, sum(task.holds for task in tasks))
     assert most == 600 * MIB and [each.at for each in work] == [5, 5, 5]
+
+
+def test_work_that_needs_much_room_gets_it(monkeypatch):
+    """Two that begin again and again, never at the same time, don't keep it from a third."""
+    monkeypatch.setattr(engines, "TURN_SECONDS", 0)
+    engine, work, futures = Engine({}), [Paused(400 * MIB, 9, 50) for _ in range(2)], []
+    for number, each in enumerate([*work, Paused(700 * MIB, 3)]):
+        futures.append(engine.submit(f"client {number}", "s", f"key {number}", each))
+        for _ in range(5 if number < 2 else 60):
+            turn = engine._next_turn()
+            assert turn is not None
+            engine._take(turn)
+            engine._served[turn.owner] += 1.0
+    assert [future.done() for future in futures] == [False, False, True]
+    assert min(each.at for each in work) > 10
 
 
 # Long datums
@@ -384,7 +433,10 @@ def test_a_long_datum_in_layers_gives_the_numbers_of_one_in_one_go(model, monkey
 
     logprobs, metrics, gradient, held = passes(1024)
     in_layers = passes(64)
-    assert held == [0] and len(in_layers[3]) > 2 and in_layers[3][0] == 4 * 32 * 256 * 3
+    assert in_layers[3][0] == 4 * 32 * 256 * 3 and len(in_layers[3]) > 2
+    assert held[0] == in_layers[3][0] if forward_only else held[0] > 4 * 49152 * 256
+    # It pauses at its start and end, after each layer, and after 128 rows of the output layer at most.
+    assert len(held) == (6 if forward_only else 12) and held[-1] == 0
     np.testing.assert_allclose(in_layers[0][0], logprobs[0], rtol=1e-5, atol=1e-5)
     assert in_layers[1] == pytest.approx(metrics, rel=1e-5)
     if forward_only:

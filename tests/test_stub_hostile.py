@@ -27,7 +27,10 @@ MEMORY_GIB, PEAK_MIB = 1, 3000  # what clients may use together; what the proces
 
 @dataclass(frozen=True)
 class Size:
-    """How long each phase is, and how many times as long a step may take: a few seconds say little."""
+    """How long each phase is, and how many times as long a step may take: a few seconds say little.
+
+    Who goes first, and how soon another can, is in `test_stub_budgets.py`, without a clock.
+    """
 
     seconds: float
     slower: float

@@ -96,6 +96,30 @@ def test_a_chat_is_what_the_sdk_samples_whole_and_streamed(server, service, clie
     assert [p.token for p in places] == [p.token for p in choice.logprobs.content] and len(parts) > 5
 
 
+def test_copies_and_what_goes_on_from_a_checkpoint_keep_its_format(server, service, client):
+    """A copy of another key's run has no other note of it."""
+    notes = {"renderer_name": "role_colon", "mine": "private"}
+    run = service.create_lora_training_client(server.model, rank=1, user_metadata=notes).result()
+    saved = run.save_weights_for_sampler("a").result().path
+    state = run.save_state("b").result().path
+    rest, other = server.rest(), server.rest("tml-other")
+    rest.publish_checkpoint_from_tinker_path(saved).result()
+    copies = [(key, key.copy_weights(saved, "label").result()) for key in (rest, other)]
+    made = [
+        service.create_training_client_from_state(state, user_metadata=m) for m in (None, {"mine": "new"})
+    ]
+    copies += [(rest, one.result().save_weights_for_sampler("c").result().path) for one in made]
+    kept = [key.get_training_run_by_tinker_path(path).result().user_metadata for key, path in copies]
+    of_format = {"renderer_name": "role_colon"}
+    assert kept == [notes, of_format, of_format, {**of_format, "mine": "new"}]
+    asked = {"messages": CHAT, "max_tokens": 1, "extra_body": IDS}
+    first, second = (
+        client.chat.completions.create(model=path, **asked).choices[0].prompt_token_ids
+        for path in (saved, copies[0][1])
+    )
+    assert first == second
+
+
 def test_a_renderer_of_the_cookbook_can_be_asked_for(server, service, client):
     tokenizer = service.create_sampling_client(base_model=server.model).result().get_tokenizer()
     for name in ("guide", "qwen3_instruct", "role_colon"):
@@ -328,7 +352,7 @@ def test_a_chat_streams_from_a_checkpoint_while_another_client_trains(server, cl
         while len(losses) < 2:
             time.sleep(0.01)
         before = len(losses)
-        asked = {"model": trained[1], "messages": CHAT, "temperature": 0, "max_tokens": 60}
+        asked = {"model": trained[1], "messages": CHAT, "temperature": 0, "max_tokens": 150}
         asked["extra_body"] = {"renderer": "qwen3_instruct"}
         said, _, parts = streamed(client.chat.completions.create(**asked, stream=True))
         during = len(losses) - before

@@ -40,6 +40,9 @@ ADAPTER_FIELDS = {
 RUN_FIELDS = {"owner": str, "created": str, **ADAPTER_FIELDS}
 CHECKPOINT_FIELDS = {"time": str, "files": dict}
 OF_ONE_PLACE = ("public", "id", "time", "expires_at", "files")  # details that a copy does not take along
+RENDERER_NAME = (
+    "renderer_name"  # in a run's `user_metadata`; of the cookbook: tinker_cookbook.checkpoint_utils
+)
 
 
 class Checkpoint(NamedTuple):
@@ -49,6 +52,12 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, torch.Tensor]
     details: dict
     run: dict
+
+
+def format_of(run: dict) -> dict[str, str]:
+    """The prompt format that a run says it was trained in, as `user_metadata`; empty if it says none."""
+    name = (run.get("user_metadata") or {}).get(RENDERER_NAME)
+    return {} if name is None else {RENDERER_NAME: name}
 
 
 def parse_path(path: str) -> tuple[str, str, str]:
@@ -332,6 +341,8 @@ class Store:
     ) -> str:
         """Copy a readable checkpoint into a run made for it. Asked again, return the first copy's path.
 
+        The new run has the `user_metadata` of the old one; from another key's run, only its format.
+
         Raises:
             StoreError: there is no such checkpoint, the run is taken, or the disk refused.
         """
@@ -344,7 +355,8 @@ class Store:
             if self._details(self._folder(run, kind, name)):
                 return f"tinker://{run}/{kind}/{name}"
         _expiry(ttl)
-        labels = {"owner": owner, "session": session, "project_id": project, "user_metadata": {}}
+        metadata = info.get("user_metadata") if info["owner"] == owner else format_of(info)
+        labels = {"owner": owner, "session": session, "project_id": project, "user_metadata": metadata}
         same = {key: info[key] for key in ADAPTER_FIELDS}
         self.create_run(run, {**same, **labels, "copied_from": source})
         files = {file: folder / file for file in details["files"]}

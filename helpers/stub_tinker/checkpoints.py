@@ -6,7 +6,7 @@ import pyrage
 from safetensors.torch import save as as_safetensors
 from tinker import types
 
-from helpers.stub_tinker.checkpoint_store import parse_path
+from helpers.stub_tinker.checkpoint_store import format_of, parse_path
 from helpers.stub_tinker.errors import StoreError
 from helpers.stub_tinker.lora import adapter_config
 from helpers.stub_tinker.results import Result, json_result
@@ -109,7 +109,7 @@ def load_weights(service: Service, owner: str, request: types.LoadWeightsRequest
         state = new_state(service, owner, layout, 0)
         client = TrainingClient(model_id, session, base, owner, layout, state)
         result = _load_into(service, client, request)
-        register(service, client, dict(request.user_metadata or {}))
+        register(service, client, format_of(info) | dict(request.user_metadata or {}))
         return result
 
     return service.start(f"{model_id}:create", owner, model_id, "load_weights", work)

@@ -23,6 +23,8 @@ log = logging.getLogger("stub_tinker")
 
 TRIM_SECONDS = 15  # of work between two times that memory is given back: that costs a third of a second
 DECODE_STEPS = 8  # tokens that each running sequence gains in a turn
+TURN_SECONDS = 0.05  # of training, then the next pause ends the turn
+CREDIT_SECONDS = 0.1  # of compute that an owner keeps a claim to while it asks for nothing
 PAUSED_BYTES = 1 << 30  # that training requests hold together while they wait for their next turn
 
 
@@ -101,14 +103,16 @@ class Turn:
     kind: str  # "train", or one of sampling.KINDS
     client: str = ""
     sampler: Sampler | None = None
+    begun: bool = False  # a micro-batch that was interrupted
 
 
 class Engine(threading.Thread):
     """Runs training requests and sampling jobs; every public method may be called from any thread.
 
     Requests of one training client run in order. The owner that had the least compute goes next, whatever it
-    waits for, and of the kinds of work that it waits for the one that had least. A turn is a micro-batch, a
-    batch of prompts, or a few new tokens for all that is being sampled: their owners share the time of that.
+    waits for, and of the kinds of work that it waits for the one that had least. A turn is some layers of a
+    micro-batch, a batch of prompts, or a few new tokens for all that is being sampled: their owners share the
+    time of that.
     """
 
     def __init__(self, bases: dict[str, Base]):
@@ -254,20 +258,28 @@ class Engine(threading.Thread):
         """What could be done now."""
         with self._wake:
             heads = [(client, queue[0]) for client, queue in self._queues.items()]
-        held = sum(task.holds for _, task in heads)
-        firsts: dict[str, Turn] = {}  # by owner, who may have very many clients
+        held, full = sum(task.holds for _, task in heads), False
+        heads.sort(key=lambda head: (head[1].holds == 0, self._served[head[1].owner]))
+        firsts: dict[
+            str, Turn
+        ] = {}  # by owner, who may have very many clients, and goes on with what it began
         for client, task in heads:
-            fits = held == task.holds or held - task.holds + task.asks <= PAUSED_BYTES
-            if task.owner not in firsts and (task.asks <= task.holds or fits):
-                firsts[task.owner] = Turn(task.owner, "train", client)
+            if task.owner in firsts:
+                continue
+            if task.asks > task.holds:
+                # One that needs much room gets it when it's due: those behind it don't fill it up meanwhile.
+                full = full or (held > task.holds and held - task.holds + task.asks > PAUSED_BYTES)
+                if full:
+                    continue
+            firsts[task.owner] = Turn(task.owner, "train", client, begun=task.holds > 0)
         turns = list(firsts.values())
         for sampler in self._sampling():
             turns += [Turn(owner, kind, sampler=sampler) for owner, kind in sampler.turns()]
         return turns
 
     def _next_turn(self) -> Turn | None:
-        """The turn of the owner that had the least compute; time in which one had nothing to do gives it no
-        claim.
+        """The turn of the owner that had the least compute. Of what it could have had while it asked for
+        nothing it keeps a little: who trains and samples by turns then goes before one who never rests.
         """
         turns, served = self._turns(), self._served
         if not turns:
@@ -275,9 +287,11 @@ class Engine(threading.Thread):
         owners = {turn.owner for turn in turns}
         least = min((served[owner] for owner in owners & self._waiting), default=0.0)
         for owner in owners - self._waiting:
-            served[owner] = max(served[owner], least)
+            served[owner] = max(served[owner], least - CREDIT_SECONDS)
         self._waiting = owners
-        return min(turns, key=lambda t: (served[t.owner], served[t.owner, t.kind]), default=None)
+        # What was begun goes on unless another is a turn behind: it holds memory.
+        claims = {turn: served[turn.owner] - TURN_SECONDS * turn.begun for turn in turns}
+        return min(turns, key=lambda t: (claims[t], served[t.owner, t.kind]), default=None)
 
     def _take(self, turn: Turn) -> None:
         """Do the work of a turn, and note whose time it took. Now and then, give memory back."""
@@ -293,12 +307,13 @@ class Engine(threading.Thread):
             self._trimmed_at = time.monotonic()
 
     def _advance(self, client: str) -> float:
-        """Run a client's first task up to its next pause, and take it from its queue when it is done. Returns
-        the seconds it took.
+        """Run a client's first task up to a pause, and take it from its queue when it is done. Returns the
+        seconds it took.
         """
         task, started = self._queues[client][0], time.perf_counter()
-        task.holds = task.asks
-        done = self._step(task)
+        task.holds, done = task.asks, self._step(task)
+        while not done and task.asks <= task.holds and time.perf_counter() - started < TURN_SECONDS:
+            done = self._step(task)
         with self._wake:
             queue = self._queues[client]
             if done:

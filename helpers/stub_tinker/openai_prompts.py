@@ -14,7 +14,6 @@ from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.openai_requests import Message, OptionError
 
 TEXT_FACTOR = 64  # characters a token of the context: a longer text is refused before it is tokenized
-RENDERER_NAME = "renderer_name"  # of the cookbook: tinker_cookbook.checkpoint_utils
 
 
 @dataclass

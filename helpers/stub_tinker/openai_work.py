@@ -14,9 +14,10 @@ from tinker import types
 
 from helpers.stub_tinker import sample_requests
 from helpers.stub_tinker.budgets import Hold
+from helpers.stub_tinker.checkpoint_store import RENDERER_NAME, format_of
 from helpers.stub_tinker.errors import BadRequest, RequestError
 from helpers.stub_tinker.jobs import SampleJob
-from helpers.stub_tinker.openai_prompts import RENDERER_NAME, Prompt, chat_prompt, text_prompt
+from helpers.stub_tinker.openai_prompts import Prompt, chat_prompt, text_prompt
 from helpers.stub_tinker.openai_requests import ChatRequest, CompletionRequest
 from helpers.stub_tinker.sample_requests import SampleFuture
 from helpers.stub_tinker.samplers import KEPT_ADAPTERS, adapter_of, of_checkpoint
@@ -191,7 +192,7 @@ def _sampler(service: Service, owner: str, session: str, name: str) -> tuple[Sam
             service.samplers[sampler_id] = sampler
         sampler.used = time.monotonic()
         _forget_unused(service, session)
-    return sampler, (info.get("user_metadata") or {}).get(RENDERER_NAME)
+    return sampler, format_of(info).get(RENDERER_NAME)
 
 
 def _forget_unused(service: Service, session: str) -> None:

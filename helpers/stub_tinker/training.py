@@ -1,12 +1,13 @@
 """Forward and backward passes of a training client: micro-batches of like lengths, gradients that add up."""
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from helpers.stub_tinker.kernels import round_up
+from helpers.stub_tinker.kernels import TargetLogprob, round_up
 from helpers.stub_tinker.lora import LoraState
 from helpers.stub_tinker.losses import Example, datum_loss, needs_gradient
 from helpers.stub_tinker.model import Adapters, Model, Packed
@@ -49,32 +50,27 @@ def forward_backward(
 ) -> Generator[int, None, tuple[list[np.ndarray], dict[str, float]]]:
     """Logprobs of every target, and the summed loss. Gradients add to `state.grad` unless `forward_only`.
 
-    A generator that pauses after each micro-batch, so that others can have their turn, and after each layer
-    of a sequence that is longer than one. It yields the bytes that it will hold then.
+    A generator that pauses within each micro-batch, after each layer and each piece of the output layer, so
+    that others can have their turn. It yields the bytes that it will hold then.
 
     Returns:
         One float32 array a datum, (len(targets), k), and metrics by wire name.
     """
     logprobs: list[np.ndarray] = [np.empty((0, 1), np.float32)] * len(examples)
     total = 0.0
-    most = most_tokens(model.device)
-    for batch in micro_batches([len(e.tokens) for e in examples], most):
+    for batch in micro_batches([len(e.tokens) for e in examples], most_tokens(model.device)):
         groups = state.frozen_groups(model.dtype) if forward_only else state.training_groups(model.dtype)
         adapters = Adapters(model.dtype, training=True, groups=groups, scale=state.layout.scale)
         chosen = [examples[i] for i in batch]
         packed = Packed([e.tokens for e in chosen], model.device)
-        loss_of = functools.partial(_summed_loss, loss, config, chosen)
-        if packed.size > most:
-            values, summed = yield from _in_layers(
-                model, packed, adapters, chosen[0], loss, loss_of, not forward_only
-            )
-        else:
-            with torch.set_grad_enabled(not forward_only):
-                hidden = model.hidden(packed, adapters)
-                values = _all_logprobs(model, hidden, chosen, loss, adapters)
-                summed = loss_of(values)
-            if summed.requires_grad:
-                summed.backward()
+        values, summed = yield from _pass(
+            model,
+            packed,
+            adapters,
+            chosen,
+            functools.partial(_summed_loss, loss, config, chosen),
+            _wanted(loss, chosen, forward_only),
+        )
         total += float(summed.detach())
         for index, part in zip(batch, values, strict=True):
             logprobs[index] = part.detach().cpu().numpy()
@@ -98,87 +94,114 @@ def _summed_loss(
     return torch.stack(losses).sum()
 
 
-def _in_layers(
+def _wanted(loss: str, examples: list[Example], forward_only: bool) -> np.ndarray:
+    """Which rows can have a gradient: the backward pass through the vocabulary is what costs."""
+    return np.concatenate([needs_gradient(loss, e.inputs) & (not forward_only) for e in examples])
+
+
+def _pass(
     model: Model,
     packed: Packed,
     adapters: Adapters,
-    example: Example,
-    loss: str,
+    examples: list[Example],
     loss_of: Callable[[list[torch.Tensor]], torch.Tensor],
-    backward: bool,
+    wanted: np.ndarray,
 ) -> Generator[int, None, tuple[list[torch.Tensor], torch.Tensor]]:
-    """Logprobs and loss of one long sequence, a layer at a time: a turn for others between layers.
+    """Logprobs and loss of a micro-batch, a layer at a time: a turn for others between layers.
 
-    Only the inputs of layers are kept, 70 kB a token at 135M parameters, and each layer is computed again for
-    its backward pass, as are probabilities, `MAX_TOKENS` places at a time.
+    Of a sequence that is longer than a micro-batch only the inputs of layers are kept, 70 kB a token at 135M
+    parameters, and each layer is computed again for its backward pass.
+
+    Args:
+        wanted: (tokens,), the rows that have a gradient; without any there is no backward pass.
 
     Yields:
-        The bytes of these inputs.
+        About the bytes of what is kept.
     """
-    layers, inputs = model.config.layers, []
-    held = 4 * model.config.hidden * round_up(packed.size, 64) * (layers + 1)
+    most, backward = most_tokens(model.device), bool(wanted.any())
+    keep = backward and packed.size <= most
+    held = _kept_bytes(model, packed, keep)
+    pulls: list[Callable[[torch.Tensor], torch.Tensor]] = []
+
+    def run(step: Callable[..., torch.Tensor], x: torch.Tensor, **more: Any) -> torch.Tensor:
+        y, pull = _step(functools.partial(step, batch=packed, adapters=adapters, **more), x, keep)
+        if backward:
+            pulls.append(pull)
+        return y
+
     yield held
-    with torch.no_grad():
-        x, angles = model.start(packed, adapters)
-        for n in range(layers):
-            if backward:
-                inputs.append(x)
-            x = model.layer(n, x, packed, angles, adapters)
-            yield held
-        hidden = model.end(x, packed, adapters)
-        targets = torch.from_numpy(example.targets).to(hidden.device)
-        values = model.target_logprobs(hidden, targets, adapters)
-    yield held
-    values.requires_grad_(backward)
-    with torch.set_grad_enabled(backward):
-        summed = loss_of([values])
-    wanted = np.flatnonzero(needs_gradient(loss, example.inputs))
-    if not summed.requires_grad or not len(wanted):
-        return [values], summed
-    summed.backward()
-    assert values.grad is not None
-    gradient = torch.zeros_like(hidden)
-    for rows in torch.from_numpy(wanted).to(hidden.device).split(MAX_TOKENS):
+    x, angles = model.start(packed, adapters)
+    for n in range(model.config.layers):
+        x = run(functools.partial(model.layer, n), x, angles=angles)
+        yield held
+    hidden = run(model.end, x)
+    targets = _targets(examples).to(hidden.device)
+    values, heads = torch.zeros(targets.shape, device=hidden.device), []
+    for rows, has_gradient in _pieces(wanted, round_up(most // 8, TargetLogprob.SLICE)):
+        rows = rows.to(hidden.device)
         head = functools.partial(model.target_logprobs, targets=targets[rows], adapters=adapters)
-        gradient[rows] = _pull(head, hidden[rows], values.grad[rows])
+        values[rows], pull = _step(head, hidden[rows], keep and has_gradient)
+        if has_gradient:
+            heads.append((rows, pull))
         yield held
-    gradient = _pull(functools.partial(model.end, batch=packed, adapters=adapters), x, gradient)
-    for n in reversed(range(layers)):
-        layer = functools.partial(model.layer, n, batch=packed, angles=angles, adapters=adapters)
-        gradient = _pull(layer, inputs.pop(), gradient)
-        yield held
-    return [values], summed
+    values.requires_grad_(backward)
+    lengths = [len(e.targets) for e in examples]
+    parts = [v[:, : e.targets.shape[1]] for v, e in zip(values.split(lengths), examples, strict=True)]
+    summed = loss_of(parts)
+    if summed.requires_grad:
+        summed.backward()
+        assert values.grad is not None
+        gradient = torch.zeros_like(hidden)
+        while heads:
+            rows, pull = heads.pop()
+            gradient[rows] = pull(values.grad[rows])
+            yield held
+        while pulls:
+            gradient = pulls.pop()(gradient)
+            yield held
+    return parts, summed
 
 
-def _pull(
-    step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, gradient: torch.Tensor
-) -> torch.Tensor:
-    """The gradient of x, from that of step(x)."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        step(x).backward(gradient)
-    assert x.grad is not None
-    return x.grad
-
-
-def _all_logprobs(
-    model: Model, hidden: torch.Tensor, examples: list[Example], loss: str, adapters: Adapters
-) -> list[torch.Tensor]:
-    """Logprobs of the targets of each example, (n, k).
-
-    They have a gradient only where the loss can have one: the backward pass is what costs.
+def _step(
+    step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, keep: bool
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """step(x), and what makes the gradient of x from that of the result: from what autograd kept, or else by
+    doing the step again.
     """
-    lengths, width = [len(e.targets) for e in examples], max(e.targets.shape[1] for e in examples)
-    targets = np.concatenate([np.pad(e.targets, ((0, 0), (0, width - e.targets.shape[1]))) for e in examples])
-    targets = torch.from_numpy(targets).to(hidden.device)
-    wanted = np.concatenate([needs_gradient(loss, e.inputs) for e in examples])
-    if not hidden.requires_grad or wanted.all():
-        values = model.target_logprobs(hidden, targets, adapters)
-    else:
-        rows = torch.from_numpy(np.flatnonzero(wanted)).to(hidden.device)
-        rest = torch.from_numpy(np.flatnonzero(~wanted)).to(hidden.device)
-        values = torch.zeros(targets.shape, device=hidden.device)
-        values[rest] = model.target_logprobs(hidden.detach()[rest], targets[rest], adapters)
-        if len(rows):
-            values = values.index_copy(0, rows, model.target_logprobs(hidden[rows], targets[rows], adapters))
-    return [part[:, : e.targets.shape[1]] for part, e in zip(values.split(lengths), examples, strict=True)]
+    if not keep:
+        with torch.no_grad():
+            return step(x), lambda gradient: _step(step, x, True)[1](gradient)
+    x = x.detach().requires_grad_()
+    y = step(x)
+
+    def pull(gradient: torch.Tensor) -> torch.Tensor:
+        y.backward(gradient)
+        assert x.grad is not None
+        return x.grad
+
+    return y.detach(), pull
+
+
+def _kept_bytes(model: Model, packed: Packed, keep: bool) -> int:
+    """About what a pass holds: inputs of layers, or of each step of a layer, and the probabilities."""
+    c, size = model.config, model.dtype.itemsize
+    row = 4 * c.hidden * (c.layers + 1)
+    if keep:
+        attention = 2 * (c.heads + c.kv_heads) * c.head_dim + c.heads * packed.longest
+        row += c.layers * (4 * c.hidden + size * (attention + 2 * c.intermediate)) + size * c.vocab
+    return round_up(packed.size, 64) * row
+
+
+def _targets(examples: list[Example]) -> torch.Tensor:
+    """Targets of all examples, (tokens, most a token); zeros where an example has fewer."""
+    width = max(e.targets.shape[1] for e in examples)
+    padded = [np.pad(e.targets, ((0, 0), (0, width - e.targets.shape[1]))) for e in examples]
+    return torch.from_numpy(np.concatenate(padded))
+
+
+def _pieces(wanted: np.ndarray, size: int) -> Iterator[tuple[torch.Tensor, bool]]:
+    """Up to `size` rows at a time, first those that have no gradient, and whether they have one."""
+    for has_gradient in (False, True):
+        rows = torch.from_numpy(np.flatnonzero(wanted == has_gradient))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size], has_gradient

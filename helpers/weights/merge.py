@@ -22,6 +22,7 @@ from typing import Any
 
 from helpers.clock import worked
 from helpers.errors import ModelError
+from helpers.files import write_text
 from helpers.weights.adapter import lora_pairs, trains_output_layer
 from helpers.weights.archive import GIB
 from helpers.weights.base_model import (
@@ -155,10 +156,11 @@ def _merge_in_memory(base: Path, adapter_folder: str | Path, out: Path, work: Pa
         for parameter in merged.parameters():
             parameter.data = parameter.data.to(precision)
     merged.config.dtype = precision
-    if (base / "generation_config.json").is_file():  # copied as it is; transformers refuses to write some
-        merged.generation_config = GenerationConfig()
+    generation, merged.generation_config = merged.generation_config, GenerationConfig()
     with no_bars():
         merged.save_pretrained(out)
+    # Transformers itself refuses to write what some base models have, in that file or in config.json.
+    write_text(out / "generation_config.json", generation.to_json_string())
 
 
 # ---- how, and whether it can be done
