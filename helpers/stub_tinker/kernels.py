@@ -20,10 +20,13 @@ STEP = 16  # positions by which lengths are rounded for attention
 
 
 def round_up(number: int, multiple: int) -> int:
-    """oneDNN makes and keeps a kernel for each new shape (tens of ms, and MBs), so shapes are rounded to few
-    values.
-    """
+    """oneDNN keeps 0.7 MB for each new shape of a product, so shapes are rounded to few values."""
     return -(-number // multiple) * multiple
+
+
+def rows_for(tokens: int) -> int:
+    """Rows of a pass with so many tokens; those of most micro-batches are more than 512."""
+    return round_up(tokens, 64 if tokens <= 512 else STEP)
 
 
 class Frozen:
@@ -208,16 +211,16 @@ class SwiGlu:
     def again(self, gate_up: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         """The result once more, and what `pull` takes."""
         gate, up = gate_up.chunk(2, dim=-1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        return silu * up, (up, sigmoid, silu)
+        silu = F.silu(gate)
+        return silu * up, (gate, up, silu)
 
     def pull(
-        self, grad: torch.Tensor, up: torch.Tensor, sigmoid: torch.Tensor, silu: torch.Tensor
+        self, grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, silu: torch.Tensor
     ) -> torch.Tensor:
         out = grad.new_empty(len(grad), 2 * grad.shape[1])
-        torch.mul(grad * up, sigmoid + silu * (1 - sigmoid), out=out[:, : grad.shape[1]])
-        torch.mul(grad, silu, out=out[:, grad.shape[1] :])
+        to_gate, to_up = out.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
+        torch.mul(grad, silu, out=to_up)
         return out
 
 
@@ -405,9 +408,10 @@ def logprobs_of(logits: torch.Tensor, targets: torch.Tensor, result: torch.Tenso
         logits.copy_(exponentials.mul_(total.reciprocal_()))
 
 
-def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Over the last dimension of (rows, vocab) float32."""
-    return torch.cat([torch.log_softmax(part, dim=-1) for part in logits.split(TargetLogprob.IN_CACHE)])
+def log_softmax(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """That of each row's targets, (rows, k), from (rows, vocab) float32."""
+    parts = zip(logits.split(TargetLogprob.IN_CACHE), targets.split(TargetLogprob.IN_CACHE), strict=True)
+    return torch.cat([torch.log_softmax(part, dim=-1).gather(1, wanted) for part, wanted in parts])
 
 
 class TargetLogprob(torch.autograd.Function):
@@ -424,7 +428,7 @@ class TargetLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, output: Frozen, targets, lora, scale):
         asked = len(targets)
-        filler = round_up(asked, 64) - asked
+        filler = round_up(asked, STEP) - asked
         hidden, targets = F.pad(hidden, (0, 0, 0, filler)), F.pad(targets, (0, 0, 0, filler))
         result = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         kept, keep = [], ctx.needs_input_grad[0]

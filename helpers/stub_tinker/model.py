@@ -7,6 +7,7 @@ residual stream stays float32.
 """
 
 import json
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from helpers.stub_tinker.kernels import (
     log_softmax,
     rotate,
     round_up,
+    rows_for,
 )
 from helpers.stub_tinker.prefixes import Piece
 from helpers.stub_tinker.steady import fill
@@ -114,7 +116,7 @@ def module_shapes(config: Config) -> dict[str, tuple[int, int]]:
 class Packed:
     """Token sequences laid end to end, and where each row stands in the padded (sequence, position) grid.
 
-    Rows after the last token are filler, up to a multiple of 64; they stand in a sequence of their own.
+    Rows after the last token are filler, up to `rows_for` them.
 
     Args:
         known: for each sequence, the pieces that stand before it, if there are any.
@@ -127,17 +129,20 @@ class Packed:
         self.lengths = [len(s) for s in sequences]
         self.starts = [0, *torch.tensor(self.lengths).cumsum(0).tolist()]
         self.size = self.starts[-1]
-        filler = round_up(self.size, 64) - self.size
+        filler = rows_for(self.size) - self.size
         self.longest = round_up(max(self.lengths), STEP)
-        few = 4 if self.longest <= SHORT else 1  # fused attention has no kernels to keep, and much to do
-        self.count = round_up(len(sequences) + (filler > 0), few)
+        few = 4 if self.longest <= 128 else 2 if self.longest <= 256 else 1  # there is room for few long ones
+        count = math.ceil((self.size + filler) / self.longest)
+        self.count = round_up(max(len(sequences), count), few)
         self.tokens = torch.tensor([t for s in sequences for t in s] + [0] * filler, device=device)
-        within = torch.cat([torch.arange(n) for n in self.lengths] + [torch.zeros(filler, dtype=torch.long)])
-        counts = torch.tensor([*self.lengths, filler])
-        owner = torch.repeat_interleave(torch.arange(len(sequences) + 1), counts)
-        before = torch.tensor([*(sum(map(len, pieces)) for pieces in self.known), 0])
-        self.positions = (before[owner] + within).to(device)
-        self.slots = (owner * self.longest + within).to(device)  # row -> place in the grid
+        within = torch.cat([torch.arange(n) for n in self.lengths])
+        owner = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(self.lengths))
+        before = torch.tensor([sum(map(len, pieces)) for pieces in self.known])
+        self.positions = F.pad(before[owner] + within, (0, filler)).to(device)
+        slots = owner * self.longest + within
+        free = torch.ones(self.count * self.longest, dtype=torch.bool).index_fill_(0, slots, False)
+        # row -> place in the grid; filler stands after sequences that are shorter than the longest
+        self.slots = torch.cat([slots, free.nonzero()[:filler, 0]]).to(device)
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
         """(tokens, heads, dim) -> (sequences, heads, longest, dim), zeros where there is no token."""
@@ -363,7 +368,7 @@ class Model:
         for start in range(0, len(hidden), TargetLogprob.SLICE):
             rows = slice(start, min(start + TargetLogprob.SLICE, len(hidden)))
             logits = self.logits(hidden[rows], adapters.within(rows))
-            values.append(log_softmax(logits).gather(1, targets[rows]))
+            values.append(log_softmax(logits, targets[rows]))
         return torch.cat(values) if values else torch.empty(targets.shape, device=hidden.device)
 
     def logits(self, hidden: torch.Tensor, adapters: Adapters) -> torch.Tensor:

@@ -384,21 +384,21 @@ class Sampler:
 
     def _append(self, jobs: list[SampleJob], logits: torch.Tensor) -> None:
         """Choose the next token of each job from (jobs, vocab) logits; jobs that end leave their slot."""
-        chosen = logits.argmax(dim=-1)  # the first of several, by its documentation
+        chosen = first_of_best(logits)
         drawing = [i for i, job in enumerate(jobs) if job.temperature > 0]
         if drawing:
             rows = torch.tensor(drawing, device=logits.device)
             chosen[rows] = draw(
                 logits if len(drawing) == len(jobs) else logits[rows], [jobs[i] for i in drawing]
             )
-        every = log_softmax(logits)
-        logprobs = every.gather(1, chosen[:, None])[:, 0]
+        logprobs = log_softmax(logits, chosen[:, None])[:, 0]
         for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), logprobs.tolist(), strict=True)):
             job.tokens.append(token)
             job.logprobs.append(logprob)
             if job.topk_logprobs:
-                top = likeliest(every[i], job.topk_logprobs)
-                job.topk.append((top.int().cpu().numpy(), every[i, top].cpu().numpy()))
+                every = torch.log_softmax(logits[i], dim=-1)
+                top = likeliest(every, job.topk_logprobs)
+                job.topk.append((top.int().cpu().numpy(), every[top].cpu().numpy()))
             if job.on_token:
                 job.on_token()
             if reason := self._stop_reason(job):
@@ -416,6 +416,13 @@ class Sampler:
         return "length" if len(job.tokens) >= job.max_tokens else None
 
 
+def first_of_best(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row of (jobs, vocab) logits, of equally likely ones the first: (jobs,)."""
+    if logits.device.type == "cpu":  # NumPy takes a tenth of PyTorch's time
+        return torch.from_numpy(logits.numpy().argmax(axis=1))
+    return logits.argmax(dim=-1)
+
+
 def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
     """A token for each row of (jobs, vocab) logits by its job's temperature, top-k, top-p and random numbers:
     (jobs,).
@@ -423,7 +430,7 @@ def draw(logits: torch.Tensor, jobs: list[SampleJob]) -> torch.Tensor:
     temperatures = torch.tensor([max(job.temperature, COLDEST) for job in jobs], device=logits.device)[
         :, None
     ]
-    scaled = logits.sub(logits.max(dim=-1, keepdim=True).values).div_(temperatures)
+    scaled = logits.sub(logits.amax(dim=-1, keepdim=True)).div_(temperatures)
     for i, job in enumerate(jobs):
         if 0 < job.top_k < scaled.shape[1]:
             _keep_only(scaled[i], likeliest(logits[i], job.top_k), -torch.inf)

@@ -119,14 +119,27 @@ def fill(rows: torch.Tensor, size: int) -> torch.Tensor:
 
 @functools.cache
 def batched(
-    each: int, m: int, k: int, n: int, dtype: torch.dtype, device: torch.device, threads: int
+    each: int,
+    m: int,
+    k: int,
+    n: int,
+    transposed: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int,
 ) -> Steady:
-    """The numbers of slots for products (slots·each, m, k) @ (slots·each, k, n), with as many threads."""
+    """The numbers of slots for products (slots·each, m, k) @ (slots·each, k, n), with as many threads.
+
+    Args:
+        transposed: the second factor lies in memory as (slots·each, n, k).
+    """
 
     @torch.inference_mode()
     def run(slots: int) -> torch.Tensor:
         row, matrix = trial_operands(n, k, dtype, device)
         a = row.expand(slots * each, m, k).contiguous()
+        if transposed:
+            return torch.bmm(a, matrix.expand(slots * each, n, k).contiguous().transpose(1, 2))
         return torch.bmm(a, matrix.T.expand(slots * each, k, n).contiguous())
 
     return Steady(run)
