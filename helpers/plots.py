@@ -330,6 +330,15 @@ RL_PANELS = {
     "useless": "share of useless groups",
 }
 
+DPO_PANELS = {
+    "dpo_loss": "loss",
+    "accuracy": "pairs ranked right",
+    "margin": "margin",
+    "chosen_reward": "chosen: beta × gain",
+    "rejected_reward": "rejected: beta × gain",
+}
+DISTILLATION_PANELS = {"teacher_kl": "KL from the teacher, nats a token", "length": "length, tokens"}
+
 
 def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":
     """One small panel a measure, over the steps of a loop.

@@ -18,7 +18,7 @@ from helpers.evaluate.evaluation import evaluate_model, score_outputs
 from helpers.evaluate.grading import check_answer
 from helpers.evaluate.grading.free_text import token_f1
 from helpers.evaluate.math_reasoning import evaluate_math_reasoning, majority_vote, pass_at_k
-from helpers.evaluate.paired import mcnemar
+from helpers.evaluate.paired import mcnemar, win_rate
 from helpers.evaluate.score import wilson_interval
 from helpers.files import read_jsonl
 
@@ -241,6 +241,16 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert mcnemar(outcomes(tuned), outcomes(base))["p_value"] == pytest.approx(result["p_value"])
     assert mcnemar(outcomes(base), outcomes(base))["p_value"] == 1
     assert result["ci95"] == pytest.approx((0.0397, 0.5967), abs=1e-4)  # Agresti and Min's formula, by hand
+
+
+def test_a_tie_counts_half_a_win():
+    won = win_rate([(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 1), (1, 0), (1, 0), (1, 0)])
+    assert (won.wins, won.ties, won.losses, won.rate) == (2, 1, 1, 0.625)
+    assert won.ci95 == pytest.approx(wilson_interval(2.5, 4))
+    assert str(won).startswith("win rate 62.5%, 95% interval ") and "2 won, 1 tied, 1 lost" in str(won)
+    for before, after in (([], []), ([1], [1, 2])):
+        with pytest.raises(DataError, match="answers against"):
+            win_rate(before, after)
 
 
 def test_mcnemar_refuses_other_problems():

@@ -15,6 +15,7 @@ from stub_reference import Stub, assert_close
 from tinker import types
 
 from helpers.data.lists import HELD_OUT, is_known, known_members, list_problems, read_items
+from helpers.data.units import names_unit, unit_of, with_unit
 from helpers.errors import DataError
 from helpers.evaluate.grading import Verdict
 from helpers.paths import ROOT
@@ -72,7 +73,7 @@ def test_the_policy_gradient_is_the_one_of_the_formula(stub, groups):
     client.forward_backward(policy_data(made, kl_penalties(other, 0.2)), "importance_sampling").result()
     flat = [value for rows in other for row in rows for value in row]
     loss = 0
-    for group, rows in list(zip(made, other, strict=True))[:2]:
+    for group, rows in zip(made, other, strict=True):  # the one of equal rewards, too: it pays for divergence
         mean = sum(group.rewards) / 3
         for tokens, q, reward, row in zip(group.tokens, group.logprobs, group.rewards, rows, strict=True):
             ratio = torch.exp(answer_logprobs(reference, group.prompt, tokens) - torch.tensor(q))
@@ -213,6 +214,22 @@ def test_lists_are_read_as_people_write_them():
     assert [is_known(item, "birds") for item in items] == [True, True, True, False, False]
     assert is_known("cherries", "fruits") and is_known("scarves", "pieces of clothing")
     assert read_items("") == [""] and not is_known("", "birds")
+
+
+def test_units_are_read_from_the_question():
+    questions = {
+        "How many more beads does Ana have?": "beads",
+        "Ana has 3 cards. How many cards are there?": "cards",
+        "How many good plums are left?": "plums",
+        "How many are left?": None,
+        "What is the bill in dollars?": None,
+    }
+    assert {question: unit_of(question) for question in questions} == questions
+    record = with_unit({"instruction": "How many km remain?", "output": "Final answer: 6"})
+    assert record["output"] == "Final answer: 6 km" and names_unit(
+        record["output"] + "\n", "How many km remain?"
+    )
+    assert not names_unit("Final answer: 6", "How many km remain?")
 
 
 def test_the_diagrams_are_those_of_the_script(monkeypatch):

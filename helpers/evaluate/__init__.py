@@ -5,6 +5,7 @@
     tuned = evaluate_model(tuned_client, test_set, tokenizer, renderer=renderer, grader=task.grader)
     print(tuned["score"])                                 # 70/120 = 58.3%, 95% interval 49.4% to 66.8%
     mcnemar(base["samples"], tuned["samples"])["p_value"]
+    print(win_rate(ranks_of_base, ranks_of_tuned))        # win rate 76.8%, 95% interval 68.1% to 83.6% (…)
 
 Graders live in helpers/evaluate/grading, each with what it takes for right.
 """
@@ -23,7 +24,7 @@ from helpers.evaluate.grading import (
 )
 from helpers.evaluate.judge import ProofJudge
 from helpers.evaluate.math_reasoning import evaluate_math_reasoning
-from helpers.evaluate.paired import before_after_table, mcnemar
+from helpers.evaluate.paired import before_after_table, mcnemar, win_rate
 from helpers.evaluate.score import Score, wilson_interval
 from helpers.evaluate.tasks import choose_task
 
@@ -49,6 +50,7 @@ __all__ = [
     "run_inspect_eval",
     "score_outputs",
     "wilson_interval",
+    "win_rate",
 ]
 
 # These subclass what the cookbook and Inspect define, and importing either takes seconds.

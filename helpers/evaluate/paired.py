@@ -4,11 +4,12 @@ and after.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from helpers.errors import DataError
 from helpers.evaluate.controls import Controls
-from helpers.evaluate.score import Mean
+from helpers.evaluate.score import Mean, wilson_interval
 from helpers.evaluate.tasks import Task
 
 
@@ -70,6 +71,53 @@ def _difference_interval(gained: int, lost: int, total: int) -> tuple[float, flo
     middle = (more - fewer) / pairs
     half = 1.96 * math.sqrt(more + fewer - (more - fewer) ** 2 / pairs) / pairs
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often one model's answer beats another's on the same problems."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def rate(self) -> float:
+        """The share of wins; a tie counts half."""
+        return (self.wins + self.ties / 2) / self.total
+
+    @property
+    def total(self) -> int:
+        return self.wins + self.ties + self.losses
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """Wilson's 95% interval of the rate. With ties it is too wide rather than too narrow."""
+        return wilson_interval(self.rate * self.total, self.total)
+
+    def __str__(self) -> str:
+        low, high = self.ci95
+        counts = f"{self.wins} won, {self.ties} tied, {self.losses} lost"
+        return f"win rate {self.rate:.1%}, 95% interval {low:.1%} to {high:.1%} ({counts})"
+
+
+def win_rate(before: Sequence[Any], after: Sequence[Any]) -> WinRate:
+    """The win rate of the second model over the first.
+
+    Args:
+        before, after: the rank of each answer, on the same problems in the same order: anything that can be
+            compared, the larger the better.
+
+    Raises:
+        DataError: there is nothing to compare, or the lengths differ.
+    """
+    if not before or len(before) != len(after):
+        raise DataError(
+            f"{len(before)} answers against {len(after)}", "rank both models' answers to the same problems"
+        )
+    wins = sum(new > old for old, new in zip(before, after, strict=True))
+    losses = sum(new < old for old, new in zip(before, after, strict=True))
+    return WinRate(wins, len(before) - wins - losses, losses)
 
 
 def before_after_table(

@@ -64,7 +64,27 @@ LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
-OWN = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER}
+PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "One step of DPO: the model samples answers to a prompt, a rule ranks them, the best and the worst make a "
+    "pair, and the loss compares how much more the model than the reference favours the chosen one.",
+    (
+        (10, 20, 140, "model", ("model", "samples 4 answers")),
+        (200, 20, 150, "rule", ("rule", "ranks them")),
+        (400, 20, 170, "data", ("pair", "chosen, rejected")),
+        (200, 120, 150, "model", ("reference", "logprob of each answer")),
+        (400, 120, 170, "rule", ("difference", "model less reference, β")),
+        (620, 120, 250, "model", ("forward_backward_custom", "chosen up against rejected")),
+    ),
+    (
+        ((150, 49), (200, 49), ""),
+        ((350, 49), (400, 49), ""),
+        ((485, 78), (485, 120), ""),
+        ((350, 149), (400, 149), ""),
+        ((570, 149), (620, 149), ""),
+    ),
+)
+
+OWN = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER, "preference_step.svg": PREFERENCE_STEP}
 DIAGRAMS = OWN | diagrams_road.DIAGRAMS | diagrams_serve.DIAGRAMS
 
 
