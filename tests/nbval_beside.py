@@ -11,10 +11,9 @@ from typing import Self
 import psutil
 
 from helpers.paths import ROOT
-from helpers.runs.stages import STAGES
+from helpers.runs.stages import LESSONS, STAGES
 
-PART_TWO = ["07_tokens_and_templates", "08_lora_by_hand"]
-NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), *PART_TWO, "solutions"]
+NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), *LESSONS[2], "solutions"]
 NOTEBOOK_TESTS = "test_notebooks.py"
 SECONDS = 2400
 

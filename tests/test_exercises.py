@@ -1,102 +1,120 @@
-"""The exercises of Part 2: a wrong answer draws the hint that fits it, a right one in any form is taken."""
+"""The exercises: a wrong answer draws the hint that fits it, a right one in any form is taken.
+
+`answers/NOTEBOOK.toml` has a table for each exercise: how what is said begins, and the answers that draw it.
+Each is put where the cell says `= None  #` or `return None  # your code`. `before` is code to run first, and
+`cells` are words of earlier cells of the notebook, to run after it. `base_model` is there.
+"""
 
 import re
+import tomllib
+from typing import Any
 
 import pytest
-from texts import code_cells, source
+from texts import LESSONS, code_cells, source
 
+from helpers.exercise import as_number, check_exercise, same
 from helpers.paths import ROOT
-from helpers.train import get_renderer, prompt_tokens
-from helpers.train.models import load_tokenizer
 
-TOKENS, LORA = "07_tokens_and_templates", "08_lora_by_hand"
-NOT_TRIED = r"= None  #|return None  # your code"
+ANSWERS = {path.stem: tomllib.loads(path.read_text()) for path in (ROOT / "tests/answers").glob("*.toml")}
+EXERCISES = {
+    (notebook, int(number)): hints
+    for notebook, table in sorted(ANSWERS.items())
+    for number, hints in table.items()
+    if number.isdigit()
+}
+NONE, CODE = "= None  #", "return None  # your code"
 
 
-def cells_with(notebook: str, pattern: str) -> list[str]:
-    code = [source(cell) for cell in code_cells(ROOT / "notebooks" / f"{notebook}.ipynb")]
-    return [text for text in code if re.search(pattern, text)]
+def code_of(notebook: str) -> list[str]:
+    return [source(cell) for cell in code_cells(ROOT / "notebooks" / f"{notebook}.ipynb")]
+
+
+def cell_with(notebook: str, words: str) -> str:
+    [text] = [text for text in code_of(notebook) if words in text]
+    return text
 
 
 @pytest.fixture(scope="module")
-def defined(base_model) -> dict[str, dict]:
-    """What the notebooks' earlier cells define for their exercises."""
-    layer: dict = {}
-    exec(cells_with(LORA, "class LoRALinear")[0], layer)
-    tokens = {
-        "tokenizer": load_tokenizer(base_model),
-        "get_renderer": get_renderer,
-        "prompt_tokens": prompt_tokens,
+def names(base_model) -> dict[str, dict[str, Any]]:
+    """What each notebook's earlier cells define for its exercises."""
+    left: dict[str, dict[str, Any]] = {}
+    for notebook, table in ANSWERS.items():
+        left[notebook] = {"base_model": base_model, "check_exercise": check_exercise, "same": same}
+        for code in [
+            table.get("before", ""),
+            *(cell_with(notebook, words) for words in table.get("cells", [])),
+        ]:
+            exec(code, left[notebook])
+    return left
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda key: f"{key[0][:2]}.{key[1]}")
+def test_each_answer_draws_its_hint(exercise, names, capsys):
+    notebook, number = exercise
+    code, hints = cell_with(notebook, f"check_exercise({number},"), EXERCISES[exercise]
+
+    def said(answer: str) -> str:
+        tried = code.replace(NONE, f"= {answer}  #").replace(CODE, f"return {answer}  # your code")
+        exec(tried, dict(names[notebook]))
+        return capsys.readouterr().out.strip()
+
+    assert len(re.findall(f"{NONE}|{CODE}", code)) == 1, "one place for the answer"
+    assert said("None") == f"Exercise {number}: not tried yet."
+    for hint, answers in hints.items():
+        for answer in answers:
+            told = said(answer)
+            assert told.startswith(hint if hint.startswith("Right") else f"Hint: {hint}"), (answer, told)
+    wrong = [answer for hint, answers in hints.items() if not hint.startswith("Right") for answer in answers]
+    assert len(wrong) >= 3 and any(hint.startswith("Right") for hint in hints)
+
+
+def test_every_exercise_has_answers():
+    checked = {
+        (notebook, int(number))
+        for notebook in (path.stem for path in LESSONS)
+        for code in code_of(notebook)
+        for number in re.findall(r"check_exercise\((\d+),", code)
     }
-    return {LORA: layer, TOKENS: tokens}
-
-
-def said(notebook: str, number: int, edits: dict[str, str], names: dict, capsys) -> str:
-    code = cells_with(notebook, NOT_TRIED)[number - 1]
-    for old, new in edits.items():
-        assert old in code
-        code = code.replace(old, new)
-    exec(code, dict(names))
-    return capsys.readouterr().out.strip()
-
-
-COUNT, CODE = "my_count = None", "return None  # your code"
-FORWARD = "return None  # your code\n\n\nfixed"
-NUMBERS = "return None  # your code"
+    assert checked == EXERCISES.keys()
 
 
 @pytest.mark.parametrize(
-    ("notebook", "number", "edits", "answer"),
+    ("answer", "number"),
     [
-        (TOKENS, 1, {}, "Exercise 1: not tried yet."),
-        (TOKENS, 1, {COUNT: "my_count = 15"}, "Hint: that's the number of characters"),
-        (TOKENS, 1, {COUNT: "my_count = 5"}, "Hint: print the pieces"),
-        (TOKENS, 1, {COUNT: "my_count = 'many'"}, "Hint: print the pieces"),
-        (TOKENS, 1, {COUNT: "my_count = 13"}, "Right."),
-        (TOKENS, 1, {COUNT: "my_count = '13'"}, "Right."),
-        (TOKENS, 2, {}, "Exercise 2: not tried yet."),
-        (TOKENS, 2, {CODE: "return weights_for(prompt, answer)"}, "Hint: target number i"),
-        (TOKENS, 2, {CODE: "return [0.0, 0.0] + [1.0] * 4"}, "Hint: target number i"),
-        (TOKENS, 2, {CODE: "return [0] * len(prompt) + [1] * len(answer)"}, "Hint: there's one target fewer"),
-        (TOKENS, 2, {CODE: "return [0] * (len(prompt) - 1) + [1] * len(answer)"}, "Right."),
-        (TOKENS, 3, {}, "Exercise 3: not tried yet."),
-        (
-            TOKENS,
-            3,
-            {CODE: "return f'Instruction: {question}\\nResponse: '  #"},
-            "Hint: there's an extra space",
-        ),
-        (TOKENS, 3, {CODE: "return question  #"}, "Hint: print the guide's text"),
-        (
-            TOKENS,
-            3,
-            {CODE: "return 'Instruction: Add 2 and 3.\\nResponse:'  #"},
-            "Hint: it fits this question only",
-        ),
-        (TOKENS, 3, {CODE: "return f'Instruction: {question}\\nResponse:'  #"}, "Right."),
-        (LORA, 1, {}, "Exercise 1: not tried yet."),
-        (LORA, 1, {COUNT: "my_count = 1"}, "Hint: write the gradient"),
-        (LORA, 1, {COUNT: "my_count = 2"}, "Hint: write the gradient"),
-        (LORA, 1, {COUNT: "my_count = 'none'"}, "Hint: write the gradient"),
-        (LORA, 1, {COUNT: "my_count = 0"}, "Right."),
-        (LORA, 1, {COUNT: "my_count = '0'"}, "Right."),
-        (LORA, 2, {}, "Exercise 2: not tried yet."),
-        (
-            LORA,
-            2,
-            {FORWARD: "return super().forward(x)\n\n\nfixed"},
-            "Hint: this is still the suspicious layer",
-        ),
-        (LORA, 2, {FORWARD: "return self.linear(x)\n\n\nfixed"}, "Hint: look at what `alpha`"),
-        (LORA, 2, {FORWARD: "return 1.0\n\n\nfixed"}, "Hint: return one tensor"),
-        (LORA, 2, {FORWARD: "return LoRALinear.forward(self, x)\n\n\nfixed"}, "Right."),
-        (LORA, 3, {}, "Exercise 3: not tried yet."),
-        (LORA, 3, {NUMBERS: "return r * m * n"}, "Hint: that's r times the whole layer"),
-        (LORA, 3, {NUMBERS: "return r * m"}, "Hint: A is r × n"),
-        (LORA, 3, {NUMBERS: "return 67584"}, "Hint: A is r × n"),
-        (LORA, 3, {NUMBERS: "return r * (m + n)"}, "Right."),
-        (LORA, 3, {NUMBERS: "return str(r * (m + n))"}, "Right."),
+        (5, 5),
+        ("5", 5),
+        (" 5.0 ", 5),
+        ("1,248", 1248),
+        ("8%", 0.08),
+        ("100/1248", 100 / 1248),
+        ("-3e-2", -0.03),
     ],
 )
-def test_each_answer_draws_its_hint(notebook, number, edits, answer, defined, capsys):
-    assert said(notebook, number, edits, defined[notebook], capsys).startswith(answer)
+def test_a_number_is_read_in_any_form(answer, number):
+    assert same(answer, number) and not same(answer, 6)
+
+
+def test_what_is_no_number_is_compared_as_text():
+    assert [as_number(text) for text in ("1 / 0", "five", [5], None)] == [None] * 4
+    assert same(" Yes", "yes") and not same("yes", 1) and not same("no", "yes")
+    assert same((1, "2"), [1, 2]) and not same([1], [1, 2]) and not same(1, [1])
+
+
+def test_a_check_is_quiet_until_tried_and_never_ends_in_a_traceback(capsys):
+    def hint(double):
+        return None if same([double(1), double(2)], [2, 4]) else "twice as much"
+
+    def half_done(n):
+        return 2 if n == 1 else None
+
+    def broken(n):
+        return n / 0
+
+    not_tried = (None, "", [], lambda n: None)
+    for answer in (*not_tried, half_done, broken, lambda: 2, 3, lambda n: 2, lambda n: f"{2 * n}"):
+        check_exercise(7, answer, hint)
+    told = capsys.readouterr().out.splitlines()
+    assert told[:4] == ["Exercise 7: not tried yet."] * 4
+    assert "returns nothing for (2)" in told[4] and "at `return n / 0`" in told[5]
+    assert "takes 0 positional arguments" in told[6] and "can't use" in told[7]
+    assert told[8:] == ["Hint: twice as much", "Right."]

@@ -72,7 +72,7 @@ def test_the_policy_gradient_is_the_one_of_the_formula(stub, groups):
     client.forward_backward(policy_data(made, kl_penalties(other, 0.2)), "importance_sampling").result()
     flat = [value for rows in other for row in rows for value in row]
     loss = 0
-    for group, rows in list(zip(made, other, strict=True))[:2]:
+    for group, rows in zip(made, other, strict=True):  # the one of equal rewards, too: it pays for divergence
         mean = sum(group.rewards) / 3
         for tokens, q, reward, row in zip(group.tokens, group.logprobs, group.rewards, rows, strict=True):
             ratio = torch.exp(answer_logprobs(reference, group.prompt, tokens) - torch.tensor(q))

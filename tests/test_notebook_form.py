@@ -127,6 +127,51 @@ def test_a_cell_that_does_not_say_why_is_noticed():
     assert any(NOT_COMPARED in tags(cell) for notebook in NOTEBOOKS for cell in code_cells(notebook))
 
 
+BOLD_NUMBER = re.compile(r"\*\*([+−-]?\d(?:[\d.,/e−-]*\d)?%?)\*\*")
+
+
+def misquoted(all_cells: list[dict]) -> list[str]:
+    """Bold numbers of the text, such as **70/120**, that no output above them in their section has."""
+    wrong, outputs = [], []
+    for cell in all_cells:
+        text = source(cell)
+        if cell["cell_type"] == "code":
+            outputs.append(shown(cell))
+            continue
+        for number in BOLD_NUMBER.findall(text):
+            if not re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d%]|[.,]\d)", "\n".join(outputs)):
+                wrong.append(number)
+        if re.search(r"(?m)^#+ ", text):
+            outputs = []
+    return wrong
+
+
+def shown(cell: dict) -> str:
+    """What a cell prints or gives as text."""
+    given = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell["outputs"]]
+    return "\n".join("".join(lines) for lines in given)
+
+
+@each_notebook
+def test_numbers_quoted_from_outputs_are_those_of_the_outputs(notebook):
+    """A number in bold is a quotation: `make notebooks` changes outputs, this says what to change."""
+    assert misquoted(cells(notebook)) == []
+
+
+def test_a_number_that_no_output_has_is_noticed():
+    def markdown(text):
+        return {"cell_type": "markdown", "source": [text]}
+
+    said = {"cell_type": "code", "source": [""], "outputs": [{"text": ["70/120 right, 58.3%, p = 9e-17\n"]}]}
+    assert (
+        misquoted([said, markdown("**70/120** = **58.3%**, **9e-17**. **1.** First, **2 of 3**\n## Next")])
+        == []
+    )
+    wrong = "**0/120**, **58%**, **8.3%**, **58.3**, **71/120**"
+    assert misquoted([said, markdown(wrong)]) == ["0/120", "58%", "8.3%", "58.3", "71/120"]
+    assert misquoted([said, markdown("## Another section"), markdown("**70/120**")]) == ["70/120"]
+
+
 @each_notebook
 def test_outputs_are_of_one_run_from_top_to_bottom(notebook):
     code = code_cells(notebook)

@@ -48,7 +48,7 @@ def run_notebook(
     run.update(failure=None)
     line, traceback = ProgressLine(f"{label} {notebook}"), []
     try:
-        _execute(notebooks / output.name, output, {"run_name": run.name, **settings}, line)
+        execute(notebooks / output.name, output, {"run_name": run.name, **settings}, line)
         if run.manifest.stages.is_done(stage):
             entry = run.stage(stage)
             line.end(entry.summary)
@@ -73,7 +73,13 @@ def run_notebook(
     return 1
 
 
-def _execute(notebook: Path, output: Path, parameters: dict[str, Any], line: "ProgressLine") -> None:
+def execute(notebook: Path, output: Path, parameters: dict[str, Any], line: "ProgressLine") -> None:
+    """Run a notebook through papermill in the folder of the notebooks; what its cells print goes to `line`.
+
+    Raises:
+        PapermillExecutionError: a cell failed.
+        DeadKernelError: its process ended.
+    """
     import papermill
     from traitlets.config import Config
 

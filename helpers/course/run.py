@@ -9,7 +9,7 @@ from helpers.course import completers
 from helpers.course.arguments import add_command, add_settings, chosen_settings
 from helpers.course.interrupt import heed_ctrl_c
 from helpers.errors import UsageError
-from helpers.runs.stages import STAGES
+from helpers.runs.stages import LESSONS, STAGES
 from helpers.text import clock, printable, red, table
 
 if TYPE_CHECKING:
@@ -30,9 +30,18 @@ def add(commands: Any) -> None:
         "course run --data tickets.csv --columns instruction=text,output=label -p task=classification",
         "course run --resume                      # go on where the newest run stopped",
         "course run --like latest -p rank=16      # the same again, but for one setting",
+        "course run --part 3 -p steps=4           # notebooks 10 and later, in the folder of the newest run",
     )
     name = parser.add_argument(
         "--name", default="", metavar="RUN", help="name of the run folder (default: date and time)"
+    )
+    parser.add_argument(
+        "--part",
+        type=int,
+        choices=(1, *LESSONS),
+        default=1,
+        help="2 or 3: run the notebooks of that part on a run (--name, default: latest) whose training is "
+        "done, into its folder",
     )
     add_settings(parser)
     parser.add_argument("--from", dest="first", choices=STAGES, help="start at this stage of an existing run")
@@ -58,6 +67,10 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.part in LESSONS:
+        from helpers.course.lessons import run_part
+
+        return run_part(options)
     if options.json and not options.dry_run:
         raise UsageError(
             "--json goes with --dry-run", "add --dry-run, or see a finished run: course show --json"

@@ -73,6 +73,10 @@ def describe(run: "RunInfo") -> dict[str, Any]:
         "stages": {
             name: entry.model_dump(mode="json", include=SHOWN) for name, entry in manifest.stages.items()
         },
+        "lessons": {
+            name: entry.model_dump(mode="json", include=SHOWN | {"settings"})
+            for name, entry in manifest.lessons.items()
+        },
         "data": [row.model_dump(mode="json") for row in split.data] if split else [],
         "sources": [asdict(source) for source in split.results.sources] if split and split.results else [],
         "scores": [{"model": name} | headline.fields() for name, headline in results.headlines.items()],
@@ -130,6 +134,9 @@ def _stages(run: "RunInfo", details: dict[str, Any]) -> list[str]:
     if failure := run.manifest.failure:
         lines.append(f"  {failure.stage} failed: {failure.what}")
         lines += [f"  → {failure.fix}"] if failure.fix else []
+    for name, entry in run.manifest.lessons.items():
+        lines.append(f"  {name}: {entry.status}, {clock(entry.seconds)}")
+        lines += [f"  {name} failed: {entry.failure.what}"] if entry.failure else []
     return lines
 
 

@@ -174,6 +174,16 @@ class Failure(Part):
     time: AwareDatetime
 
 
+class LessonEntry(Part):
+    """What the manifest says of a notebook of Part 2 or 3 that `course run --part` ran."""
+
+    status: Status
+    started: AwareDatetime
+    settings: dict[str, Any]  # what the notebook was told, by name
+    seconds: float | None = None
+    failure: Failure | None = None
+
+
 S = TypeVar("S", bound=Settings)
 R = TypeVar("R", bound=Part)
 
@@ -257,6 +267,7 @@ class Manifest(Part):
     sweep: str | None = None  # the sweep that the run belongs to
     failure: Failure | None = None  # until a stage is begun again
     stages: Stages = Stages()
+    lessons: dict[str, LessonEntry] = {}  # by notebook
 
     @property
     def task(self) -> Task:

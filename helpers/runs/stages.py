@@ -1,4 +1,4 @@
-"""The stages of a run: their notebooks, and which stages each one builds on."""
+"""The stages of a run: their notebooks, and which stages each one builds on; and the lessons after them."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,12 @@ STAGES = {
     "export": StageKind("04_export", ("train",)),
     "merge": StageKind("05_merge", ("split", "export")),
     "vllm": StageKind("06_vllm_inference", ("split", "merge")),
+}
+
+# The notebooks of Parts 2 and 3. They are no stages: none reads what another makes.
+LESSONS = {
+    2: ("07_tokens_and_templates", "08_lora_by_hand"),
+    3: ("10_reinforcement_learning",),
 }
 
 

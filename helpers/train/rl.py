@@ -47,7 +47,7 @@ class Group:
 
     @property
     def is_useless(self) -> bool:
-        """Whether all rewards are the same: every advantage is 0 then, and so is the gradient."""
+        """Whether all rewards are the same: then every advantage is 0, and so is the reward's gradient."""
         return len(set(self.rewards)) == 1
 
 
@@ -94,7 +94,8 @@ def policy_datum(prompt: list[int], tokens: list[int], logprobs: list[float], ad
 
 
 def policy_data(groups: Sequence[Group], penalties: Sequence[list[list[float]]] | None = None) -> list[Any]:
-    """The datums of a step; groups in which all rewards are the same are left out.
+    """The datums of a step. Groups in which all rewards are the same are left out, but not where there
+    are penalties: those have a gradient of their own.
 
     Args:
         penalties: added to the advantages: one number a token of each sample of each group, such as
@@ -102,7 +103,7 @@ def policy_data(groups: Sequence[Group], penalties: Sequence[list[list[float]]] 
     """
     data = []
     for place, group in enumerate(groups):
-        if group.is_useless:
+        if group.is_useless and not penalties:
             continue
         for number, (tokens, logprobs) in enumerate(zip(group.tokens, group.logprobs, strict=True)):
             advantages = [group.advantages[number]] * len(tokens)
@@ -167,7 +168,7 @@ def mean_of(values: Sequence[list[list[float]]]) -> float:
 
 def step_metrics(groups: Sequence[Group], differences: Sequence[list[list[float]]]) -> dict[str, float]:
     """What to watch: `reward` (mean), `kl` to the start and `entropy` (both nats a token, estimated from the
-    samples), `length` (tokens a sample), `useless` (share of groups without a gradient).
+    samples), `length` (tokens a sample), `useless` (share of groups in which all rewards are the same).
     """
     rewards = [reward for group in groups for reward in group.rewards]
     lengths = [len(tokens) for group in groups for tokens in group.tokens]

@@ -133,6 +133,22 @@ def files(artefacts: list[Artefact]) -> Table:
     return Table("What the stages made", ["file or folder", "stage", "size"], rows, right=(2,), code=(0,))
 
 
+def lessons(manifest: Manifest) -> Table:
+    """The notebooks of Parts 2 and 3 that ran on this run."""
+    rows = [
+        [
+            f"notebooks/{name}.ipynb",
+            entry.failure.what if entry.failure else entry.status,
+            clock(entry.seconds),
+            ", ".join(f"{key}={written(value)}" for key, value in entry.settings.items()) or "the defaults",
+        ]
+        for name, entry in manifest.lessons.items()
+    ]
+    return Table(
+        "Notebooks of parts 2 and 3", ["notebook", "status", "time", "settings"], rows, right=(2,), code=(0,)
+    )
+
+
 def times(manifest: Manifest) -> Table:
     """The time of each stage, and what it went to."""
     seconds = {name: entry.seconds for name, entry in manifest.stages.items() if entry.seconds is not None}

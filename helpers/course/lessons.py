@@ -1,0 +1,116 @@
+"""`course run --part`: the notebooks of Part 2 or 3 on a run of Part 1, into that run's folder."""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from helpers.errors import UsageError
+from helpers.text import clock, printable, table, without_colours
+
+if TYPE_CHECKING:
+    from helpers.runs.run import Run
+
+PART_ONE_ONLY = ("first", "last", "like", "dry_run", "profile", "data", "columns", "skip_bad")
+
+
+def run_part(options: argparse.Namespace) -> int:
+    """Run the lessons of `options.part`, and write the run's page again. Returns the exit status.
+
+    Raises:
+        CourseError: an option doesn't go with a part, there is no such setting, or no run with a finished
+            training stage.
+    """
+    from helpers.course.execute import short
+    from helpers.course.interrupt import heed_ctrl_c
+    from helpers.runs.info import readable_run
+    from helpers.runs.lessons import choose_lessons
+    from helpers.runs.report.page import write_report
+    from helpers.runs.run import Run
+
+    if any(getattr(options, name) for name in PART_ONE_ONLY):
+        raise UsageError(
+            f"part {options.part} is run whole, on a run of part 1",
+            "beside --part, give --name, --resume, --backend and -p",
+        )
+    backend = [f"backend_name={options.backend}"] if options.backend else []
+    chosen = choose_lessons(options.part, [*options.parameter, *backend])
+    run = Run(readable_run(options.name or "latest").path)
+    run.stage("train")
+    if options.resume:
+        lessons = run.manifest.lessons
+        chosen = {
+            lesson: own
+            for lesson, own in chosen.items()
+            if lesson not in lessons or lessons[lesson].status != "done"
+        }
+    heed_ctrl_c()
+    with run.in_use():
+        status = _run_all(run, chosen, options.part)
+    if status == 0:
+        print(f"a page to read or to send: {short(write_report(run))}")
+    return status
+
+
+def _run_all(run: "Run", chosen: dict[str, dict[str, Any]], part: int) -> int:
+    from helpers.course.execute import INTERRUPTED, short
+
+    print(f"run {run.name} → {short(run.path)}", flush=True)
+    for number, (lesson, settings) in enumerate(chosen.items(), start=1):
+        if status := run_lesson(run, lesson, settings, f"[{number}/{len(chosen)}]"):
+            once = "" if status == INTERRUPTED else " Once that is put right,"
+            command = f"course run --part {part} --resume --name {run.name}"
+            print(f"\nWhat was done is kept.{once} go on from here:  {command}", file=sys.stderr)
+            return status
+    lessons = run.manifest.lessons
+    rows = [[lesson, clock(lessons[lesson].seconds), f"notebooks/{lesson}.ipynb"] for lesson in chosen]
+    print("\n" + table([["lesson", "time", "file"], *rows], right={1}))
+    print(f"everything is in {short(run.path)}")
+    return 0
+
+
+def run_lesson(run: "Run", lesson: str, settings: dict[str, Any], label: str) -> int:
+    """Execute a lesson into `notebooks/` of the run folder, and print how it ended.
+
+    Returns:
+        0, 1 after printing what went wrong, or 130 if it was interrupted. The manifest says which.
+    """
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    from helpers.course.execute import INTERRUPTED, TRACEBACK_LINES, ProgressLine, execute, short
+    from helpers.paths import NOTEBOOKS
+    from helpers.runs.lessons import placed
+    from helpers.runs.manifest import Failure, LessonEntry, now
+
+    output = run.file(f"notebooks/{lesson}.ipynb")
+    output.parent.mkdir(exist_ok=True)
+    entry = LessonEntry(status="started", started=now(), settings=settings)
+    _record(run, lesson, entry)
+    started, line = time.monotonic(), ProgressLine(f"{label} {lesson}")
+    try:
+        execute(NOTEBOOKS / output.name, output, placed(run, lesson, settings), line)
+    except KeyboardInterrupt:
+        line.end("interrupted")
+        return INTERRUPTED
+    except (DeadKernelError, PapermillExecutionError) as error:
+        said = error.traceback if isinstance(error, PapermillExecutionError) else [str(error)]
+        kind = getattr(error, "ename", type(error).__name__)
+        what = str(getattr(error, "evalue", error)).splitlines() or [kind]
+        failure = Failure(
+            stage=lesson, kind=kind, what=what[0], fix=" ".join(what[1:]).lstrip("→ "), time=now()
+        )
+        _record(run, lesson, entry.model_copy(update={"failure": failure}))
+        line.end("FAILED")
+        print(printable(without_colours("\n".join(said[-TRACEBACK_LINES:]))), file=sys.stderr)
+        print(f"The notebook as far as it came: {short(output)}", file=sys.stderr)
+        return 1
+    seconds = round(time.monotonic() - started, 1)
+    _record(run, lesson, entry.model_copy(update={"status": "done", "seconds": seconds}))
+    line.end("done")
+    return 0
+
+
+def _record(run: "Run", lesson: str, entry: Any) -> None:
+    with run.edit() as manifest:
+        manifest.lessons[lesson] = entry
