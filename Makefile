@@ -23,7 +23,7 @@ install:         ## make .venv from requirements.lock; does nothing when that is
 	@$(PYTHON) install.py $(if $(GPU),--gpu)
 
 notebooks: install  ## developers: run the notebooks and keep their outputs, to be committed
-	$(BIN)/python tests/refresh_notebooks.py
+	$(BIN)/python tests/refresh_notebooks.py $(ARGS)
 
 lock:            ## developers: resolve pyproject.toml into requirements.lock and requirements-gpu.lock
 	@$(PYTHON) tests/make_lock.py

@@ -1,5 +1,8 @@
 """`make notebooks`: run the notebooks in order with their own parameters and keep the outputs, which are then
 committed.
+
+    make notebooks                     all of them, about 50 minutes
+    make notebooks ARGS="07 08 solut"  those whose names begin so
 """
 
 import os
@@ -39,7 +42,10 @@ def clean(notebook: nbformat.NotebookNode) -> None:
 
 def main() -> None:
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    chosen = tuple(sys.argv[1:]) or ("",)
     for path in sorted(FOLDER.glob("*.ipynb")):
+        if not path.name.startswith(chosen):
+            continue
         started = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(

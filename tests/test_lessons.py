@@ -45,14 +45,24 @@ def test_reinforcement_learning_raises_the_reward(course_env, tmp_path):
         assert sum(rewards[2:]) / 2 > rewards[0], loop
 
 
+def nbval(name: str, env: dict[str, str], runs: Path) -> Path:
+    """Run a notebook at its defaults, and compare its outputs. Gives the folder of what it makes."""
+    command = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "-q"]
+    command += [f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg", "-p", "no:cacheprovider"]
+    return run([*command, f"{name}.ipynb"], env, runs, timeout=3600) / name
+
+
 @pytest.mark.soak  # 8 minutes
 def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
-    name = "10_reinforcement_learning"
-    nbval = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "-q"]
-    more = [f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg", "-p", "no:cacheprovider"]
-    runs = run([*nbval, *more, f"{name}.ipynb"], course_env, tmp_path, timeout=3600)
-    scores = read_json(runs / name / "scores.json")
+    scores = read_json(nbval("10_reinforcement_learning", course_env, tmp_path) / "scores.json")
     before, count, repaired = (scores[loop]["T=1"] for loop in ("before", "count", "repaired"))
     assert count["count"] - before["count"] >= 0.3 and count["ci95"][0] > 0 and repaired["ci95"][0] > 0
     assert count["sense"] < before["sense"] < repaired["sense"]
     assert scores["repaired"]["T=0"]["count"] >= scores["before"]["T=0"]["count"]
+
+
+@pytest.mark.soak  # 4 minutes
+def test_the_checklist_for_own_data_at_its_defaults(course_env, tmp_path):
+    made = nbval("12_your_own_data", course_env, tmp_path) / "latest"
+    assert (made / "report.html").is_file() and (made / "merge/merged_model/README.md").is_file()
+    assert read_json(made / "evaluate/model_evaluation.json")["test_correct"] >= 12

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from helpers.evaluate.benchmarks import run_inspect_eval
+from helpers.evaluate.controls import score_controls
 from helpers.evaluate.evaluation import evaluate_model, score_outputs
 from helpers.evaluate.grading import (
     check_answer,
@@ -25,6 +26,7 @@ from helpers.evaluate.grading import (
 from helpers.evaluate.judge import ProofJudge
 from helpers.evaluate.math_reasoning import evaluate_math_reasoning
 from helpers.evaluate.paired import before_after_table, mcnemar, win_rate
+from helpers.evaluate.promptings import base_formats
 from helpers.evaluate.score import Score, wilson_interval
 from helpers.evaluate.tasks import choose_task
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ProofJudge",
     "Score",
+    "base_formats",
     "before_after_table",
     "check_answer",
     "check_completeness",
@@ -48,6 +51,7 @@ __all__ = [
     "mcnemar",
     "own_data",
     "run_inspect_eval",
+    "score_controls",
     "score_outputs",
     "wilson_interval",
     "win_rate",

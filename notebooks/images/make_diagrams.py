@@ -84,7 +84,38 @@ PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
-OWN = {"policy_step.svg": POLICY_STEP, "lora_layer.svg": LORA_LAYER, "preference_step.svg": PREFERENCE_STEP}
+OWN_DATA: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "The checklist: check the data, prove the measure, try a prompt. If the prompt is good enough, stop. "
+    "Otherwise train, choose a checkpoint on validation, test once, and decide.",
+    (
+        (10, 20, 130, "data", ("check the data", "rows, repeats")),
+        (180, 20, 140, "rule", ("prove the measure", "floor, ceiling")),
+        (360, 20, 140, "model", ("try a prompt", "training records")),
+        (540, 20, 130, "rule", ("good enough?", "your number")),
+        (740, 20, 130, "data", ("use the prompt", "yes: done")),
+        (180, 130, 140, "model", ("train", "no: go on")),
+        (360, 130, 140, "model", ("choose", "validation part")),
+        (540, 130, 130, "data", ("test", "test part, once")),
+        (740, 130, 130, "rule", ("decide", "your rule")),
+    ),
+    (
+        ((140, 49), (180, 49), ""),
+        ((320, 49), (360, 49), ""),
+        ((500, 49), (540, 49), ""),
+        ((670, 49), (740, 49), ""),
+        ((600, 78), (250, 130), ""),
+        ((320, 159), (360, 159), ""),
+        ((500, 159), (540, 159), ""),
+        ((670, 159), (740, 159), ""),
+    ),
+)
+
+OWN = {
+    "policy_step.svg": POLICY_STEP,
+    "lora_layer.svg": LORA_LAYER,
+    "preference_step.svg": PREFERENCE_STEP,
+    "own_data.svg": OWN_DATA,
+}
 DIAGRAMS = OWN | diagrams_road.DIAGRAMS | diagrams_serve.DIAGRAMS
 
 
