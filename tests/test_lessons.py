@@ -102,5 +102,4 @@ def check_broken_runs(runs: Path) -> None:
     assert loss["ten epochs"] < loss["baseline"]
     trained = read_jsonl(runs / "break-it-07/train/metrics.jsonl")[-4:]
     assert sum(row["train_nll"] for row in trained) / 4 < 0.7 * loss["ten epochs"]
-    counted = read_jsonl(runs / "break-it-06/train/checkpoints.jsonl")[-1]["loss"]
-    assert counted > 1.5 * loss["mask off"]
+    assert loss["mask off"] > 1.5 * loss["baseline"]  # it counts the questions too
