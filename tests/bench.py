@@ -19,7 +19,6 @@ import sys
 import time
 from datetime import UTC, datetime
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every contestant computes on the CPU
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from bench_growth import evaluation, growth, wire
@@ -53,7 +52,7 @@ def markdown(results: dict, names: tuple[str, ...] = tuple(PARTS)) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     days = " and ".join(sorted({part["date"][:10] for part in parts}))
-    where = f"{m['cpu']}, {m['cores']} cores ({', '.join(m['features'])})"
+    where = m["gpu"] or f"{m['cpu']}, {m['cores']} cores ({', '.join(m['features'])})"
     head = (
         f"From `make bench` of {days} on {where}, torch {m['torch']}, {m['threads']} threads. Both sides of "
         "a row took turns on the same work; medians. Ratios with × are speeds: above 1 the stub is faster."

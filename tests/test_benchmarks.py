@@ -27,6 +27,7 @@ from helpers.errors import BackendError, DataError, ModelError
 from helpers.evaluate.benchmarks import run_inspect_eval
 from helpers.evaluate.inspect_tasks import own_data
 from helpers.paths import ROOT
+from helpers.train.lineup import recommended
 from helpers.train.models import load_tokenizer
 from helpers.train.renderers import get_renderer, prompt_tokens, renderer_for
 
@@ -315,6 +316,7 @@ def test_own_data_is_judged_by_value_and_asked_as_in_training(base_model, tmp_pa
 
 def test_a_model_without_a_known_chat_format_is_asked_about(base_model):
     assert renderer_for("Qwen/Qwen3-30B-A3B-Instruct-2507") == "qwen3_instruct"
+    assert renderer_for("Qwen/Qwen3-8B") == recommended("Qwen/Qwen3-8B")["prompt_format"]
     assert renderer_for(str(base_model), load_tokenizer(base_model)) == "qwen3_instruct"
     with pytest.raises(ModelError, match="renderer="):
         renderer_for("someone/model", SimpleNamespace(chat_template=None))

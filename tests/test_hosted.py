@@ -168,7 +168,7 @@ def test_the_models_of_the_course_are_known_and_not_retired():
         assert found["learning_rate"] == pytest.approx(hyperparam_utils.get_lr(model), rel=0.01)
     for model in table["replacements"]:
         last = [other for other in table["replacements"].values() if other not in table["replacements"]]
-        assert lineup.replacement(model, last) in last and lineup.renderers_of(
+        assert lineup.replacement(model, last) in last and lineup.own_renderer(
             lineup.replacement(model, last)
         )
     assert settings_of("train", {}).rank == 32  # as get_lora_param_count has it

@@ -24,6 +24,7 @@ from helpers.runs.run import Run
 from helpers.text import percent
 from helpers.train.chat_template import refuses_questions
 from helpers.train.guide import GUIDE_STOP, guide_prompt
+from helpers.weights.served_format import TEMPLATE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -104,7 +105,7 @@ def card_values(run: Run) -> dict[str, Any]:
         "stop": [f"`{text!r}`" for text in GUIDE_STOP],
         "stop_strings": ", ".join(map(json.dumps, GUIDE_STOP)),
         "guide_prompt": guide_prompt({"instruction": "…", "input": "…"}),
-        "by_template": not _refuses_questions(merged_folder(run)),
+        "by_template": _has_template(merged_folder(run)),
         "sources": [f"`{place}`" for place in places],
         "hub_data": any(_of_hub(place) for place in places),
         "parts": _parts(run),
@@ -117,9 +118,10 @@ def card_values(run: Run) -> dict[str, Any]:
 # ---- what is told, and what is not
 
 
-def _refuses_questions(folder: Path) -> bool:
-    template = folder / "chat_template.jinja"
-    return template.is_file() and refuses_questions(template.read_text(encoding="utf-8"))
+def _has_template(folder: Path) -> bool:
+    """Whether the model's folder has a chat template that writes the prompts of training."""
+    template = folder / TEMPLATE
+    return template.is_file() and not refuses_questions(template.read_text(encoding="utf-8"))
 
 
 def _stages_to_tell(run: Run, manifest: Manifest) -> Stages:

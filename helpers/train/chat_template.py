@@ -45,6 +45,10 @@ _KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
             for record in (CONVERSATIONS[name], _without_system(name))
         ],
     ),
+    "thinking": (
+        "messages | selectattr('reasoning_content') | list",
+        [CONVERSATIONS["thinking in an earlier turn"]],
+    ),
 }
 
 _WRITTEN = """\

@@ -82,19 +82,21 @@ def renderers_of(model: str) -> list[str]:
         return []
 
 
-def recommended(model: str) -> dict[str, Any]:
-    """`prompt_format` and `learning_rate` that the cookbook has for a model; without those it does not know.
+def own_renderer(model: str) -> str:
+    """That of a model which fits the course's data: its answers have no thinking. Empty if none is known."""
+    names = renderers_of(model)
+    return next((name for name in names if name.endswith("_disable_thinking")), names[0] if names else "")
 
-    Of several renderers it is the one without thinking, since the answers of the course's data have none.
-    """
+
+def recommended(model: str) -> dict[str, Any]:
+    """The cookbook's `prompt_format` and `learning_rate` for a model; without those it does not know."""
     from tinker_cookbook import hyperparam_utils
     from tinker_cookbook.exceptions import ConfigurationError
 
-    names = renderers_of(model)
-    if not names:  # get_lr would ask the model hub for its size
+    renderer = own_renderer(model)
+    if not renderer:  # get_lr would ask the model hub for its size
         return {}
-    plain = next((name for name in names if name.endswith("_disable_thinking")), names[0])
-    found: dict[str, Any] = {"prompt_format": plain}
+    found: dict[str, Any] = {"prompt_format": renderer}
     with suppress(ConfigurationError, NotImplementedError):  # no formula for this family
         found["learning_rate"] = float(f"{hyperparam_utils.get_lr(model):.3g}")
     return found

@@ -15,6 +15,7 @@ from typing import Any
 
 from helpers.data.conversation import call_text
 from helpers.errors import DataError, ModelError
+from helpers.train.lineup import own_renderer
 from helpers.train.messages import cookbook_messages, messages_before_answer, with_tools
 from helpers.train.models import load_tokenizer
 from helpers.train.supervised import LAST, check_all_written, naming, start_of, training_tokens
@@ -95,17 +96,14 @@ def renderer_for(base_model: str, tokenizer: Any = None) -> str:
     Raises:
         ModelError: neither the cookbook nor the tokenizer's chat template says.
     """
-    from tinker_cookbook import model_info
-
-    try:
-        return model_info.get_recommended_renderer_name(base_model)
-    except Exception as error:  # the cookbook raises several kinds for a model that it doesn't know
-        if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
-            return "qwen3_instruct"  # ChatML
-        raise ModelError(
-            f"no chat format is known for {base_model}",
-            "name one: renderer='role_colon' for a base model, or 'guide'",
-        ) from error
+    if name := own_renderer(base_model):
+        return name
+    if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
+        return "qwen3_instruct"  # ChatML
+    raise ModelError(
+        f"no chat format is known for {base_model}",
+        "name one: renderer='role_colon' for a base model, or 'guide'",
+    )
 
 
 def prompt_tokens(record: dict[str, Any], renderer: Any) -> list[int]:
