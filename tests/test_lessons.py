@@ -1,5 +1,9 @@
-"""Part 3: its notebooks at small settings, which must learn in the right direction, and at the defaults."""
+"""Long notebooks of Parts 2 and 3: at small settings, where they must show the right directions, and at the
+defaults.
+"""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +20,13 @@ SMALL = {  # about a minute on two cores
         "learning_rate": 6e-4,
         "held_out_problems": 24,
         "max_tokens": 32,
-    }
+    },
+    "09_break_it": {"examples": 16, "many_epochs": 5.0, "problems": 8, "jobs": 2},
 }
+NBVAL = [
+    *("pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "-q"),
+    *(f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg", "-p", "no:cacheprovider"),
+]
 
 
 def run(command: list[str], env: dict[str, str], runs: Path, timeout: int) -> Path:
@@ -34,27 +43,26 @@ def run(command: list[str], env: dict[str, str], runs: Path, timeout: int) -> Pa
     return runs
 
 
+def small(name: str, folder: Path) -> list[str]:
+    """papermill on a notebook at small settings."""
+    settings = [word for key, value in SMALL[name].items() for word in ("-p", key, str(value))]
+    return ["papermill", f"{name}.ipynb", str(folder / f"{name}.ipynb"), *settings]
+
+
 def test_reinforcement_learning_raises_the_reward(course_env, tmp_path):
     name = "10_reinforcement_learning"
-    settings = [word for key, value in SMALL[name].items() for word in ("-p", key, str(value))]
-    output = tmp_path / f"{name}.ipynb"
-    runs = run(["papermill", f"{name}.ipynb", str(output), *settings], course_env, tmp_path, timeout=600)
+    runs = run(small(name, tmp_path), course_env, tmp_path, timeout=600)
     assert read_json(runs / name / "scores.json").keys() == {"before", "count", "repaired"}
     for loop in ("count", "repaired"):
         rewards = [row["reward"] for row in read_jsonl(runs / name / loop / "metrics.jsonl")]
         assert sum(rewards[2:]) / 2 > rewards[0], loop
 
 
-def nbval(name: str, env: dict[str, str], runs: Path) -> Path:
-    """Run a notebook at its defaults, and compare its outputs. Gives the folder of what it makes."""
-    command = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "-q"]
-    command += [f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg", "-p", "no:cacheprovider"]
-    return run([*command, f"{name}.ipynb"], env, runs, timeout=3600) / name
-
-
 @pytest.mark.soak  # 8 minutes
 def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
-    scores = read_json(nbval("10_reinforcement_learning", course_env, tmp_path) / "scores.json")
+    name = "10_reinforcement_learning"
+    runs = run([*NBVAL, f"{name}.ipynb"], course_env, tmp_path, timeout=3600)
+    scores = read_json(runs / name / "scores.json")
     before, count, repaired = (scores[loop]["T=1"] for loop in ("before", "count", "repaired"))
     assert count["count"] - before["count"] >= 0.3 and count["ci95"][0] > 0 and repaired["ci95"][0] > 0
     assert count["sense"] < before["sense"] < repaired["sense"]
@@ -63,6 +71,43 @@ def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
 
 @pytest.mark.soak  # 4 minutes
 def test_the_checklist_for_own_data_at_its_defaults(course_env, tmp_path):
-    made = nbval("12_your_own_data", course_env, tmp_path) / "latest"
+    name = "12_your_own_data"
+    made = run([*NBVAL, f"{name}.ipynb"], course_env, tmp_path, timeout=3600) / name / "latest"
     assert (made / "report.html").is_file() and (made / "merge/merged_model/README.md").is_file()
     assert read_json(made / "evaluate/model_evaluation.json")["test_correct"] >= 12
+
+
+@pytest.fixture(scope="module")
+def own_run(course_env, tmp_path_factory) -> Path:
+    """A runs folder with a short run of notebooks 01 and 02."""
+    runs = tmp_path_factory.mktemp("own")
+    settings = {"max_train": 48, "max_validation": 8, "max_tokens": 48, "learning_rate": 2e-3}
+    chosen = [word for key, value in settings.items() for word in ("-p", f"{key}={value}")]
+    return run(["helpers.course", "run", "--until", "train", *chosen], course_env, runs, timeout=600)
+
+
+def test_broken_runs_show_what_is_wrong_with_them(own_run, course_env, tmp_path):
+    before = os.readlink(own_run / "latest")
+    run(small("09_break_it", tmp_path), course_env, own_run, timeout=900)
+    check_broken_runs(own_run)
+    assert os.readlink(own_run / "latest") == before
+
+
+@pytest.mark.soak  # 8 minutes
+def test_broken_runs_at_the_defaults(own_run, course_env):
+    for path in own_run.glob("break-it*"):
+        shutil.rmtree(path)
+    run([*NBVAL, "09_break_it.ipynb"], course_env, own_run, timeout=3600)
+    check_broken_runs(own_run)
+
+
+def check_broken_runs(runs: Path) -> None:
+    """The directions that the text of notebook 09 states."""
+    measured = read_json(runs / "break-it/measured.json")
+    loss, capitals = ({name: values[i] for name, values in measured.items()} for i in (1, 2))
+    assert loss["rate ÷ 10"] > 1.5 * loss["baseline"] and loss["rate × 10"] > loss["baseline"]
+    assert capitals["rate × 10"] < capitals["baseline"] <= capitals["rate ÷ 10"] + 3
+    assert loss["ten epochs"] < loss["baseline"]
+    trained = read_jsonl(runs / "break-it-07/train/metrics.jsonl")[-4:]
+    assert sum(row["train_nll"] for row in trained) / 4 < 0.7 * loss["ten epochs"]
+    assert loss["mask off"] > 1.5 * loss["baseline"]  # it counts the questions too

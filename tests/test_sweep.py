@@ -47,8 +47,10 @@ def test_what_is_shared_is_done_once(jobs, folder, small_data, notebooks):
 
 
 def test_one_after_the_other_each_is_finished_before_the_next(folder, small_data, notebooks):
-    run_sweep(plan_sweep("s", grid({"rank": [4, 8, 16]}), data_of(small_data)), say=lambda _: None)
+    sweep = plan_sweep("s", grid({"rank": [4, 8, 16]}), data_of(small_data))
+    run_sweep(sweep, say=lambda _: None, latest=False)
     assert [name for name, until, _ in notebooks.calls if until == "evaluate"] == ["s-01", "s-02", "s-03"]
+    assert not (folder / "latest").exists()
     assert len(notebooks.calls) == 4  # and the split; no run needed a second start
 
 

@@ -110,11 +110,35 @@ OWN_DATA: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
+BREAK_IT: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "One change at a time: a small baseline run is trained again with another learning rate, another rank, the mask "
+    "off, and ten epochs; each is measured by what it learned and what it forgot.",
+    (
+        (10, 115, 170, "data", ("baseline", "few examples, one epoch")),
+        (260, 10, 190, "rule", ("learning rate", "10 times up, 10 times down")),
+        (260, 80, 190, "rule", ("rank", "1 and 8 in place of 32")),
+        (260, 150, 190, "rule", ("mask off", "learn the question too")),
+        (260, 220, 190, "rule", ("ten epochs", "the same few examples")),
+        (530, 115, 190, "model", ("two questions to each", "what it learned, what it forgot")),
+    ),
+    (
+        ((180, 132), (260, 39), ""),
+        ((180, 140), (260, 109), ""),
+        ((180, 148), (260, 179), ""),
+        ((180, 156), (260, 249), ""),
+        ((450, 39), (530, 132), ""),
+        ((450, 109), (530, 140), ""),
+        ((450, 179), (530, 148), ""),
+        ((450, 249), (530, 156), ""),
+    ),
+)
+
 OWN = {
     "policy_step.svg": POLICY_STEP,
     "lora_layer.svg": LORA_LAYER,
     "preference_step.svg": PREFERENCE_STEP,
     "own_data.svg": OWN_DATA,
+    "break_it.svg": BREAK_IT,
 }
 DIAGRAMS = OWN | diagrams_road.DIAGRAMS | diagrams_serve.DIAGRAMS
 

@@ -47,7 +47,7 @@ class Job:
 
 
 def run_sweep(
-    sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] = print
+    sweep: Sweep, jobs: int | None = None, say: Callable[[str], None] = print, latest: bool = True
 ) -> list[dict[str, Any]]:
     """Do what is not done yet of a sweep. One that was begun before goes on where it stopped.
 
@@ -58,10 +58,11 @@ def run_sweep(
         sweep: from `plan_sweep` or `open_sweep`.
         jobs: runs at a time; None for what an active `joblib.parallel_config` says, and 1 without one.
         say: takes a line of progress.
+        latest: whether `latest` is to name the run that is best on the validation data. Notebook 09, which
+            breaks runs on purpose, leaves it where it is.
 
     Returns:
-        A row a run, as `collect` gives. Table and plot are written into the sweep's folder, and `latest`
-        names the run that is best on the validation data.
+        A row a run, as `collect` gives. Table and plot are written into the sweep's folder.
 
     Raises:
         RunError: a run was changed by hand since, the sweep is under way in another process, or a folder
@@ -80,7 +81,7 @@ def run_sweep(
             raise
         rows = collect(sweep)
         write_results(sweep, rows)
-        if best := best_row(sweep, rows):
+        if latest and (best := best_row(sweep, rows)):
             point_latest_at(sweep.run(best["run"]).path)
         return rows
 
