@@ -18,7 +18,8 @@ class Tab:
     """One page of a browser.
 
     Attributes:
-        problems: answers of a status of 400 or more, and exceptions that no script of the page caught.
+        problems: answers of a status of 400 or more, requests that failed, and exceptions that no script of
+            the page caught.
     """
 
     def __init__(self, socket: ClientConnection):
@@ -45,6 +46,8 @@ class Tab:
             }:
                 if status >= 400:
                     self.problems.append(f"{status} {url}")
+            case {"method": "Network.loadingFailed", "params": {"errorText": text}} if "ABORTED" not in text:
+                self.problems.append(f"not loaded: {text}")
             case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
                 self.problems.append(details.get("exception", {}).get("description", details["text"]))
 

@@ -184,7 +184,7 @@ def test_control_c_says_nothing_of_the_kernel_that_it_ended(tmp_path, folder):
     assert "curve_publickey" in (tmp_path / "connection").read_text()
 
 
-def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
+def test_a_line_cut_in_the_middle_is_forgotten(tmp_path, capsys):
     from test_training import TrainSettings
 
     from helpers.train.log import TrainingLog
@@ -206,6 +206,9 @@ def test_a_line_cut_in_the_middle_is_forgotten(tmp_path):
         1,
     ]
     assert_nothing_half_written(tmp_path)
+    assert capsys.readouterr().out == ""
+    assert not TrainingLog(tmp_path, TrainSettings(), base="other").resumed
+    assert "begun anew: base was not set and is 'other'" in capsys.readouterr().out
 
 
 def test_the_stub_is_killed_while_it_samples(home):

@@ -6,7 +6,9 @@ import asyncio
 import importlib
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -162,7 +164,7 @@ def test_datums_and_penalties_are_the_cookbooks(groups):
 
 def a_loop(kind: str, service, log: LoopLog, base: str):
     """A small loop of five steps; the reward is the share of capital letters."""
-    backend = type("Backend", (), {"service_client": service})()
+    backend = SimpleNamespace(service_client=service, kind="url")
     client = log.training_client(backend, base, 4, 1)
     start = service.create_sampling_client(base_model=base).result()
     if kind == "dpo":
@@ -182,16 +184,21 @@ def a_loop(kind: str, service, log: LoopLog, base: str):
 
 
 @pytest.mark.parametrize("kind", ["rl", "dpo", "distillation"])
-def test_a_loop_goes_on_where_it_was_interrupted(kind, service, small_model, tmp_path):
-    base = str(small_model)
-    whole = list(a_loop(kind, service, LoopLog(tmp_path / "whole", {"a": 1}), base))
-    log = LoopLog(tmp_path / "parts", {"a": 1})
+def test_a_loop_goes_on_where_it_was_interrupted(kind, service, server, small_model, tmp_path, capsys):
+    base, settings = str(small_model), {"a": 1, "renderer_name": "guide", "steps": 5}
+    whole = list(a_loop(kind, service, LoopLog(tmp_path / "whole", settings), base))
+    log = LoopLog(tmp_path / "parts", settings)
     list(itertools.islice(a_loop(kind, service, log, base), 3))
-    log = LoopLog(tmp_path / "parts", {"a": 1})
+    log = LoopLog(tmp_path / "parts", settings)
     assert log.last_step == 2 and [row["step"] for row in log.metrics] == [1, 2]
     assert [row["step"] for row in a_loop(kind, service, log, base)] == [3, 4, 5]
-    assert LoopLog(tmp_path / "parts", {"a": 1}).metrics == whole
-    assert LoopLog(tmp_path / "parts", {"a": 2}).metrics == []  # other settings begin anew
+    log = LoopLog(tmp_path / "parts", settings)
+    assert log.metrics == whole and capsys.readouterr().out == ""
+    run = urlsplit(log.checkpoints[-1]["state_path"]).netloc
+    told = server.rest().get_training_run(run).result().user_metadata
+    assert told == {"renderer_name": "guide"}  # of the run that was gone on with, too
+    assert LoopLog(tmp_path / "parts", settings | {"a": 2}).metrics == []  # other settings begin anew
+    assert "parts: a was 1 and is 2. It begins anew" in capsys.readouterr().out
     if kind == "dpo":
         assert whole[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-3)
         assert whole[-1]["margin"] > 0.1 and whole[-1]["accuracy"] == 1

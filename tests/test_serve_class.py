@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import tinker
 from commands import COURSE, course, set_ctrl_c
+from stub import train
 
 from helpers.course import serve as serve_class
 from helpers.errors import BackendError
 from helpers.net import free_port
 from helpers.paths import ROOT
-from helpers.train.backend import connect
+from helpers.train.backend import check_key, connect
+from helpers.train.whereabouts import session_metadata, tell
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -94,6 +96,41 @@ def test_a_wrong_key_is_refused(lesson, monkeypatch):
     monkeypatch.setenv("TINKER_SERVER_API_KEY", "tml-not-of-this-class")
     with pytest.raises(BackendError, match=r"(?s)refused the connection.*check TINKER_SERVER_API_KEY"):
         connect(lesson.url)
+
+
+def test_the_key_is_tried_before_the_work(lesson, monkeypatch, capsys):
+    monkeypatch.setenv("TINKER_BASE_URL", lesson.url)
+    for name in ("TINKER_API_KEY", "TINKER_SERVER_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(BackendError, match=r"(?s)API key is missing or wrong.*SERVER_API_KEY is not set"):
+        check_key()
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", rows(lesson.keys)[1][1])
+    check_key()
+    monkeypatch.setenv("TINKER_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    check_key()  # what does not depend on the server can go on
+    monkeypatch.delenv("TINKER_BASE_URL")
+    check_key()
+    accepted, unreachable, advice, half_set = capsys.readouterr().out.splitlines()
+    assert accepted == f"Tinker server at {lesson.url}: your key is accepted"
+    assert "no Tinker server answers" in unreachable and "correct TINKER_BASE_URL" in advice
+    assert "TINKER_BASE_URL is not" in half_set
+
+
+def test_the_instructor_sees_names_and_how_far_they_are(lesson, monkeypatch, capsys):
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", rows(lesson.keys)[2][1])
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/02_train.ipynb")
+    backend = connect(lesson.url)
+    client = backend.service_client.create_lora_training_client(lesson.model, rank=4, seed=1).result()
+    train(client, 2)
+    tell(backend, client, steps=113, correct=46, total=60)
+    backend.service_client.close("success").result()
+    status, printed, _ = course(capsys, "stub", "status", "--state-dir", str(lesson.keys.parent / "state"))
+    row = next(line.split() for line in printed.splitlines() if line.startswith("Émile"))
+    assert status == 0 and row[:8] == ["Émile", "du", "Bois", "working", "02_train", "2", "of", "113"]
+    assert float(row[8]) > 0 and row[9] == "46/60"
+    assert "learners at once" in printed and course(capsys, "stub", "stop", "--state-dir", "x")[0] == 2
+    monkeypatch.setenv("JPY_SESSION_NAME", "private/thoughts.ipynb")
+    assert session_metadata() == {}
 
 
 def test_what_the_instructor_reads(lesson):
@@ -189,6 +226,7 @@ def test_a_port_that_is_taken(served, capsys, tmp_path):
 def test_the_estimate_says_what_does_not_fit(monkeypatch):
     monkeypatch.setattr("helpers.course.check.machine_memory", lambda: (8 * 2**30, 4 * 2**30))
     assert "enough for about 4 learners" in serve_class.capacity(4) and "note:" not in serve_class.capacity(4)
+    assert "12 learners at once train notebook 02 in about 26 min on 2 cores" in serve_class.capacity(12)
     assert "note:   5 learners may need more memory" in serve_class.capacity(5)
 
 

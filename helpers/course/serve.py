@@ -23,16 +23,20 @@ from helpers.data.csv_files import read_cells
 from helpers.errors import CourseError, UsageError
 from helpers.files import read_text, write_text
 from helpers.net import is_loopback
+from helpers.runs.stages import STAGES
+from helpers.text import minutes
 
 COLUMNS = ("learner", "key", "first line to type", "second line to type")
 MOST = 500
 
 # From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-25, 2 cores): memory while it trains 16
-# × 256 tokens, and what a client with a LoRA of rank 32 and its optimizer adds. From the committed outputs
-# of notebook 02: tokens of one pass.
+# × 256 tokens, and what a client with a LoRA of rank 32 and its optimizer adds; tokens a second that 16
+# clients train together, and sample together, each with weights of its own.
 SERVER_BYTES = 2.97 * 2**30
 LEARNER_BYTES = 226 * 2**20
-TOKENS_OF_A_RUN = 67701
+MEASURED_CORES, TRAINED_PER_SECOND, SAMPLED_PER_SECOND = 2, 757, 309
+# What notebook 02 asks of the server, in tokens: course run --dry-run --until train.
+TRAINED, SAMPLED = 67701, 11925
 
 
 @dataclass(frozen=True)
@@ -124,12 +128,17 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def class_folder() -> Path:
+    """Where the table of keys and the server's state are, unless an option says otherwise."""
+    return paths.cache_dir() / "class"
+
+
 def run(options: argparse.Namespace) -> int:
     if not 1 <= options.port <= 65535:
         raise UsageError(
             f"learners can't be told the port {options.port}", "choose one from 1 to 65535: --port 8765"
         )
-    home = paths.cache_dir() / "class"
+    home = class_folder()
     heed_ctrl_c()
     return serve_class(
         Lesson(
@@ -156,7 +165,7 @@ def serve_class(lesson: Lesson) -> int:
         UsageError: there are no learners.
         CourseError: a file can't be used, or the port is taken.
     """
-    from helpers.stub_tinker.options import parse_arguments
+    from helpers.stub_tinker.options import Roster, parse_arguments
     from helpers.stub_tinker.starting import bind
     from helpers.stub_tinker.starting import run as run_stub
 
@@ -184,6 +193,9 @@ def serve_class(lesson: Lesson) -> int:
     more = ["--name", lesson.address] if lesson.address else []
     stub = parse_arguments([*where, *bases, *more])
     stub.api_key = list(keys.values())  # not as words of a command, which everybody on the machine can list
+    stub.roster = Roster(
+        {key: name for name, key in keys.items()}, STAGES["train"].notebook, TRAINED, SAMPLED
+    )
     return run_stub(stub, say)
 
 
@@ -293,21 +305,21 @@ def _own_address() -> str:
 
 
 def capacity(learners: int) -> str:
-    """How many learners this machine carries, and what that is estimated from."""
+    """How many learners this machine carries, and how long they take for notebook 02."""
     from helpers.course.check import machine_memory
-    from helpers.runs.estimate import TOKENS_PER_SECOND
 
-    free = machine_memory()[1]
+    free, cores = machine_memory()[1], os.cpu_count()
     fit = max(0, int((free - SERVER_BYTES) / LEARNER_BYTES))
-    alone = TOKENS_OF_A_RUN / TOKENS_PER_SECOND["training"] / 60
+    alone = TRAINED / TRAINED_PER_SECOND + SAMPLED / SAMPLED_PER_SECOND
     lines = [
         f"memory: {free / 2**30:.1f} GiB are free, enough for about {fit} learners who train at once",
         f"        ({SERVER_BYTES / 2**30:.1f} GiB for the server, {LEARNER_BYTES / 2**20:.0f} MiB for each: "
         "the course's model, rank 32)",
-        f"cores:  {os.cpu_count()} here. On 2 cores, the training of notebook 02 takes about {alone:.0f} "
-        "minutes for one learner alone,",
-        f"        and {learners * alone:.0f} minutes for {learners} at once. More cores have not been "
-        "measured",
+        f"time:   {learners} learners at once train notebook 02 in about {minutes(learners * alone)} on "
+        f"{MEASURED_CORES} cores; this machine has {cores}",
+        f"        (for each {TRAINED:,} tokens trained and {SAMPLED:,} sampled, at {TRAINED_PER_SECOND} and "
+        f"{SAMPLED_PER_SECOND} tokens/s,",
+        "        measured with 16 clients; the status page says it for the speed of this machine)",
     ]
     if learners > fit:
         lines.append(
@@ -332,6 +344,7 @@ the class can begin: {url}{reach}
                 {second}
                 and then `make lab` or `course run`, in the same terminal
   they need:    the base model at the same path as here: {", ".join(bases)}
-  who does what: {url} in a browser; any name, and as password the text in {token}
+  who is stuck: {url} in a browser; any name, and as password the text in {token};
+                or `course stub status` on this machine
 Ctrl-C ends it, after the work that was accepted. Keys and checkpoints stay: `course serve` goes on with
 them."""

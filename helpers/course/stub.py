@@ -1,9 +1,13 @@
 """`course stub`: the stub Tinker backend that notebooks start by themselves."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from helpers.course.arguments import add_command
+from helpers.course.serve import class_folder
+from helpers.errors import UsageError
+from helpers.stub_folder import running_server
 
 
 def add(commands: Any) -> None:
@@ -12,24 +16,35 @@ def add(commands: Any) -> None:
         "stub",
         run,
         "the stub Tinker backend that notebooks start by themselves: say what it does, or stop it",
-        "The stub starts when a notebook needs it, and ends when it was unused for a while.",
+        "The stub starts when a notebook needs it, and ends when it was unused for a while. The server of "
+        "`course serve` is another one: status shows it too, and stop leaves it alone.",
         "course stub status",
+        "course stub status --state-dir FOLDER   # of a class whose server was started with that option",
         "course stub stop      # free its memory now",
     )
     parser.add_argument("action", choices=["status", "stop"])
+    parser.add_argument(
+        "--state-dir", type=Path, metavar="FOLDER", help="with status: only the server with its state there"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    from helpers.train.backend import running_stub, stop_stub, stub_state_dir
+    from helpers.train.backend import stop_stub, stub_state_dir
 
     if options.action == "stop":
+        if options.state_dir:
+            raise UsageError("--state-dir goes with status", "stop that server with Ctrl-C where it runs")
         print("the stub is ending" if stop_stub() else "no stub is running")
         return 0
-    server = running_stub()
-    if server is None:
+    own = {"the notebooks' stub": stub_state_dir(), "the class": class_folder() / "stub"}
+    places = {"": options.state_dir.absolute()} if options.state_dir else own
+    running = [
+        (name, folder, server) for name, folder in places.items() if (server := running_server(folder))
+    ]
+    if not running:
         print("no stub is running; the notebooks start it when they need it")
-        return 0
-    from helpers.stub_tinker.status import of_state_dir
+    for name, folder, server in running:
+        from helpers.stub_tinker.status import of_state_dir
 
-    print(f"process {server['pid']}: {of_state_dir(stub_state_dir())}")
+        print(f"{name}, process {server['pid']}: ".lstrip(", ") + of_state_dir(folder), end="\n\n")
     return 0

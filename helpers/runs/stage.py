@@ -24,6 +24,7 @@ from helpers.runs.run import Run, data_fingerprints, new_run, open_run
 from helpers.runs.settings import SETTINGS, TrainSettings, settings_of
 from helpers.runs.stages import STAGES
 from helpers.train.lineup import recommended
+from helpers.train.whereabouts import enter_stage
 from helpers.weights import Scores
 
 
@@ -55,6 +56,7 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
     for needed in STAGES[name].needs:
         run.stage(needed)
     stage = Stage(run, name, settings)
+    enter_stage(STAGES[name].notebook, name)
     with run.edit() as manifest:
         manifest.failure = None
         manifest.seed = settings.seed if name == "split" else manifest.seed

@@ -5,6 +5,7 @@ import binascii
 import contextlib
 import hashlib
 import hmac
+from collections.abc import Mapping
 
 from starlette.requests import Request
 
@@ -46,6 +47,13 @@ class Access:
     def owner(self, request: Request) -> str:
         """Whose things a request may see; empty for one that brings no key."""
         return self._owners.get(_presented(request), "")
+
+    def names(self, given: Mapping[str, str]) -> dict[str, str]:
+        """What owners are called on the status page: as `given` says it of a key, else by the key's place."""
+        return {
+            owner: given.get(key) or (f"key {place}" if place else "this machine's own key")
+            for place, (key, owner) in enumerate(self._owners.items())
+        }
 
 
 def _keyed(secret: bytes, key: str) -> str:

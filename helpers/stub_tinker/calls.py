@@ -24,6 +24,19 @@ BY_ITSELF = "the SDK, by itself"  # sends a request that no method stands for
 
 
 @dataclass
+class RefusedKeys:
+    """Requests whose key was missing or wrong: how many, and when and from where the last one came."""
+
+    count: int = 0
+    at: float = 0.0
+    host: str = ""
+
+    def note(self, request: Request) -> None:
+        self.count, self.at = self.count + 1, time.monotonic()
+        self.host = request.client.host if request.client else ""
+
+
+@dataclass
 class Running:
     """A server while it runs.
 
@@ -41,6 +54,7 @@ class Running:
     stopping: bool = False
     last_request: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    refused_keys: RefusedKeys = field(default_factory=RefusedKeys)
     fetched: weakref.WeakSet[Future] = field(default_factory=weakref.WeakSet)
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 

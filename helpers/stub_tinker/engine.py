@@ -123,6 +123,8 @@ class Engine(threading.Thread):
         self._served: defaultdict[Any, float] = defaultdict(
             float
         )  # seconds of compute, by owner, and by (owner, kind)
+        self.last_turns: dict[str, float] = {}  # by owner, on the clock of time.monotonic
+        self.busy: Counter[str] = Counter()  # seconds of compute since the start, by kind of turn
         self._waiting: set[str] = set()  # owners that something could be done for at the last turn
         self._arrivals: deque[tuple[str, SampleJob | ScoreJob]] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
@@ -300,6 +302,8 @@ class Engine(threading.Thread):
         else:
             spent = turn.sampler.work(DECODE_STEPS, lambda: bool(self._arrivals), (turn.owner, turn.kind))
         for owner, seconds in spent.items():
+            self.last_turns[owner] = time.monotonic()
+            self.busy[turn.kind] += seconds
             self._served[owner] += seconds
             self._served[owner, turn.kind] += seconds
         if time.monotonic() - self._trimmed_at > TRIM_SECONDS:  # a long loop never rests

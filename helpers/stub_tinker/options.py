@@ -3,12 +3,30 @@
 import argparse
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import paths
 from helpers.errors import CourseError
 
 PORT = 8765
+
+
+@dataclass(frozen=True)
+class Roster:
+    """A class, for the status page.
+
+    Attributes:
+        names: of learners, by their keys.
+        notebook: the one whose duration the page states.
+        trained, sampled: tokens of that notebook that the server trains on and samples, for one learner.
+    """
+
+    names: Mapping[str, str]
+    notebook: str
+    trained: int
+    sampled: int
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,6 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--url", help="with --status: the server to ask (default: the one that uses the state folder)"
     )
+    parser.set_defaults(roster=None)  # `course serve` gives one
     return parser.parse_args(arguments)
 
 

@@ -31,7 +31,7 @@ async def _capabilities(call: Call) -> Response:
 
 async def _status(call: Call) -> Response:
     owner = None if call.running.access.is_operator(call.request) else call.owner
-    seen = await call.beside(snapshot, call.service, call.running.started, owner)
+    seen = await call.beside(snapshot, call.running, owner)
     if call.running.stopping:
         seen["status"] = "stopping"
     if "text/html" not in call.request.headers.get("accept", ""):

@@ -8,9 +8,10 @@ from starlette.responses import JSONResponse, Response
 from tinker import types
 
 from helpers.stub_tinker import checkpoints, sample_requests, samplers, sessions, training_clients
-from helpers.stub_tinker.bodies import MAX_BODY, MAX_METADATA, MAX_SAMPLE
-from helpers.stub_tinker.calls import AS_PROTO, BY_ITSELF, Call, Endpoint, clean, operation
+from helpers.stub_tinker.bodies import MAX_BODY, MAX_METADATA, MAX_SAMPLE, json_object
+from helpers.stub_tinker.calls import AS_JSON, AS_PROTO, BY_ITSELF, Call, Endpoint, clean, operation
 from helpers.stub_tinker.errors import BadRequest, RequestError, WriteError
+from helpers.stub_tinker.learners import PROGRESS, Told
 
 log = logging.getLogger("stub_tinker")
 
@@ -45,7 +46,13 @@ async def _finish_session(call: Call) -> Response:
 
 
 async def _telemetry(call: Call) -> Response:
-    await call.raw(MAX_SAMPLE)
+    """What the SDK tells of itself is not kept; what the course's notebooks tell of their progress is."""
+    raw = await call.raw(MAX_SAMPLE, AS_JSON)
+    if PROGRESS.encode() in raw:
+        sent = (await call.read(len(raw), json_object, raw)).get("events")
+        for event in sent if isinstance(sent, list) else []:
+            if isinstance(event, dict) and event.get("event_name") == PROGRESS:
+                call.service.learners.of(call.owner).told(Told.model_validate(event.get("event_data")))
     return JSONResponse({"status": "accepted"})
 
 

@@ -23,6 +23,7 @@ METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 UNUSED_PATHS = ("/api/v1/healthz", STATUS_PATH)  # a look at the server is no use of it
 RETRY_SECONDS = 1  # until a client whose budget is full should ask again
 LIMITS = 403, 413, 429  # the status of what is over a limit
+ASKED_AGAIN = 408, 409, 429  # the status of answers after which the SDK asks again by itself
 REFUSAL_SECONDS = 0.25  # it takes, or who repeats it at once keeps Python busy, which computing needs too
 ENDPOINTS = [*routes_work.ENDPOINTS, *routes_rest.ENDPOINTS, *routes_openai.ENDPOINTS]
 STOPPING = (
@@ -52,6 +53,8 @@ def guarded(running: Running, gate: Gate, endpoint: Endpoint) -> Route:
             return refusal(request, *objection)
         at = request.scope["path"]
         if not running.access.allows(request):
+            if at != STATUS_PATH:
+                running.refused_keys.note(request)
             ask = {"WWW-Authenticate": 'Basic realm="stub Tinker backend"'} if at == STATUS_PATH else None
             return refusal(request, "the API key is missing or wrong", 401, ask)
         if at not in UNUSED_PATHS:
@@ -79,6 +82,15 @@ def refusal(
 
 async def _answered(endpoint: Endpoint, call: Call) -> Response:
     request = call.request
+
+    def refuse(
+        message: str, status: int, headers: dict[str, str] | None = None, error: Exception | None = None
+    ) -> Response:
+        if endpoint.new_work:
+            what, again = request.scope["path"].rpartition("/")[2], status in ASKED_AGAIN or status >= 500
+            call.service.learners.of(call.owner).failed(what, message, not again)
+        return refusal(request, message, status, headers, error)
+
     try:
         return await endpoint.handler(call)
     except RequestError as error:
@@ -86,17 +98,17 @@ async def _answered(endpoint: Endpoint, call: Call) -> Response:
         if error.status in LIMITS:
             call.close()
             await asyncio.sleep(REFUSAL_SECONDS)
-        return refusal(request, str(error), error.status, headers, error)
+        return refuse(str(error), error.status, headers, error)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        return refusal(request, f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}", 422)
+        return refuse(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}", 422)
     except RecursionError:
-        return refusal(request, "the body is nested too deeply", 400)
+        return refuse("the body is nested too deeply", 400)
     except ClientDisconnect:
         return refusal(request, "the client went away", 400)
     except Exception as error:
         log.exception("%s %s failed", endpoint.method, endpoint.path)
-        return refusal(request, f"the server failed on this request: {type(error).__name__}", 500)
+        return refuse(f"the server failed on this request: {type(error).__name__}", 500)
     finally:
         call.close()
 

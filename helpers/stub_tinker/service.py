@@ -26,6 +26,7 @@ from helpers.stub_tinker.checkpoint_store import Store
 from helpers.stub_tinker.disk import Records
 from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.errors import BadRequest
+from helpers.stub_tinker.learners import Learners
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
 from helpers.stub_tinker.model import Model
 from helpers.stub_tinker.openai_prompts import Renderers
@@ -114,6 +115,7 @@ class Service:
         self.results = Results(self.budgets.limits["results"])
         self.usage = Ledger()
         self.timeline = Timeline()
+        self.learners = Learners()
         self.renderers = Renderers(renderers)
         self.direct: set[Future] = set()  # of requests whose connection waits for the answer
         self.opening = threading.Lock()  # a sampler of the OpenAI endpoint
@@ -212,6 +214,7 @@ class Service:
             noted = self.timeline.note(owner, session, model_id, name)
             future = self.engine.submit(model_id, session, owner, noted.timed(work))
             future.add_done_callback(noted.end)
+            self.learners.of(owner).watch(name, future)
             for held in (waits, hold):
                 if held:
                     held.until(future)

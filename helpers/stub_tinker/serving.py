@@ -20,6 +20,7 @@ from helpers.stub_tinker.access import Access
 from helpers.stub_tinker.budgets import GIB
 from helpers.stub_tinker.calls import Running
 from helpers.stub_tinker.gate import Gate
+from helpers.stub_tinker.learners import Learners
 from helpers.stub_tinker.model import Config
 from helpers.stub_tinker.options import state_dir
 from helpers.stub_tinker.server import application
@@ -60,6 +61,8 @@ def serve(
         bases = {folder: Path(folder) for folder in folders}
         room = int(options.memory * GIB), int(options.disk * GIB)
         service = Service(state, bases, precision, access.earlier_owners, *room, options.renderers)
+        roster = options.roster
+        service.learners = Learners(access.names(roster.names if roster else {}), roster)
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     running = Running(service, access, lambda nonce: proof(key, nonce, url))

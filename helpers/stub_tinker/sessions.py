@@ -24,6 +24,7 @@ def create_session(service: Service, owner: str, request: types.CreateSessionReq
     service.session_store.save(session_id, record)
     service.sessions[session_id] = Session(owner, request.display_name)
     service.usage.open(session_id)
+    service.learners.of(owner).came(session_id, record["user_metadata"])
     return {"session_id": session_id, "type": "create_session"}
 
 

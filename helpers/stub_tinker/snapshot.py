@@ -1,4 +1,6 @@
-"""What a server is doing, as data: totals, and a row for each client. status.py shows it to people."""
+"""What a server is doing, as data: totals, a row for each learner and for each session. status.py shows it to
+people.
+"""
 
 import time
 from typing import Any
@@ -6,29 +8,60 @@ from typing import Any
 import psutil
 import torch
 
+from helpers.stub_tinker.calls import Running
 from helpers.stub_tinker.service import Service, Session
 from helpers.stub_tinker.status import COLUMNS
 
 MIB = 1 << 20
+MEASURED = 2000  # tokens that make a speed worth stating
 
 
-def snapshot(service: Service, started: float, owner: str | None) -> dict:
-    """Totals of the server, and a row for each client.
+def snapshot(running: Running, owner: str | None) -> dict:
+    """Totals of the server, a row for each key that was seen since its start, and one for each live session.
 
     Args:
-        started: `time.monotonic()` at the start of the server.
-        owner: whose clients to name; None for all. Those of others are counted in one row.
+        owner: whose rows to give; None for all. Sessions of others are counted in one row.
     """
+    service, now = running.service, time.monotonic()
     queued = service.engine.queued_by_session()
+    sessions = list(service.sessions.items())
     own, others = [], []
-    for session_id, session in list(service.sessions.items()):
+    for session_id, session in sessions:
         row = _row(service, session_id, session) | {"queued": queued[session_id]}
         (own if session.owner == owner or owner is None else others).append(row)
     if others:
         summed = {key: sum(row[key] for row in others) for key in COLUMNS if key != "name"}
         own.append({"session": None, "name": f"{len(others)} of other keys", **summed})
-    uptime = int(time.monotonic() - started)
-    return _totals(service) | {"uptime_seconds": uptime, "clients": own}
+    alive, turns = {session.owner for _, session in sessions}, dict(service.engine.last_turns)
+    refused = running.refused_keys
+    return _totals(service) | {
+        "uptime_seconds": int(now - running.started),
+        "learners": service.learners.rows(owner, alive, turns),
+        "class": _class(service),
+        "refused_keys": {"count": refused.count, "seconds_ago": int(now - refused.at), "from": refused.host}
+        if refused.count and owner is None
+        else None,
+        "clients": own,
+    }
+
+
+def _class(service: Service) -> dict | None:
+    """How long the class takes for a notebook at the speeds seen here so far; without a number until enough
+    was trained and sampled.
+    """
+    if (roster := service.learners.roster) is None:
+        return None
+    total, busy = service.usage.total, service.engine.busy
+    training = busy["train"]
+    sampling = sum(busy.values()) - training
+    told: dict[str, Any] = {"learners": len(roster.names), "notebook": roster.notebook, "minutes": None}
+    told["cores"] = torch.get_num_threads()
+    if total.tokens_trained >= MEASURED and total.tokens_sampled >= MEASURED:
+        trained, sampled = total.tokens_trained / training, total.tokens_sampled / sampling
+        one = roster.trained / trained + roster.sampled / sampled
+        told["minutes"] = len(roster.names) * one / 60
+        told |= {"trained_per_second": round(trained), "sampled_per_second": round(sampled)}
+    return told
 
 
 def _totals(service: Service) -> dict:
@@ -60,7 +93,7 @@ def _row(service: Service, session_id: str, session: Session) -> dict:
     held = tensor_bytes([*(c.state for c in clients), *(s.adapter for s in samplers)])
     return {
         "session": session_id,
-        "name": session.display_name or session_id[:8],
+        "name": session.display_name or service.learners.name(session.owner),
         "training_clients": len(clients),
         "samplers": len(samplers),
         "requests": used.requests,

@@ -1,6 +1,5 @@
 """What a server is doing, as a page for browsers, which refreshes itself, and as text for terminals."""
 
-import html
 import json
 import urllib.error
 from pathlib import Path
@@ -8,10 +7,22 @@ from pathlib import Path
 from helpers import net
 from helpers.errors import BackendError
 from helpers.stub_folder import running_server
+from helpers.stub_tinker.words import RULES, STATES, shown, span
+from helpers.text import plural, table
 
 TOKEN_FILE = "status_token"  # lets who may read the state folder see every client
-COLUMNS = {
-    "name": "client",
+NOTHING = "–"
+LEARNER = {
+    "name": "learner",
+    "state": "state",
+    "where": "notebook",
+    "step": "step",
+    "loss": "loss",
+    "score": "validation",
+    "why": "",
+}
+COLUMNS = {  # of the table of sessions
+    "name": "session",
     "training_clients": "training",
     "samplers": "samplers",
     "queued": "queue",
@@ -27,12 +38,7 @@ def _cell(row: dict, key: str) -> str:
     value = row[key]
     if isinstance(value, float):
         return f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _duration(seconds: int) -> str:
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
+    return f"{value:,}" if isinstance(value, int) else shown(str(value))
 
 
 def _facts(status: dict) -> list[tuple[str, str]]:
@@ -43,10 +49,10 @@ def _facts(status: dict) -> list[tuple[str, str]]:
     stopping = " (stopping)" if status["status"] == "stopping" else ""
     held = f"{status['training_clients']} training clients, {status['samplers']} samplers"
     return [
-        ("up", _duration(status["uptime_seconds"]) + stopping),
+        ("up", span(status["uptime_seconds"]) + stopping),
         ("computes on", f"{status['device']}, {status['precision']}"),
         ("memory", f"{status['memory_mib']:,} MiB"),
-        ("clients", f"{status['sessions']} ({held})"),
+        ("sessions", f"{status['sessions']} ({held})"),
         ("queue", f"{status['queued']:,}"),
         ("trained", tokens("trained")),
         ("sampled", tokens("sampled")),
@@ -54,66 +60,84 @@ def _facts(status: dict) -> list[tuple[str, str]]:
     ]
 
 
+def _notes(status: dict) -> list[str]:
+    """Sentences about all learners together."""
+    notes = []
+    if told := status["class"]:
+        notes.append(_capacity(told))
+    if refused := status["refused_keys"]:
+        requests = plural(refused["count"], "request")
+        notes.append(
+            f"{requests} came with a missing or wrong key, the last {span(refused['seconds_ago'])} ago from "
+            f"{refused['from']}."
+        )
+    return notes
+
+
+def _capacity(told: dict) -> str:
+    class_ = f"{told['learners']} learners at once"
+    if told["minutes"] is None:
+        return (
+            f"How long {class_} take for {told['notebook']} is said here once the server has worked a little."
+        )
+    speeds = f"{told['trained_per_second']:,} tokens/s trained, {told['sampled_per_second']:,} sampled"
+    return (
+        f"{class_} take about {max(1, round(told['minutes']))} min for {told['notebook']} on "
+        f"{plural(told['cores'], 'core')}, at the speed seen here so far: {speeds}."
+    )
+
+
+def _learner(row: dict) -> dict[str, str]:
+    """A learner's row as text, by the names of `LEARNER`."""
+    step, steps = row["step"], row["steps"]
+    where = [row["notebook"]] + [f"({row['stage']})"] * (row["stage"] not in row["notebook"])
+    scored = row["correct"] is not None and row["total"]
+    return {
+        "name": row["name"],
+        "state": row["state"],
+        "where": " ".join(where) or NOTHING,
+        "step": f"{step:,} of {steps:,}" if steps else f"{step:,}" if step else NOTHING,
+        "loss": NOTHING if row["loss"] is None else f"{row['loss']:.3f}",
+        "score": f"{row['correct']}/{row['total']}" if scored else NOTHING,
+        "why": row["why"],
+    }
+
+
 def text(status: dict, url: str) -> str:
     """For a terminal."""
     lines = [f"stub Tinker backend on {url}"] + [f"  {name:12} {value}" for name, value in _facts(status)]
+    lines += [f"  {note}" for note in _notes(status)]
+    if status["learners"]:
+        rows = [list(_learner(row).values()) for row in status["learners"]]
+        lines += ["", table([list(LEARNER.values()), *rows], right={3, 4, 5})]
     if status["clients"]:
-        table = [list(COLUMNS.values())]
-        table += [[_printable(_cell(row, key)) for key in COLUMNS] for row in status["clients"]]
-        widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-        lines.append("")
-        for name, *numbers in table:
-            right = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-            lines.append("  " + "  ".join([name.ljust(widths[0]), *right]))
+        rows = [[_cell(row, key) for key in COLUMNS] for row in status["clients"]]
+        lines += ["", table([list(COLUMNS.values()), *rows], right=set(range(1, len(COLUMNS))))]
     return "\n".join(lines)
 
 
-def _printable(name: str) -> str:
-    """Without control characters, which a client could send to a terminal, and short."""
-    name = "".join(c if c.isprintable() else "?" for c in name)
-    return name if len(name) <= 40 else name[:39] + "…"
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="refresh" content="5"><title>stub Tinker backend</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem }}
-h1 {{ font-size: 1.3rem }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem }}
-dt {{ opacity: .7 }} dd {{ margin: 0; overflow-wrap: anywhere }}
-.wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .3rem .6rem; border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent) }}
-th, td {{ text-align: right; vertical-align: bottom }}
-td {{ white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left }}
-th:first-child, td:first-child {{ max-width: 18rem; overflow: hidden; text-overflow: ellipsis }}
-@media (max-width: 40rem) {{
-  body {{ font-size: 14px; padding: 0 .5rem }}
-  th, td {{ padding: .3rem }}
-  td:first-child {{ max-width: 6rem }}
-}}
-</style></head><body>
-<h1>stub Tinker backend</h1>
-<dl>{facts}</dl>
-{table}
-</body></html>
-"""
-
-
 def page(status: dict) -> str:
-    """For a browser, phones included. Loads nothing from elsewhere."""
-    facts = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in _facts(status))
-    if not status["clients"]:
-        return PAGE.format(facts=facts, table="<p>No client now.</p>")
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())
-    cells = ([f"<td>{html.escape(_cell(row, key))}</td>" for key in COLUMNS] for row in status["clients"])
-    rows = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return PAGE.format(facts=facts, table=f'<div class="wide">{table}</div>')
+    """For a browser, phones included. Loads nothing from elsewhere, and all text of clients is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("helpers.stub_tinker"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("status.html.jinja").render(
+        title="Class" if status["class"] else "Stub Tinker backend",
+        counts=[(s, n) for s in STATES if (n := sum(row["state"] == s for row in status["learners"]))],
+        notes=_notes(status),
+        facts=_facts(status),
+        learners=[(_learner(row), row) for row in status["learners"]],
+        sessions=[[_cell(row, key) for key in COLUMNS] for row in status["clients"]],
+        session_head=list(COLUMNS.values()),
+        rules=RULES,
+        nothing=NOTHING,
+    )
 
 
 def fetch(url: str, key: str | None = None) -> dict:

@@ -81,6 +81,7 @@ def register(service: Service, client: TrainingClient, metadata: dict) -> None:
     }
     service.store.create_run(client.id, info)
     service.clients[client.id] = client
+    service.learners.of(client.owner).began(client.id)
 
 
 def get_info(service: Service, owner: str, model_id: str) -> dict:
@@ -110,6 +111,8 @@ def forward_backward(service: Service, owner: str, body: bytes) -> dict:
                 model, client.state, examples, request.loss_fn, config, request.forward_only
             )
             service.usage.count(client.session, trained=sum(len(e.tokens) for e in examples))
+            if request.loss_fn == "cross_entropy" and not request.forward_only:
+                service.learners.of(owner).lost(client.id, logprobs, examples)
             return Result(wire.forward_backward_output(logprobs, examples, metrics), PROTO)
 
         name = "forward" if request.forward_only else "forward_backward"
@@ -130,6 +133,8 @@ def optim_step(service: Service, owner: str, request: types.OptimStepRequest) ->
             raise BadRequest(f"adam_params.{name} must be at least {least} and below {most}, got {value}")
 
     def work() -> Result:
-        return json_result({"metrics": client.state.step(params), "type": "optim_step"})
+        metrics = client.state.step(params)
+        service.learners.of(owner).stepped(client.id, client.state.steps)
+        return json_result({"metrics": metrics, "type": "optim_step"})
 
     return service.operate(client, request.seq_id, "optim_step", work)

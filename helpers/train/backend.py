@@ -20,6 +20,7 @@ from helpers.files import private_folder
 from helpers.stub_folder import running_server
 from helpers.train import keys, lineup, models
 from helpers.train.patches import follow_no_redirects, stop_waiting_when_ended
+from helpers.train.whereabouts import session_metadata
 
 HOSTED = "hosted Tinker"
 START_SECONDS = 120
@@ -67,8 +68,12 @@ class Backend:
         return lineup.choose_model(name, _offered(self.rest_client), str(self), self.kind == "hosted")
 
 
+class NoAnswerError(BackendError):
+    """The service can't be reached now."""
+
+
 def connect(backend: str = "auto") -> Backend:
-    """Connect to a Tinker service.
+    """Connect to a Tinker service. It is told the course's notebook and stage, as metadata of the session.
 
     Args:
         backend: `auto` takes the server at `TINKER_BASE_URL` if that is set, else hosted Tinker if
@@ -91,6 +96,27 @@ def connect(backend: str = "auto") -> Backend:
     return Backend(kind, None if kind == "hosted" else url, service, rest, key)
 
 
+def check_key() -> None:
+    """Try the key that later notebooks will use, and print what came of it; nothing if the stub of this
+    machine, which makes its own, will do the work.
+
+    On a server at a URL this begins a session, so that an instructor sees that the learner is there.
+
+    Raises:
+        BackendError: the key is missing or wrong, or must not be sent there.
+    """
+    kind, _ = choose_backend("auto")
+    if kind == "stub" and os.environ.get(keys.SERVER_KEY):
+        print(f"note: {keys.SERVER_KEY} is set and TINKER_BASE_URL is not: the stub of this machine is used")
+    try:
+        if kind == "url":
+            print(f"{connect('auto')}: your key is accepted")
+        elif kind == "hosted":
+            served_models("auto")
+    except NoAnswerError as error:  # the network may be back when training begins
+        print(f"note: {error}")
+
+
 def _reach(kind: str, url: str | None) -> tuple[str, str, str]:
     """The address of hosted Tinker or of a server that answers, the key for it, and what to check if it
     refuses that.
@@ -98,19 +124,19 @@ def _reach(kind: str, url: str | None) -> tuple[str, str, str]:
     if kind == "hosted":
         key, url = keys.hosted_key(), url or keys.HOSTED_URL
         if problem := net.no_answer(url, REACH_SECONDS):  # the SDK would try for minutes
-            raise BackendError(
+            raise NoAnswerError(
                 f"{HOSTED} is {problem}", "check the network; if you use a proxy, set HTTPS_PROXY"
             )
         return url, key, f"check {keys.HOSTED_KEY}"
     url = url or ""
     _check_reachable(url)
-    return url, keys.server_key(), f"check {keys.SERVER_KEY}, the key for this server, and the address"
+    return url, keys.server_key(), keys.server_key_advice()
 
 
 def _clients(url: str, key: str, fix: str) -> tuple[Any, Any]:
     """Clients of the SDK that have been let in, one with a session of its own."""
     with _let_in(url, fix) as tinker:
-        service = tinker.ServiceClient(base_url=url, api_key=key)
+        service = tinker.ServiceClient(session_metadata(), base_url=url, api_key=key)
         rest = tinker.RestClient(base_url=url, api_key=key)
         _offered(rest)
         service.holder.get_session_id()
@@ -180,7 +206,7 @@ def _check_reachable(url: str) -> None:
     try:
         net.get(f"{url}/api/v1/healthz", seconds=10)
     except OSError as error:
-        raise BackendError(
+        raise NoAnswerError(
             f"no Tinker server answers at {url}: {error}", "start it, or correct TINKER_BASE_URL"
         ) from error
 

@@ -45,6 +45,13 @@ def server_key() -> str:
     return os.environ.get(SERVER_KEY) or PLACEHOLDER
 
 
+def server_key_advice() -> str:
+    """What to do when a server at a URL refuses the key."""
+    if os.environ.get(SERVER_KEY):
+        return f"check {SERVER_KEY}, the key for this server, and the address"
+    return f"{SERVER_KEY} is not set: stop JupyterLab, export the key for this server, and start it again"
+
+
 def stub_key(own: str) -> str:
     """The key for the stub on this machine.
 

@@ -18,15 +18,19 @@ logger promises neither, so it doesn't write these files. Its other loggers do t
 """
 
 import contextlib
+import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from helpers.errors import BackendError, CourseError, DataError
+from helpers.errors import CourseError, DataError
 from helpers.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from helpers.train.plan import Step
 from helpers.train.trackers import trackers
+from helpers.train.training_client import changed_settings, make_training_client
+from helpers.train.whereabouts import tell
 
 FILES = ("metrics.jsonl", "checkpoints.jsonl", "evaluation_history.json", "best_checkpoint.json")
 
@@ -65,6 +69,7 @@ class TrainingLog:
     Attributes:
         resumed: whether it goes on with an interrupted run.
         latest: the last step that was recorded here; empty before any.
+        says: tells the service how far the training is: `tell` with its first arguments filled in.
 
     Raises:
         DataError: there is no such metric, or patience is below 0.
@@ -83,7 +88,11 @@ class TrainingLog:
         self._decided_by = settings.model_dump() | facts
         self._settings_path = folder / "settings.json"
         old = read_json(self._settings_path) if self._settings_path.exists() else {}
-        self.resumed = old == self._decided_by | {"finished": False} and bool(self.checkpoints)
+        changed = changed_settings(old, self._decided_by | {"finished": False})
+        self.resumed = not changed and bool(self.checkpoints)
+        if changed and old.get("finished") is False and self.checkpoints:
+            print(f"the interrupted training is not gone on with, but begun anew: {changed}")
+        self.says: Callable[..., None] = lambda **_: None  # to the service, once there is a client
         if self.resumed:
             self._forget_after(self.checkpoints[-1]["step"])
         else:
@@ -199,11 +208,13 @@ class TrainingLog:
         append_jsonl(self.folder / "checkpoints.jsonl", row)
         self._write_history()
         self._track({"step": step, "validation/accuracy": row["accuracy"], "validation/loss": row["loss"]})
+        self.says(correct=row["correct"], total=row["total"])
         return row
 
     def finish(self) -> None:
         """Mark the run as finished: the next one starts anew."""
         write_json(self._settings_path, self._decided_by | {"finished": True})
+        self.says(steps=self.last_step)  # it may have stopped early
         if self._trackers:
             self._trackers.close()
 
@@ -239,23 +250,19 @@ class TrainingLog:
         Raises:
             BackendError: the service refuses, or the last checkpoint is gone.
         """
-        import tinker
-
-        service, named = backend.service_client, {"user_metadata": self._metadata}
-        try:
-            if not self.resumed:
-                made = service.create_lora_training_client(base_model, rank=rank, seed=seed, **lora, **named)
-                return made.result()
-            state = self.checkpoints[-1]["state_path"]
-            return service.create_training_client_from_state_with_optimizer(state, **named).result()
-        except (tinker.TinkerError, ValueError) as error:
-            anew, wrong = (
-                f"delete {self.folder} to start this stage anew",
-                "change what it names, such as -p rank=… or -p base_model=…",
-            )
-            raise BackendError(
-                f"{backend} gave no training client: {error}", anew if self.resumed else wrong
-            ) from error
+        anew = f"delete {self.folder} to start this stage anew"
+        client = make_training_client(
+            backend,
+            base_model,
+            rank,
+            seed,
+            resume=self.checkpoints[-1]["state_path"] if self.resumed else "",
+            metadata=self._metadata,
+            advice=anew if self.resumed else "change what it names, such as -p rank=… or -p base_model=…",
+            **lora,
+        )
+        self.says = functools.partial(tell, backend, client)
+        return client
 
     def forget_old_state(self, backend: Any) -> None:
         """Delete the training state of every checkpoint but the best and the last: it is the largest file of

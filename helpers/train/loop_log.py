@@ -7,17 +7,19 @@ for step in range(log.last_step + 1, steps + 1):
     log.step(step, reward=0.5)
     log.save(training_client, step)                   # now and then
 
-settings.json      the settings that decide the result; other ones begin anew
+settings.json      the settings that decide the result; with other ones it begins anew, and says so
 metrics.jsonl      one line a step
 checkpoints.jsonl  one line a checkpoint: batch, state_path, the names that the cookbook's loops use
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import BackendError
 from helpers.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from helpers.train.training_client import changed_settings, make_training_client
+from helpers.train.whereabouts import tell
 
 
 class LoopLog:
@@ -25,18 +27,23 @@ class LoopLog:
 
     Args:
         folder: it is made.
-        settings: all that decides the result.
+        settings: all that decides the result, by name. Of these, `renderer_name` is told to the service with
+            the run, and `steps` as the number of steps.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        self.folder = folder
+        self.folder, self._settings = folder, dict(settings)
+        self._says: Callable[..., None] = lambda **_: None  # to the service, once there is a client
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics, self._checkpoints = folder / "metrics.jsonl", folder / "checkpoints.jsonl"
         path = folder / "settings.json"
-        if not (path.exists() and read_json(path) == dict(settings)):
+        old = read_json(path) if path.exists() else {}
+        if changed := changed_settings(old, self._settings):
+            if old:
+                print(f"{folder.name}: {changed}. It begins anew, and what was there is deleted")
             self._metrics.unlink(missing_ok=True)
             self._checkpoints.unlink(missing_ok=True)
-            write_json(path, dict(settings))
+            write_json(path, self._settings)
         write_jsonl(self._metrics, [row for row in self.metrics if row["step"] <= self.last_step])
 
     @property
@@ -61,30 +68,29 @@ class LoopLog:
         Raises:
             BackendError: the service refuses, or a checkpoint is gone.
         """
-        import tinker
-
-        service = backend.service_client
-        try:
-            if self.checkpoints:
-                state = self.checkpoints[-1]["state_path"]
-                return service.create_training_client_from_state_with_optimizer(state).result()
-            if start:
-                return service.create_training_client_from_state(start).result()
-            return service.create_lora_training_client(
-                base_model, rank=rank, seed=seed, train_unembed=False
-            ).result()
-        except (tinker.TinkerError, ValueError) as error:
-            raise BackendError(
-                f"{backend} gave no training client: {error}",
-                f"delete {self.folder} to start this loop anew"
-                if self.checkpoints
-                else "check base_model and the backend's models",
-            ) from error
+        anew = f"delete {self.folder} to start this loop anew"
+        renderer = self._settings.get("renderer_name")
+        client = make_training_client(
+            backend,
+            base_model,
+            rank,
+            seed,
+            resume=self.checkpoints[-1]["state_path"] if self.checkpoints else "",
+            start=start,
+            metadata={"renderer_name": renderer} if renderer else {},
+            advice=anew if self.checkpoints else "check base_model and the backend's models",
+            train_unembed=False,
+        )
+        self._says = functools.partial(tell, backend, client)
+        if steps := self._settings.get("steps"):
+            self._says(step=self.last_step, steps=steps)
+        return client
 
     def step(self, step: int, **metrics: float) -> dict[str, float]:
         """Record one step."""
         row = {"step": step, **{name: round(float(value), 5) for name, value in metrics.items()}}
         append_jsonl(self._metrics, row)
+        self._says(step=step)
         return row
 
     def save(self, training_client: Any, step: int) -> None:

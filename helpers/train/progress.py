@@ -23,6 +23,7 @@ class Progress:
         from tqdm import tqdm
 
         self._plan, self._log = plan, log
+        log.says(steps=len(plan))
         self._bar = tqdm(
             total=len(plan),
             initial=log.last_step,
