@@ -133,7 +133,29 @@ BREAK_IT: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
+TEMPLATES: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "A renderer turns messages into tokens, weights and a stop rule for training; the server's chat template turns "
+    "them into tokens too. The tokens must be equal.",
+    (
+        (10, 65, 140, "data", ("messages", "user, assistant")),
+        (220, 10, 150, "rule", ("renderer", "in training")),
+        (220, 120, 150, "rule", ("chat template", "in serving")),
+        (440, 10, 190, "data", ("tokens", "with weights, a stop rule")),
+        (440, 120, 190, "data", ("tokens", "of the prompt")),
+        (700, 65, 140, "model", ("the same?", "notebook 07 checks")),
+    ),
+    (
+        ((150, 85), (220, 39), ""),
+        ((150, 103), (220, 149), ""),
+        ((370, 39), (440, 39), ""),
+        ((370, 149), (440, 149), ""),
+        ((630, 39), (700, 85), ""),
+        ((630, 149), (700, 103), ""),
+    ),
+)
+
 OWN = {
+    "templates.svg": TEMPLATES,
     "policy_step.svg": POLICY_STEP,
     "lora_layer.svg": LORA_LAYER,
     "preference_step.svg": PREFERENCE_STEP,
