@@ -127,7 +127,7 @@ class Pupil:
 
     def wait(self, seconds: float) -> None:
         """Have had a request in the queue for so long."""
-        self.seen.watch("forward_backward", Future())
+        self.seen.watch(self.session, "forward_backward", Future())
         self.seen._waits_since -= seconds
         self.room.service.engine.last_turns[self.room.access._owners[self.key]] = time.monotonic() - seconds
 

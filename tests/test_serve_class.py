@@ -18,6 +18,7 @@ from helpers.errors import BackendError
 from helpers.net import free_port
 from helpers.paths import ROOT
 from helpers.train.backend import check_key, connect
+from helpers.train.keys import TRIED
 from helpers.train.whereabouts import session_metadata, tell
 
 
@@ -100,7 +101,7 @@ def test_a_wrong_key_is_refused(lesson, monkeypatch):
 
 def test_the_key_is_tried_before_the_work(lesson, monkeypatch, capsys):
     monkeypatch.setenv("TINKER_BASE_URL", lesson.url)
-    for name in ("TINKER_API_KEY", "TINKER_SERVER_API_KEY"):
+    for name in ("TINKER_API_KEY", "TINKER_SERVER_API_KEY", TRIED):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(BackendError, match=r"(?s)API key is missing or wrong.*SERVER_API_KEY is not set"):
         check_key()
@@ -114,6 +115,9 @@ def test_the_key_is_tried_before_the_work(lesson, monkeypatch, capsys):
     assert accepted == f"Tinker server at {lesson.url}: your key is accepted"
     assert "no Tinker server answers" in unreachable and "correct TINKER_BASE_URL" in advice
     assert "TINKER_BASE_URL is not" in half_set
+    monkeypatch.setenv(TRIED, "1")
+    check_key()
+    assert capsys.readouterr().out == ""
 
 
 def test_the_instructor_sees_names_and_how_far_they_are(lesson, monkeypatch, capsys):
