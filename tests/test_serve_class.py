@@ -128,7 +128,9 @@ def test_the_instructor_sees_names_and_how_far_they_are(lesson, monkeypatch, cap
     train(client, 2)
     tell(backend, client, steps=113, correct=46, total=60)
     backend.service_client.close("success").result()
-    status, printed, _ = course(capsys, "stub", "status", "--state-dir", str(lesson.keys.parent / "state"))
+    state = str(lesson.keys.parent / "state")
+    assert f"`course stub status --state-dir {state}`" in lesson.log.read_text()
+    status, printed, _ = course(capsys, "stub", "status", "--state-dir", state)
     row = next(line.split() for line in printed.splitlines() if line.startswith("Émile"))
     assert status == 0 and row[:8] == ["Émile", "du", "Bois", "working", "02_train", "2", "of", "113"]
     assert float(row[8]) > 0 and row[9] == "46/60"
