@@ -127,7 +127,7 @@ class Pupil:
 
     def wait(self, seconds: float) -> None:
         """Have had a request in the queue for so long."""
-        self.seen.watch("forward_backward", Future())
+        self.seen.watch(self.session, "forward_backward", Future())
         self.seen._waits_since -= seconds
         self.room.service.engine.last_turns[self.room.access._owners[self.key]] = time.monotonic() - seconds
 
@@ -146,15 +146,15 @@ def lesson(folder: Path, model: Path) -> Classroom:
     """A class of twelve: two stuck, one waiting, four at work, one reading, one not here, three done."""
     room = Classroom(folder, model)
     Pupil(room, STUCK[0]).train(31, 113, 4).fail()
-    Pupil(room, STUCK[1]).train(57, 113, 29).rest(440)
-    Pupil(room, WAITING).train(12, 113, 0).wait(14)
+    Pupil(room, STUCK[1]).train(57, 113, 29).rest(425)
+    Pupil(room, WAITING).train(12, 113, 0).wait(100)
     Pupil(room, LONG).train(84, 113, 38)
     Pupil(room, "Eun-ji Park").train(99, 113, 41)
     Pupil(room, "Fatima Zahra").train(113, 113, 46).leave()
     Pupil(room, "Fatima Zahra", "03_evaluate", "evaluate")
     Pupil(room, "Grace O’Malley", "10_reinforcement_learning", "").train(3, 10)
     Pupil(room, "Hugo Lindqvist", EVIL, "split").rest(200)
-    for name, correct, minutes in zip(DONE, (46, 44, 47), (12, 4, 1), strict=True):
+    for name, correct, minutes in zip(DONE, (46, 44, 47), (12, 6, 4), strict=True):
         done = Pupil(room, name).train(113, 113, correct).rest(60 * minutes)
         if name != DONE[2]:
             done.leave()

@@ -30,9 +30,11 @@ SEEN = """(() => {
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
     folder = tmp_path_factory.mktemp("class")
-    room = lesson(folder, make_base(folder / "base"))
-    yield room
-    room.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helpers.stub_tinker.learners.LATELY", 150)  # a slow machine is not a quiet learner
+        room = lesson(folder, make_base(folder / "base"))
+        yield room
+        room.close()
 
 
 def test_who_needs_help_comes_first_and_who_is_done_stays(room):
@@ -46,7 +48,7 @@ def test_who_needs_help_comes_first_and_who_is_done_stays(room):
     assert bjorn["why"] == "no request for 7 min, in the middle of training"
     assert (bjorn["step"], bjorn["steps"], bjorn["correct"], bjorn["total"]) == (57, 113, 29, 60)
     assert (bjorn["notebook"], bjorn["stage"]) == ("02_train", "train") and bjorn["loss"] > 0
-    assert rows[WAITING]["why"] == "1 in the queue, no turn for 14 s" and rows[AWAY]["step"] == 0
+    assert rows[WAITING]["why"].startswith("1 in the queue, no turn for 1 min") and rows[AWAY]["step"] == 0
     assert rows["Fatima Zahra"]["notebook"] == "03_evaluate" and rows["Fatima Zahra"]["correct"] == 46
 
 
@@ -96,7 +98,7 @@ def test_the_time_for_the_class_is_that_of_the_speed_seen_here(room, monkeypatch
 
 @pytest.mark.skipif(not find_browser(), reason="no browser")
 def test_the_page_in_a_browser(room, tmp_path):
-    page = tmp_path / "class.html"
+    page, names = tmp_path / "class.html", list(room.rows())
     page.write_text(room.status(kind="text/html"), encoding="utf-8")
     with browser_tab(tmp_path / "profile") as tab:
         for device in (DESK, PHONE):
@@ -105,5 +107,5 @@ def test_the_page_in_a_browser(room, tmp_path):
             tab.wait("document.readyState === 'complete' && document.querySelector('td.name') !== null")
             seen = tab.value(SEEN)
             assert seen["width"] == device["width"] and seen["wide"] <= 0 and seen["cut"] == []
-            assert seen["names"] == list(room.rows()) and seen["states"][:2] == ["stuck", "stuck"]
+            assert seen["names"] == names and seen["states"][:2] == ["stuck", "stuck"]
             assert seen["states"].count("done") == len(DONE) and tab.problems == []

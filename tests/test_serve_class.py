@@ -18,6 +18,7 @@ from helpers.errors import BackendError
 from helpers.net import free_port
 from helpers.paths import ROOT
 from helpers.train.backend import check_key, connect
+from helpers.train.keys import TRIED
 from helpers.train.whereabouts import session_metadata, tell
 
 
@@ -100,7 +101,7 @@ def test_a_wrong_key_is_refused(lesson, monkeypatch):
 
 def test_the_key_is_tried_before_the_work(lesson, monkeypatch, capsys):
     monkeypatch.setenv("TINKER_BASE_URL", lesson.url)
-    for name in ("TINKER_API_KEY", "TINKER_SERVER_API_KEY"):
+    for name in ("TINKER_API_KEY", "TINKER_SERVER_API_KEY", TRIED):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(BackendError, match=r"(?s)API key is missing or wrong.*SERVER_API_KEY is not set"):
         check_key()
@@ -114,6 +115,9 @@ def test_the_key_is_tried_before_the_work(lesson, monkeypatch, capsys):
     assert accepted == f"Tinker server at {lesson.url}: your key is accepted"
     assert "no Tinker server answers" in unreachable and "correct TINKER_BASE_URL" in advice
     assert "TINKER_BASE_URL is not" in half_set
+    monkeypatch.setenv(TRIED, "1")
+    check_key()
+    assert capsys.readouterr().out == ""
 
 
 def test_the_instructor_sees_names_and_how_far_they_are(lesson, monkeypatch, capsys):
@@ -124,7 +128,9 @@ def test_the_instructor_sees_names_and_how_far_they_are(lesson, monkeypatch, cap
     train(client, 2)
     tell(backend, client, steps=113, correct=46, total=60)
     backend.service_client.close("success").result()
-    status, printed, _ = course(capsys, "stub", "status", "--state-dir", str(lesson.keys.parent / "state"))
+    state = str(lesson.keys.parent / "state")
+    assert f"`course stub status --state-dir {state}`" in lesson.log.read_text()
+    status, printed, _ = course(capsys, "stub", "status", "--state-dir", state)
     row = next(line.split() for line in printed.splitlines() if line.startswith("Émile"))
     assert status == 0 and row[:8] == ["Émile", "du", "Bois", "working", "02_train", "2", "of", "113"]
     assert float(row[8]) > 0 and row[9] == "46/60"

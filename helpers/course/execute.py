@@ -14,6 +14,7 @@ from helpers.runs.manifest import Failure, now
 from helpers.runs.run import WRITABLE, Run
 from helpers.runs.stages import STAGES
 from helpers.text import clock, printable, without_colours
+from helpers.train.keys import TRIED
 
 INTERRUPTED = 130
 TRACEBACK_LINES = 12
@@ -85,6 +86,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], line: "Pro
 
     # The kernel of this environment, not one of the same name in HOME.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    os.environ[TRIED] = "1"
     _say_a_dead_kernel_once()
     papermill.execute_notebook(
         notebook,

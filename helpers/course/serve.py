@@ -10,6 +10,7 @@ import io
 import os
 import re
 import secrets
+import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,6 +338,8 @@ def _welcome(lesson: Lesson, bases: list[str]) -> str:
     if is_loopback(lesson.host):
         reach = "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP"
     token = lesson.state / TOKEN_FILE
+    usual = lesson.state == class_folder() / "stub"
+    status = "course stub status" + ("" if usual else f" --state-dir {shlex.quote(str(lesson.state))}")
     return f"""
 the class can begin: {url}{reach}
   hand out:     one row of {lesson.keys_file} to each learner, and no other row
@@ -345,6 +348,6 @@ the class can begin: {url}{reach}
                 and then `make lab` or `course run`, in the same terminal
   they need:    the base model at the same path as here: {", ".join(bases)}
   who is stuck: {url} in a browser; any name, and as password the text in {token};
-                or `course stub status` on this machine
+                or `{status}` on this machine
 Ctrl-C ends it, after the work that was accepted. Keys and checkpoints stay: `course serve` goes on with
 them."""

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         print("the stub is ending" if stop_stub() else "no stub is running")
         return 0
     own = {"the notebooks' stub": stub_state_dir(), "the class": class_folder() / "stub"}
-    places = {"": options.state_dir.absolute()} if options.state_dir else own
+    places = {"the server": options.state_dir.absolute()} if options.state_dir else own
     running = [
         (name, folder, server) for name, folder in places.items() if (server := running_server(folder))
     ]
@@ -46,5 +46,5 @@ def run(options: argparse.Namespace) -> int:
     for name, folder, server in running:
         from helpers.stub_tinker.status import of_state_dir
 
-        print(f"{name}, process {server['pid']}: ".lstrip(", ") + of_state_dir(folder), end="\n\n")
+        print(f"{name}, process {server['pid']}: {of_state_dir(folder)}\n")
     return 0

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
@@ -23,7 +23,7 @@ from helpers.stub_tinker.words import SAME, SILENT_SECONDS, STATES, WAIT_SECONDS
 
 PROGRESS = "course_progress"
 LATELY = 30  # seconds since the last request of someone who still works
-MOST_TRAININGS = 8  # of a learner, the latest
+MOST = 16  # training runs and sessions of a learner that are known, the latest
 ERROR = 240  # characters of one
 
 Count = Annotated[int, pydantic.Field(ge=0, le=10_000_000)]
@@ -76,7 +76,8 @@ class Learner:
 
     def __init__(self, name: str):
         self.name = shown(name, 60)
-        self.notebook = self.stage = self._session = ""
+        self._session = ""  # the one that asked for something last
+        self._places: dict[str, tuple[str, str]] = {}  # notebook and stage of the latest sessions
         self.heard: float | None = None
         self.refused: Refused | None = None
         self._pending = 0
@@ -88,8 +89,10 @@ class Learner:
 
     def came(self, session: str, metadata: Mapping[str, object]) -> None:
         """Note a new session."""
-        self._session, self.heard, self.refused = session, time.monotonic(), None
-        self.notebook, self.stage = (shown(str(metadata.get(key, ""))) for key in ("notebook", "stage"))
+        notebook, stage = (shown(str(metadata.get(key, ""))) for key in ("notebook", "stage"))
+        with self._lock:
+            self._session, self.heard, self.refused = session, time.monotonic(), None
+            _keep(self._places, session, (notebook, stage))
 
     def failed(self, what: str, message: str, is_final: bool = True) -> None:
         """Note that work was refused, or ended in an error."""
@@ -99,10 +102,10 @@ class Learner:
                 refused.times = self.refused.times + 1
             self.heard, self.refused = refused.at, refused
 
-    def watch(self, what: str, future: Future) -> None:
+    def watch(self, session: str, what: str, future: Future) -> None:
         """Note that work was taken on, and when it has ended, and how."""
         with self._lock:
-            self.heard, self.refused = time.monotonic(), None
+            self._session, self.heard, self.refused = session, time.monotonic(), None
             if not self._pending:
                 self._waits_since = time.monotonic()
             self._pending += 1
@@ -123,9 +126,7 @@ class Learner:
     def began(self, run: str) -> None:
         """Note a new training client."""
         with self._lock:
-            self._trainings[run] = Training()
-            while len(self._trainings) > MOST_TRAININGS:
-                del self._trainings[next(iter(self._trainings))]
+            _keep(self._trainings, run, Training())
 
     def stepped(self, run: str, step: int) -> None:
         """Note an optimizer step."""
@@ -166,12 +167,13 @@ class Learner:
         """
         with self._lock:
             run, training = self._latest()
+        notebook, stage = self._places.get(self._session, ("", ""))
         waited = time.monotonic() - max(self._waits_since, last_turn or 0.0) if self._pending else 0.0
         state, why, since = self._judge(run, training, has_session, waited)
         return {
             "name": self.name,
-            "notebook": self.notebook,
-            "stage": self.stage,
+            "notebook": notebook,
+            "stage": stage,
             "state": state,
             "why": why,
             "since_seconds": round(since),
@@ -194,6 +196,7 @@ class Learner:
         if self.heard is None:
             return "not here", "has not connected yet", 0.0
         silent = time.monotonic() - self.heard
+        nothing = f"no request for {span(silent)}{'' if has_session else ', no notebook open'}"
         if (refused := self.refused) and (refused.is_final or refused.times >= SAME):
             times = f" {refused.times} times" if refused.times > 1 else ""
             return "stuck", f"{refused.what} failed{times}: {refused.message}", silent
@@ -203,12 +206,18 @@ class Learner:
             return "working", "", silent
         if training.is_under_way and run.startswith(f"{self._session}:"):
             if silent > SILENT_SECONDS:
-                return "stuck", f"no request for {span(silent)}, in the middle of training", silent
-            return "quiet", f"no request for {span(silent)}", silent
+                return "stuck", f"{nothing}, in the middle of training", silent
+            return "quiet", nothing, silent
         if training.is_complete:
             return "done", f"finished, last request {span(silent)} ago", silent
-        closed = "" if has_session else ", no notebook open"
-        return "quiet", f"no request for {span(silent)}{closed}", silent
+        return "quiet", nothing, silent
+
+
+def _keep(latest: dict[str, Any], key: str, value: Any) -> None:
+    """Add to what is known of the latest runs or sessions."""
+    latest[key] = value
+    while len(latest) > MOST:
+        del latest[next(iter(latest))]
 
 
 class Learners:

@@ -108,7 +108,7 @@ def begin(
         hold.until(future)
     noted = service.timeline.note(sampler.owner, sampler.session, SAMPLING, "sample")
     future.add_done_callback(noted.end)
-    service.learners.of(sampler.owner).watch("sample", future)
+    service.learners.of(sampler.owner).watch(sampler.session, "sample", future)
     _gather(service, sampler, future, lambda sequences, scores: answer(sequences, scores, targets))
     return future
 

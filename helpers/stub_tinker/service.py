@@ -214,7 +214,7 @@ class Service:
             noted = self.timeline.note(owner, session, model_id, name)
             future = self.engine.submit(model_id, session, owner, noted.timed(work))
             future.add_done_callback(noted.end)
-            self.learners.of(owner).watch(name, future)
+            self.learners.of(owner).watch(session, name, future)
             for held in (waits, hold):
                 if held:
                     held.until(future)

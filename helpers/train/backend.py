@@ -97,14 +97,16 @@ def connect(backend: str = "auto") -> Backend:
 
 
 def check_key() -> None:
-    """Try the key that later notebooks will use, and print what came of it; nothing if the stub of this
-    machine, which makes its own, will do the work.
+    """Try the key that later notebooks will use, and print what came of it. Nothing is tried where the stub
+    of this machine will do the work, and in `course run`, which has asked its backend at the start.
 
     On a server at a URL this begins a session, so that an instructor sees that the learner is there.
 
     Raises:
         BackendError: the key is missing or wrong, or must not be sent there.
     """
+    if os.environ.get(keys.TRIED):
+        return
     kind, _ = choose_backend("auto")
     if kind == "stub" and os.environ.get(keys.SERVER_KEY):
         print(f"note: {keys.SERVER_KEY} is set and TINKER_BASE_URL is not: the stub of this machine is used")

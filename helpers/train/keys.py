@@ -17,6 +17,7 @@ HOSTED_KEY = "TINKER_API_KEY"
 SERVER_KEY = "TINKER_SERVER_API_KEY"
 STUB_KEY = "STUB_TINKER_API_KEY"
 ALLOW_HTTP = "TINKER_ALLOW_HTTP"
+TRIED = "COURSE_KEY_TRIED"  # `course run` sets it for its notebooks: it has asked the service already
 PLACEHOLDER = "tml-no-key"  # for a server that asks for none: the SDK always sends one
 
 # The SDK reads these too, and sends what they stand for to any server, or to any that asks for it.
