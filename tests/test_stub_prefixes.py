@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.stub_tinker import places, prefixes
+from helpers.stub_tinker.cache import Shelf
 from helpers.stub_tinker.engine import Base, Engine
 from helpers.stub_tinker.kernels import PIECE
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
@@ -64,6 +65,14 @@ def adapter_of(model: Model) -> Adapter:
 
 def sharing(count: int, shared: int, own: int) -> list[list[int]]:
     return [TOKENS[:shared] + OTHERS[i * own :][:own] for i in range(count)]
+
+
+def test_a_shelf_grows_once_for_prompts_that_are_read_together(sampler, monkeypatch):
+    """Each time, all that stands on it is copied."""
+    grown, original = [], Shelf.resize
+    monkeypatch.setattr(Shelf, "resize", lambda *to: (grown.append(to[1]), original(*to)))
+    sample(sampler, *map(asked, sharing(20, 0, 20)))
+    assert grown and max(grown) == grown[0]
 
 
 def test_what_waiting_prompts_share_is_read_once(sampler, read):

@@ -214,6 +214,26 @@ def test_a_layer_keeps_the_inputs_of_its_steps_and_no_more(pair):
     )
 
 
+@pytest.mark.parametrize(
+    "lengths, rows, places",
+    [
+        ([75, 80, 66, 71, 78, 60, 79, 70], 592, 8 * 80),  # 579 tokens
+        ([80, 80, 80, 80], 320, 4 * 80),
+        ([16], 64, 4 * 16),  # no sequence is shorter than the longest
+        ([512], 512, 512),
+    ],
+)
+def test_filler_takes_little_room(lengths, rows, places):
+    packed = Packed([[1] * n for n in lengths], torch.device("cpu"))
+    slots, size = packed.slots.tolist(), sum(lengths)
+    assert (len(packed.tokens), packed.count * packed.longest) == (rows, places)
+    assert len({*slots}) == rows and all(0 <= slot < places for slot in slots)
+    assert all(
+        slot % packed.longest >= [*lengths, *[0] * packed.count][slot // packed.longest]
+        for slot in slots[size:]
+    )
+
+
 def test_micro_batches_hold_every_sequence_once_within_the_limit():
     lengths = [5, 900, 40, 700, 1500, 3]
     batches = micro_batches(lengths, 1024)

@@ -8,6 +8,7 @@ what order the others' attention is summed up.
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -121,11 +122,19 @@ class Cache:
         """Positions of each sequence that are filled."""
         return torch.cat([shelf.lengths[: len(shelf.jobs)] for shelf in self.shelves])
 
-    def add(self, jobs: list, length: int) -> tuple[Shelf, slice]:
-        """Slots for sequences of `length` positions that go on: the shelf, and where on it."""
-        shelf = self._shelf(length + 1)
+    def add_all(self, arrivals: list[tuple[list, int]]) -> list[tuple[Shelf, slice]]:
+        """Slots for sequences that go on, given as jobs with the same number of positions, and that number:
+        for each, the shelf, and where on it. A shelf grows once.
+        """
+        more: Counter[Shelf] = Counter()
+        for jobs, length in arrivals:
+            more[self._shelf(length + 1)] += len(jobs)
+        for shelf, count in more.items():
+            shelf.fit(len(shelf.jobs) + count)
+        return [self._put_on(self._shelf(length + 1), jobs, length) for jobs, length in arrivals]
+
+    def _put_on(self, shelf: Shelf, jobs: list, length: int) -> tuple[Shelf, slice]:
         first = len(shelf.jobs)
-        shelf.fit(first + len(jobs))
         shelf.jobs.extend(jobs)
         slots = slice(first, first + len(jobs))
         # What another sequence left behind the length, NaN of spoilt weights perhaps, would be multiplied by
@@ -162,7 +171,7 @@ class Cache:
 
     def start(self, jobs: list, alone: Shelf) -> None:
         """Let sequences go on from the one that stands alone."""
-        shelf, slots = self.add(jobs, int(alone.lengths[0]))
+        [(shelf, slots)] = self.add_all([(jobs, int(alone.lengths[0]))])
         for slot in range(slots.start, slots.stop):
             shelf.take(alone, 0, slot)
 
@@ -178,7 +187,7 @@ class Cache:
                 if not may_grow(job, capacity_for(shelf.capacity + 1)):
                     self.park(job)
                     continue
-                larger, slots = self.add([job], shelf.capacity)
+                [(larger, slots)] = self.add_all([([job], shelf.capacity)])
                 larger.take(shelf, shelf.jobs.index(job), slots.start)
                 shelf.remove(job)
             shelf.fit(len(shelf.jobs))

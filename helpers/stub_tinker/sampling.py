@@ -328,7 +328,7 @@ class Sampler:
 
     def _prefill(self, readings: list[Reading]) -> None:
         """Read prompts, and sample the first token of each job that has them."""
-        places = [self.cache.add(reading.jobs, len(reading.prompt)) for reading in readings]
+        places = self.cache.add_all([(reading.jobs, len(reading.prompt)) for reading in readings])
         _finish(self._read(readings, places))
         self._begin(readings)
 
