@@ -14,6 +14,7 @@ from commands import COURSE, course, set_ctrl_c
 from stub import train
 
 from helpers.course import serve as serve_class
+from helpers.course.check import check_later_key
 from helpers.errors import BackendError
 from helpers.net import free_port
 from helpers.paths import ROOT
@@ -99,25 +100,24 @@ def test_a_wrong_key_is_refused(lesson, monkeypatch):
         connect(lesson.url)
 
 
-def test_the_key_is_tried_before_the_work(lesson, monkeypatch, capsys):
+def test_the_key_is_tried_before_the_work(lesson, monkeypatch):
     monkeypatch.setenv("TINKER_BASE_URL", lesson.url)
     for name in ("TINKER_API_KEY", "TINKER_SERVER_API_KEY", TRIED):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(BackendError, match=r"(?s)API key is missing or wrong.*SERVER_API_KEY is not set"):
         check_key()
+    assert check_later_key()[0].status == "FAIL"
     monkeypatch.setenv("TINKER_SERVER_API_KEY", rows(lesson.keys)[1][1])
-    check_key()
+    assert check_key() == f"Tinker server at {lesson.url}: your key is accepted"
+    [checked] = check_later_key()
+    assert checked.status == "OK" and "your key is accepted" in checked.found
     monkeypatch.setenv("TINKER_BASE_URL", f"http://127.0.0.1:{free_port()}")
-    check_key()  # what does not depend on the server can go on
+    unreachable = check_key()  # what does not depend on the server can go on
+    assert "no Tinker server answers" in unreachable and "correct TINKER_BASE_URL" in unreachable
     monkeypatch.delenv("TINKER_BASE_URL")
-    check_key()
-    accepted, unreachable, advice, half_set = capsys.readouterr().out.splitlines()
-    assert accepted == f"Tinker server at {lesson.url}: your key is accepted"
-    assert "no Tinker server answers" in unreachable and "correct TINKER_BASE_URL" in advice
-    assert "TINKER_BASE_URL is not" in half_set
+    assert "TINKER_BASE_URL is not" in check_key()
     monkeypatch.setenv(TRIED, "1")
-    check_key()
-    assert capsys.readouterr().out == ""
+    assert check_key() == ""
 
 
 def test_the_instructor_sees_names_and_how_far_they_are(lesson, monkeypatch, capsys):

@@ -129,7 +129,7 @@ def check_environment(backend: str | None = None) -> Report:
         *check_disk(),
         check_base_model(),
     ]
-    checks.append(check_backend(backend))
+    checks += [check_backend(backend), *check_later_key()]
     waiting.join(2.5)
     late = Check("NOTE", "model hub", "no answer in 2.5 s", "not needed with the local base model")
     return Report([*checks, *(hub or [late])])
@@ -317,6 +317,21 @@ def check_backend(backend: str | None = None) -> Check:
         "backend",
         f"{choice} does not answer as a Tinker server ({answer})",
         "start it, or check TINKER_BASE_URL; unset it to use the stub",
+    )
+
+
+def check_later_key() -> list[Check]:
+    """The key of the service that notebooks will use, where the environment names one."""
+    from helpers.train.backend import check_key
+
+    try:
+        said = check_key()
+    except CourseError as error:
+        return [Check("FAIL", "key", error.what, error.fix)]
+    return (
+        [Check("NOTE" if said.startswith("note: ") else "OK", "key", said.removeprefix("note: "))]
+        if said
+        else []
     )
 
 

@@ -23,6 +23,7 @@ from helpers.runs.result_files import EVALUATION
 from helpers.runs.run import Run, data_fingerprints, new_run, open_run
 from helpers.runs.settings import SETTINGS, TrainSettings, settings_of
 from helpers.runs.stages import STAGES
+from helpers.train.backend import check_key
 from helpers.train.lineup import recommended
 from helpers.train.whereabouts import enter_stage
 from helpers.weights import Scores
@@ -43,6 +44,7 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
         CourseError: a setting is missing or not allowed.
         RunError: there is no such run, a stage before this one is missing or stale, or the folder can't be
             written.
+        BackendError: in the first stage: the key that notebook 02 will use is missing or wrong.
     """
     names = list(SETTINGS[name].model_fields)
     if missing := [field for field in names if field not in parameters]:
@@ -63,6 +65,8 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
         data = data_fingerprints(settings.data_files) if name == "split" else []
         manifest.stages.begin(name, settings, data)
     print(stage)
+    if name == "split" and (said := check_key()):
+        print(said)
     return stage
 
 

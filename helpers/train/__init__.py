@@ -9,7 +9,7 @@ for step in Progress(plan, log):
     ...                                               # notebook 02 has the loop
 """
 
-from helpers.train.backend import check_key, connect
+from helpers.train.backend import connect
 from helpers.train.log import TrainingLog
 from helpers.train.plan import plan_steps
 from helpers.train.progress import Progress
@@ -21,7 +21,6 @@ __all__ = [
     "answer_text",
     "answer_tokens",
     "build_datum",
-    "check_key",
     "connect",
     "get_renderer",
     "plan_steps",

@@ -96,27 +96,31 @@ def connect(backend: str = "auto") -> Backend:
     return Backend(kind, None if kind == "hosted" else url, service, rest, key)
 
 
-def check_key() -> None:
-    """Try the key that later notebooks will use, and print what came of it. Nothing is tried where the stub
-    of this machine will do the work, and in `course run`, which has asked its backend at the start.
+def check_key() -> str:
+    """Try the key that later notebooks will use. Nothing is tried where the stub of this machine will do the
+    work, and in `course run`, which has asked its backend at the start.
 
     On a server at a URL this begins a session, so that an instructor sees that the learner is there.
+
+    Returns:
+        What came of it; empty if there is nothing to say.
 
     Raises:
         BackendError: the key is missing or wrong, or must not be sent there.
     """
     if os.environ.get(keys.TRIED):
-        return
+        return ""
     kind, _ = choose_backend("auto")
     if kind == "stub" and os.environ.get(keys.SERVER_KEY):
-        print(f"note: {keys.SERVER_KEY} is set and TINKER_BASE_URL is not: the stub of this machine is used")
+        return f"note: {keys.SERVER_KEY} is set and TINKER_BASE_URL is not: the stub of this machine is used"
     try:
         if kind == "url":
-            print(f"{connect('auto')}: your key is accepted")
-        elif kind == "hosted":
+            return f"{connect('auto')}: your key is accepted"
+        if kind == "hosted":
             served_models("auto")
     except NoAnswerError as error:  # the network may be back when training begins
-        print(f"note: {error}")
+        return f"note: {error}"
+    return ""
 
 
 def _reach(kind: str, url: str | None) -> tuple[str, str, str]:
