@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
+from helpers.evaluate.promptings import TRAINING
 from helpers.evaluate.score import Score
 
 if TYPE_CHECKING:
@@ -201,14 +202,14 @@ def prompts_and_training(promptings: list, tuned: Score) -> "Figure":
 
     Args:
         promptings: `helpers.evaluate.promptings.Prompting` of each way; those that were left out have no row.
-        tuned: the tuned model, asked in the format of its training, which is the last way.
+        tuned: the tuned model, asked in the format of its training.
     """
     rows: dict[str, dict[str, dict]] = {
         row.name: {"base": Score(row.correct, row.total).fields()}
         for row in promptings
         if row.correct is not None
     }
-    rows.setdefault(promptings[-1].name, {})["tuned"] = tuned.fields()
+    rows.setdefault(TRAINING, {})["tuned"] = tuned.fields()
     return accuracy_dots(rows, "Could a prompt do it?")
 
 

@@ -8,10 +8,11 @@ from commands import assert_one_message, course, tree
 from runs_for_tests import begin_stage, finish_stage, make_run
 from test_evaluation import Client
 
+from helpers import plots
 from helpers.errors import RunError
 from helpers.evaluate.controls import Control
 from helpers.evaluate.evaluation import score_outputs
-from helpers.evaluate.promptings import CHAT, TRAINING, base_formats, strongest
+from helpers.evaluate.promptings import CHAT, TRAINING, Prompting, base_formats, strongest
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import Task
 from helpers.files import read_jsonl, write_json, write_jsonl
@@ -246,3 +247,16 @@ def test_the_chat_template_stops_at_the_end_of_a_turn(base_model):
     prompts = [renderer.tokenizer.decode(prompt_tokens(TEST_SET[2], form)) for form in (alone, shown)]
     assert all(text.endswith("What is 2 + 2?<|im_end|>\n<|im_start|>assistant\n") for text in prompts)
     assert prompts[1].count("<|im_start|>user") == 4 and "Final answer: 4<|im_end|>" in prompts[1]
+
+
+def test_the_figure_puts_the_tuned_model_beside_the_format_of_its_training():
+    """Also where a way of asking was left out, which then comes last."""
+    ways = [
+        Prompting(f"{CHAT}, 8 examples", 10, 4),
+        Prompting(TRAINING, 10, 1),
+        Prompting(CHAT, 10, left_out="…"),
+    ]
+    axes = plots.prompts_and_training(ways, Score(9, 10)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"{CHAT}, 8 examples", TRAINING]
+    heights = {text.get_text(): round(text.xy[1], 2) for text in axes.texts}
+    assert heights == {"4/10": 0, "1/10": 0.8, "9/10": 1.2}

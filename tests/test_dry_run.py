@@ -53,7 +53,7 @@ def test_dry_run_makes_nothing(capsys, folder, small_data):
     ) == (40, 8, 4, 28)
     assert found["work"]["train"]["steps"] == 14
     assert found["work"]["train"]["train"] == 2 * found["work"]["train"]["tokens_an_epoch"] > 0
-    assert found["work"]["evaluate"]["written_at_most"] == (4 * 8 + 2 * 8 + 8 * 8) * 96
+    assert found["work"]["evaluate"]["written_at_most"] == (4 * 8 + 8 + 8 * 8) * 96
     assert found["backend"] == "stub" and found["cost"] is None and sum(found["seconds"].values()) > 20
 
 
