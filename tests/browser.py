@@ -27,6 +27,7 @@ class Tab:
         self.problems: list[str] = []
         for domain in ("Page", "Runtime", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # as if its window were in front
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

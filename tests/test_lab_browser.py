@@ -34,6 +34,8 @@ DIRTY = "document.querySelectorAll('.lm-DockPanel-tabBar .jp-mod-dirty').length"
 POPPED_UP = "[...document.querySelectorAll('.jp-Dialog, .Toastify__toast')].map(box => box.textContent)"
 RED = ", ".join(f'[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr"))
 ERRORS = f"[...{NOTEBOOK}.querySelectorAll('{RED}')].map(box => box.textContent)"
+PANEL = "[...jupyterapp.shell.widgets('main')].find(widget => widget.isVisible && widget.content?.widgets)"
+ACTIVE = f"jupyterapp.shell.activateById({PANEL}.id), jupyterapp.shell.currentWidget === {PANEL}"
 RUN_ALL = "jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)"
 
 
@@ -92,6 +94,7 @@ def wait_for(tab: Tab, notebook: Path) -> None:
     outputs = sum(bool(cell.get("outputs")) for cell in cells(notebook))
     tab.wait(f"{FRONT} === '{notebook.name}' && {SHOWN} === '{texts},{outputs}' && {IDLE}")
     tab.wait(f"[...{NOTEBOOK}.querySelectorAll('img')].every(picture => picture.complete)")
+    tab.wait(ACTIVE)
 
 
 def go_to(tab: Tab, notebook: Path) -> None:
@@ -167,7 +170,7 @@ def test_a_learner_runs_two_notebooks_and_tries_an_exercise(tab, project):
 
 def run_all(tab: Tab) -> None:
     assert tab.value(RUN_ALL)
-    counts = "jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code')"
+    counts = f"{PANEL}.content.widgets.filter(c => c.model.type === 'code')"
     assert None not in tab.value(f"{counts}.map(c => c.model.executionCount)")
     assert faults(tab) == []
 
@@ -190,7 +193,7 @@ def filled_in(source: str, answer: str) -> str:
 def try_answer(cell: int, source: str) -> str:
     """JavaScript: put this source into the cell, run it, and give what it prints."""
     return f"""(async () => {{
-        const notebook = jupyterapp.shell.currentWidget.content;
+        const notebook = {PANEL}.content;
         notebook.activeCellIndex = {cell};
         notebook.activeCell.model.sharedModel.setSource({json.dumps(source)});
         await jupyterapp.commands.execute('notebook:run-cell');
