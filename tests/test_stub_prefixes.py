@@ -67,12 +67,20 @@ def sharing(count: int, shared: int, own: int) -> list[list[int]]:
     return [TOKENS[:shared] + OTHERS[i * own :][:own] for i in range(count)]
 
 
-def test_a_shelf_grows_once_for_prompts_that_are_read_together(sampler, monkeypatch):
-    """Each time, all that stands on it is copied."""
+def test_little_is_copied_when_shelves_grow(sampler, monkeypatch):
+    """A shelf grows once for prompts that are read together, and one of long sequences has few slots."""
     grown, original = [], Shelf.resize
-    monkeypatch.setattr(Shelf, "resize", lambda *to: (grown.append(to[1]), original(*to)))
+
+    def resize(shelf: Shelf, slots: int) -> None:
+        grown.append((shelf.slots, slots, shelf.capacity))
+        original(shelf, slots)
+
+    monkeypatch.setattr(Shelf, "resize", resize)
     sample(sampler, *map(asked, sharing(20, 0, 20)))
-    assert grown and max(grown) == grown[0]
+    assert [slots for before, slots, _ in grown if slots > before] == [20]
+    grown.clear()
+    sample(sampler, *map(asked, sharing(20, 1100, 3)))
+    assert {capacity for *_, capacity in grown} == {1280} and max(slots for _, slots, _ in grown) == 8
 
 
 def test_what_waiting_prompts_share_is_read_once(sampler, read):

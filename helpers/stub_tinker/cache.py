@@ -1,4 +1,4 @@
-"""Keys and values of running sequences, on shelves: one for each capacity, with the sequences that need it
+"""Keys and values of running sequences, on shelves: a few for each capacity, with the sequences that need it
 now.
 
 How much room a sequence has depends on its own length only. In one room for all, the longest would decide in
@@ -19,6 +19,8 @@ from helpers.stub_tinker.kernels import round_up
 from helpers.stub_tinker.steady import batched, fill
 
 STEP = 64  # positions by which capacities grow up to 512; after that, by a quarter of the power of two below
+# Of all slots of a shelf, if these are more than `LEAST_SLOTS`: it is copied when it grows.
+SHELF_POSITIONS, LEAST_SLOTS = 8 * 1024, 8
 
 
 def capacity_for(length: int) -> int:
@@ -103,16 +105,16 @@ def _resized(old: torch.Tensor, slots: int) -> torch.Tensor:
 
 
 class Cache:
-    """The shelves. Sequences stand in the order of `jobs`: by capacity, then by slot."""
+    """The shelves. Sequences stand in the order of `jobs`: by capacity, by shelf, then by slot."""
 
     def __init__(self, model):
         self._new = functools.partial(Shelf, model.config, model.dtype, model.device)
-        self._shelves: dict[int, Shelf] = {}
+        self._shelves: list[Shelf] = []
         self.parked: dict[Any, Shelf] = {}  # what rests, each on a shelf of its own
 
     @property
     def shelves(self) -> list[Shelf]:
-        return [self._shelves[capacity] for capacity in sorted(self._shelves)]
+        return sorted(self._shelves, key=lambda shelf: shelf.capacity)
 
     @property
     def jobs(self) -> list:
@@ -126,22 +128,22 @@ class Cache:
         """Slots for sequences that go on, given as jobs with the same number of positions, and that number:
         for each, the shelf, and where on it. A shelf grows once.
         """
+        places: list[tuple[Shelf, slice]] = []
         more: Counter[Shelf] = Counter()
         for jobs, length in arrivals:
-            more[self._shelf(length + 1)] += len(jobs)
+            shelf = self._shelf(length + 1, len(jobs), more)
+            first = len(shelf.jobs) + more[shelf]
+            more[shelf] += len(jobs)
+            places.append((shelf, slice(first, first + len(jobs))))
         for shelf, count in more.items():
             shelf.fit(len(shelf.jobs) + count)
-        return [self._put_on(self._shelf(length + 1), jobs, length) for jobs, length in arrivals]
-
-    def _put_on(self, shelf: Shelf, jobs: list, length: int) -> tuple[Shelf, slice]:
-        first = len(shelf.jobs)
-        shelf.jobs.extend(jobs)
-        slots = slice(first, first + len(jobs))
-        # What another sequence left behind the length, NaN of spoilt weights perhaps, would be multiplied by
-        # zero, which must give zero.
-        shelf.keys[:, slots, :, length:], shelf.values[:, slots, :, length:] = 0, 0
-        shelf.lengths[slots] = length
-        return shelf, slots
+        for (shelf, slots), (jobs, length) in zip(places, arrivals, strict=True):
+            shelf.jobs.extend(jobs)
+            # What another sequence left behind the length, NaN of spoilt weights perhaps, would be multiplied
+            # by zero, which must give zero.
+            shelf.keys[:, slots, :, length:], shelf.values[:, slots, :, length:] = 0, 0
+            shelf.lengths[slots] = length
+        return places
 
     def alone(self, length: int) -> Shelf:
         """A shelf beside the others for one sequence of `length` positions."""
@@ -191,16 +193,22 @@ class Cache:
                 larger.take(shelf, shelf.jobs.index(job), slots.start)
                 shelf.remove(job)
             shelf.fit(len(shelf.jobs))
-        self._shelves = {shelf.capacity: shelf for shelf in self.shelves if shelf.jobs}
+        self._shelves = [shelf for shelf in self._shelves if shelf.jobs]
 
     def step(self) -> "Step":
         return Step(self.shelves)
 
-    def _shelf(self, length: int) -> Shelf:
+    def _shelf(self, length: int, count: int, more: Counter[Shelf]) -> Shelf:
+        """A shelf for sequences of this length with room for `count` beside `more`, a new one if there is
+        none.
+        """
         capacity = capacity_for(length)
-        if capacity not in self._shelves:
-            self._shelves[capacity] = self._new(capacity)
-        return self._shelves[capacity]
+        most = max(LEAST_SLOTS, SHELF_POSITIONS // capacity // 4 * 4)
+        for shelf in self._shelves:
+            if shelf.capacity == capacity and len(shelf.jobs) + more[shelf] + count <= most:
+                return shelf
+        self._shelves.append(self._new(capacity))
+        return self._shelves[-1]
 
 
 class Step:
