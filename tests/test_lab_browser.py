@@ -28,15 +28,16 @@ SHOWN = (  # how many cells show their text, and how many what they printed
     "['.jp-RenderedMarkdown', '.jp-OutputArea-output'].map("
     f"what => {CELLS}.filter(cell => cell.querySelector(what)?.innerHTML).length).join()"
 )
-IDLE = f"{NOTEBOOK}?.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
 FRONT = "document.querySelector('.lm-DockPanel-tabBar .lm-mod-current')?.textContent"
 DIRTY = "document.querySelectorAll('.lm-DockPanel-tabBar .jp-mod-dirty').length"
 POPPED_UP = "[...document.querySelectorAll('.jp-Dialog, .Toastify__toast')].map(box => box.textContent)"
 RED = ", ".join(f'[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr"))
 ERRORS = f"[...{NOTEBOOK}.querySelectorAll('{RED}')].map(box => box.textContent)"
 PANEL = "[...jupyterapp.shell.widgets('main')].find(widget => widget.isVisible && widget.content?.widgets)"
+KERNEL = f"{PANEL}?.sessionContext.session?.kernel"
+IDLE = f"{KERNEL}?.connectionStatus === 'connected' && {KERNEL}.status === 'idle'"
 ACTIVE = f"jupyterapp.shell.activateById({PANEL}.id), jupyterapp.shell.currentWidget === {PANEL}"
-RUN_ALL = "jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)"
+RUN_ALL = "void jupyterapp.commands.execute('notebook:run-all-cells')"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,7 @@ def wait_for(tab: Tab, notebook: Path) -> None:
     outputs = sum(bool(cell.get("outputs")) for cell in cells(notebook))
     tab.wait(f"{FRONT} === '{notebook.name}' && {SHOWN} === '{texts},{outputs}' && {IDLE}")
     tab.wait(f"[...{NOTEBOOK}.querySelectorAll('img')].every(picture => picture.complete)")
+    tab.value(f"{KERNEL}.info.then(() => true)")
     tab.wait(ACTIVE)
 
 
@@ -169,9 +171,9 @@ def test_a_learner_runs_two_notebooks_and_tries_an_exercise(tab, project):
 
 
 def run_all(tab: Tab) -> None:
-    assert tab.value(RUN_ALL)
-    counts = f"{PANEL}.content.widgets.filter(c => c.model.type === 'code')"
-    assert None not in tab.value(f"{counts}.map(c => c.model.executionCount)")
+    code = f"{PANEL}.content.widgets.filter(cell => cell.model.type === 'code')"
+    tab.value(RUN_ALL)
+    tab.wait(f"{code}.every(cell => cell.model.executionState === 'idle' && cell.model.executionCount)", 200)
     assert faults(tab) == []
 
 
