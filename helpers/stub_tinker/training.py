@@ -19,6 +19,9 @@ GPU_MAX_TOKENS = 16 * 1024  # where there is memory for it: with 1024, a fast GP
 GPU_BYTES_A_TOKEN = 8 << 20  # of the card's memory, which holds much else
 
 
+Pull = Callable[[torch.Tensor], torch.Tensor]  # the gradient of a step's input from that of its result
+
+
 def most_tokens(device: torch.device) -> int:
     """Tokens of a micro-batch on this device."""
     if device.type != "cuda":
@@ -121,7 +124,7 @@ def _pass(
     most, backward = most_tokens(model.device), bool(wanted.any())
     keep = backward and packed.size <= most
     held = _kept_bytes(model, packed, keep)
-    pulls: list[Callable[[torch.Tensor], torch.Tensor]] = []
+    pulls: list[Pull] = []
 
     def run(step: Callable[..., torch.Tensor], x: torch.Tensor, **more: Any) -> torch.Tensor:
         y, pull = _step(functools.partial(step, batch=packed, adapters=adapters, **more), x, keep)
@@ -150,21 +153,39 @@ def _pass(
     summed = loss_of(parts)
     if summed.requires_grad:
         summed.backward()
-        assert values.grad is not None
-        gradient = torch.zeros_like(hidden)
-        while heads:
-            rows, pull = heads.pop()
-            gradient[rows] = pull(values.grad[rows])
-            yield held
-        while pulls:
-            gradient = pulls.pop()(gradient)
+        for _ in _back(values.grad, torch.zeros_like(hidden), heads, pulls):
             yield held
     return parts, summed
 
 
+def _back(
+    of_values: torch.Tensor | None,
+    of_hidden: torch.Tensor,
+    heads: list[tuple[torch.Tensor, Pull]],
+    pulls: list[Pull],
+) -> Iterator[None]:
+    """The backward pass, a piece of the output layer and then a layer at a time. Empties the lists.
+
+    Args:
+        of_values: the gradient of the logprobs.
+        of_hidden: zeros, for that of the final hidden states.
+        heads: rows of the output layer, and what makes the gradient of their hidden states.
+        pulls: the same of each layer, first to last.
+    """
+    assert of_values is not None
+    while heads:
+        rows, pull = heads.pop()
+        of_hidden[rows] = pull(of_values[rows])
+        yield
+    gradient = of_hidden
+    while pulls:
+        gradient = pulls.pop()(gradient)
+        yield
+
+
 def _step(
     step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, keep: bool
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+) -> tuple[torch.Tensor, Pull]:
     """step(x), and what makes the gradient of x from that of the result: from what autograd kept, or else by
     doing the step again.
     """
