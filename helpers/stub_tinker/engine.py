@@ -258,23 +258,22 @@ class Engine(threading.Thread):
 
     def _turns(self) -> list[Turn]:
         """What could be done now."""
+        held = 0
+        heads: dict[str, tuple[str, Task]] = {}  # by owner, who may have very many clients
         with self._wake:
-            heads = [(client, queue[0]) for client, queue in self._queues.items()]
-        held, full = sum(task.holds for _, task in heads), False
-        heads.sort(key=lambda head: (head[1].holds == 0, self._served[head[1].owner]))
-        firsts: dict[
-            str, Turn
-        ] = {}  # by owner, who may have very many clients, and goes on with what it began
-        for client, task in heads:
-            if task.owner in firsts:
-                continue
+            for client, queue in self._queues.items():
+                held += queue[0].holds
+                if queue[0].holds or queue[0].owner not in heads:  # an owner goes on with what it has begun
+                    heads[queue[0].owner] = client, queue[0]
+        turns: list[Turn] = []
+        full = False
+        for client, task in sorted(heads.values(), key=lambda h: (h[1].holds == 0, self._served[h[1].owner])):
             if task.asks > task.holds:
                 # One that needs much room gets it when it's due: those behind it don't fill it up meanwhile.
                 full = full or (held > task.holds and held - task.holds + task.asks > PAUSED_BYTES)
                 if full:
                     continue
-            firsts[task.owner] = Turn(task.owner, "train", client, begun=task.holds > 0)
-        turns = list(firsts.values())
+            turns.append(Turn(task.owner, "train", client, begun=task.holds > 0))
         for sampler in self._sampling():
             turns += [Turn(owner, kind, sampler=sampler) for owner, kind in sampler.turns()]
         return turns
