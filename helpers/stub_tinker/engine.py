@@ -120,7 +120,9 @@ class Engine(threading.Thread):
             float
         )  # seconds of compute, by owner, and by (owner, kind)
         self.last_turns: dict[str, float] = {}  # by owner, on the clock of time.monotonic
-        self.busy: Counter[str] = Counter()  # seconds of compute since the start, by kind of turn
+        self.busy: defaultdict[str, float] = defaultdict(
+            float
+        )  # seconds of compute since the start, by kind of turn
         self._waiting: set[str] = set()  # owners that something could be done for at the last turn
         self._arrivals: deque[tuple[str, SampleJob | ScoreJob]] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()

@@ -259,7 +259,7 @@ class TrainingLog:
             resume=self.checkpoints[-1]["state_path"] if self.resumed else "",
             metadata=self._metadata,
             advice=anew if self.resumed else "change what it names, such as -p rank=… or -p base_model=…",
-            **lora,
+            lora=lora,
         )
         self.says = functools.partial(tell, backend, client)
         return client
