@@ -260,7 +260,7 @@ class TrainingLog:
             start="",
             metadata=self._metadata,
             advice=anew if self.resumed else "change what it names, such as -p rank=… or -p base_model=…",
-            **lora,
+            lora=lora,
         )
         self.says = functools.partial(tell, backend, client)
         return client

@@ -79,7 +79,7 @@ class LoopLog:
             start=start,
             metadata={"renderer_name": renderer} if renderer else {},
             advice=anew if self.checkpoints else "check base_model and the backend's models",
-            train_unembed=False,
+            lora={"train_unembed": False},
         )
         self._says = functools.partial(tell, backend, client)
         if steps := self._settings.get("steps"):

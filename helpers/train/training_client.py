@@ -16,7 +16,7 @@ def make_training_client(
     start: str = "",
     metadata: Mapping[str, str] | None = None,
     advice: str,
-    **lora: bool,
+    lora: Mapping[str, bool] | None = None,
 ) -> Any:
     """A LoRA training client of the SDK.
 
@@ -39,7 +39,9 @@ def make_training_client(
             return service.create_training_client_from_state_with_optimizer(resume, **named).result()
         if start:
             return service.create_training_client_from_state(start, **named).result()
-        return service.create_lora_training_client(base_model, rank=rank, seed=seed, **lora, **named).result()
+        return service.create_lora_training_client(
+            base_model, rank=rank, seed=seed, **(lora or {}), **named
+        ).result()
     except (tinker.TinkerError, ValueError) as error:
         raise BackendError(f"{backend} gave no training client: {error}", advice) from error
 
