@@ -13,7 +13,7 @@ import pytest
 from helpers.files import read_json, read_jsonl
 from helpers.paths import ROOT
 
-SMALL = {  # about a minute on two cores
+SMALL = {  # 09 takes minutes: seven runs start a notebook each; 10 about a minute on two cores
     "10_reinforcement_learning": {
         "problems_a_step": 6,
         "steps": 4,
