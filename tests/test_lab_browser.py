@@ -101,7 +101,7 @@ def wait_for(tab: Tab, notebook: Path) -> None:
 
 def go_to(tab: Tab, notebook: Path) -> None:
     tab.problems.clear()
-    tab.open(f"{tab.value('location.origin')}/lab/tree/notebooks/{notebook.name}")
+    tab.open(f"{tab.value('location.origin')}/lab/tree/notebooks/{notebook.name}?reset")  # no tabs of before
     wait_for(tab, notebook)
 
 
