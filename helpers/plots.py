@@ -338,7 +338,6 @@ DPO_PANELS = {
     "chosen_reward": "chosen: beta × gain",
     "rejected_reward": "rejected: beta × gain",
 }
-DISTILLATION_PANELS = {"teacher_kl": "KL from the teacher, nats a token", "length": "length, tokens"}
 
 
 def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":

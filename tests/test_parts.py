@@ -7,7 +7,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from runs_for_tests import make_run
 
 from helpers.paths import NOTEBOOKS
-from helpers.runs.lessons import choose_lessons, defaults_of_lesson
+from helpers.runs.lessons import choose_lessons, defaults_of_lesson, placed
+from helpers.runs.manifest import BackendUsed
 from helpers.runs.stages import LESSONS, STAGES
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -25,6 +26,16 @@ def test_a_setting_goes_to_the_lessons_that_take_it():
     chosen = choose_lessons(3, ["rank=8", "kl=1", "loss_fn=ppo"])
     assert chosen["10_reinforcement_learning"] == {"rank": 8, "kl": 1.0, "loss_fn": "ppo"}
     assert isinstance(chosen["10_reinforcement_learning"]["kl"], float)
+    assert "loss_fn" not in chosen["11_preferences"]
+
+
+def test_a_lesson_goes_to_the_backend_of_its_run():
+    run, url = make_run("mine", done=("split", "train")), "http://127.0.0.1:9/"
+    rl, tokens = "10_reinforcement_learning", "07_tokens_and_templates"
+    assert placed(run, tokens, {"problems": 4}) == {"run_name": "mine", "backend_name": "stub", "problems": 4}
+    run.update(backend=BackendUsed(kind="url", url=url))
+    assert placed(run, rl, {}) == {"folder_name": f"mine/{rl}", "backend_name": url}
+    assert placed(run, rl, {"backend_name": "hosted"})["backend_name"] == "hosted"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +79,7 @@ def test_lessons_run_into_the_folder_of_the_run(capsys, tmp_path, monkeypatch):
     run = make_run("mine", done=("split", "train"))
     code, out, err = course(capsys, "run", "--part", 3, "-p", "n=3")
     first, second = (run.manifest.lessons[name] for name in ("1_a", "2_b"))
-    assert code == 1 and "course run --part 3 --resume --name mine" in err
+    assert code == 1 and "course run --part 3 --resume --name mine -p n=3" in err
     assert first.status == "done" and first.settings == {"n": 3} and run.file("1_a").is_dir()
     assert second.status == "started" and second.failure and str(needed) in second.failure.what
     assert second.failure.what in course(capsys, "show")[1]

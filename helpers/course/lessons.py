@@ -1,6 +1,7 @@
 """`course run --part`: the notebooks of Part 2 or 3 on a run of Part 1, into that run's folder."""
 
 import argparse
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -46,21 +47,23 @@ def run_part(options: argparse.Namespace) -> int:
         }
     heed_ctrl_c()
     with run.in_use():
-        status = _run_all(run, chosen, options.part)
+        again = ["course", "run", "--part", str(options.part), "--resume", "--name", run.name]
+        again += [word for setting in (*options.parameter, *backend) for word in ("-p", setting)]
+        status = _run_all(run, chosen, shlex.join(again))
     if status == 0:
         print(f"a page to read or to send: {short(write_report(run))}")
     return status
 
 
-def _run_all(run: "Run", chosen: dict[str, dict[str, Any]], part: int) -> int:
+def _run_all(run: "Run", chosen: dict[str, dict[str, Any]], again: str) -> int:
+    """Run the lessons one after the other; `again` is the command that goes on if one fails."""
     from helpers.course.execute import INTERRUPTED, short
 
     print(f"run {run.name} → {short(run.path)}", flush=True)
     for number, (lesson, settings) in enumerate(chosen.items(), start=1):
         if status := run_lesson(run, lesson, settings, f"[{number}/{len(chosen)}]"):
-            once = "" if status == INTERRUPTED else " Once that is put right,"
-            command = f"course run --part {part} --resume --name {run.name}"
-            print(f"\nWhat was done is kept.{once} go on from here:  {command}", file=sys.stderr)
+            once = " To" if status == INTERRUPTED else " Once that is put right,"
+            print(f"\nWhat was done is kept.{once} go on from here:  {again}", file=sys.stderr)
             return status
     lessons = run.manifest.lessons
     rows = [[lesson, clock(lessons[lesson].seconds), f"notebooks/{lesson}.ipynb"] for lesson in chosen]

@@ -74,6 +74,11 @@ def _parsed(name: str, text: str, default: Any) -> Any:
 
 
 def placed(run: Run, lesson: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the run that the lesson reads, and a folder in it for what the lesson makes."""
+    """The settings, with the run that the lesson reads, a folder in it for what the lesson makes, and the
+    run's backend unless another is chosen.
+    """
     places = {"run_name": run.name, "folder_name": str(Path(run.name) / lesson)}
-    return settings | {name: value for name, value in places.items() if name in defaults_of_lesson(lesson)}
+    if used := run.manifest.backend:
+        places["backend_name"] = used.url if used.kind == "url" and used.url else used.kind
+    names = defaults_of_lesson(lesson)
+    return {name: value for name, value in places.items() if name in names} | settings
