@@ -26,7 +26,7 @@ SMALL = {  # about a minute on two cores each; 09 takes more: seven runs start a
         "max_tokens": 32,
     },
     "11_preferences": {
-        "mixed_steps": 10,
+        "mixed_steps": 12,
         "examples_a_step": 8,
         "mixed_learning_rate": 3e-3,
         "problems": 8,
@@ -34,7 +34,7 @@ SMALL = {  # about a minute on two cores each; 09 takes more: seven runs start a
         "steps": 2,
         "learning_rate": 1e-3,
         "max_tokens": 10,
-        "test_problems": 4,
+        "test_problems": 8,
     },
 }
 
