@@ -18,6 +18,7 @@ from helpers.course.check import check_later_key
 from helpers.errors import BackendError
 from helpers.net import free_port
 from helpers.paths import ROOT
+from helpers.train import whereabouts
 from helpers.train.backend import check_key, connect
 from helpers.train.keys import TRIED
 from helpers.train.whereabouts import session_metadata, tell
@@ -121,6 +122,7 @@ def test_the_key_is_tried_before_the_work(lesson, monkeypatch):
 
 
 def test_the_instructor_sees_names_and_how_far_they_are(lesson, monkeypatch, capsys):
+    monkeypatch.setattr(whereabouts, "_stage", {})  # other tests opened stages in this process
     monkeypatch.setenv("TINKER_SERVER_API_KEY", rows(lesson.keys)[2][1])
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/02_train.ipynb")
     backend = connect(lesson.url)

@@ -101,7 +101,7 @@ def test_copies_and_what_goes_on_from_a_checkpoint_keep_its_format(server, servi
     notes = {"renderer_name": "role_colon", "mine": "private"}
     run = service.create_lora_training_client(server.model, rank=1, user_metadata=notes).result()
     saved = run.save_weights_for_sampler("a").result().path
-    state = run.save_state("b").result().path
+    state = run.save_state("branch").result().path
     rest, other = server.rest(), server.rest("tml-other")
     rest.publish_checkpoint_from_tinker_path(saved).result()
     copies = [(key, key.copy_weights(saved, "label").result()) for key in (rest, other)]

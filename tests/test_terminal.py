@@ -92,7 +92,7 @@ def test_a_notebook_that_fails(capsys, monkeypatch, tmp_path):
     def fail(*_: Any) -> None:
         raise PapermillExecutionError(1, 1, "", "ValueError", EVIL, ["cell 3", source])
 
-    monkeypatch.setattr(execute, "_execute", fail)
+    monkeypatch.setattr(execute, "execute", fail)
     assert run_notebook(run, "split", {}, "[1/6]", tmp_path) == 1
     out, err = capsys.readouterr()
     assert_shown(out, err)
