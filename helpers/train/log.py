@@ -257,7 +257,6 @@ class TrainingLog:
             rank,
             seed,
             resume=self.checkpoints[-1]["state_path"] if self.resumed else "",
-            start="",
             metadata=self._metadata,
             advice=anew if self.resumed else "change what it names, such as -p rank=… or -p base_model=…",
             lora=lora,
