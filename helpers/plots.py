@@ -354,7 +354,8 @@ def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         values = [row[name] for row in rows]
         axes.plot([row["step"] for row in rows], values, "o-", markersize=3)
-        axes.set_ylim(bottom=min([0, *values]))
+        low, high = min([0, *values]), max([0, *values])
+        axes.set_ylim(low, high + 0.08 * (high - low or 1))
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
