@@ -113,7 +113,7 @@ CHECKPOINTS = (
         (270, 100, 230, "rule", ("save_weights_for_sampler", "tinker://…/sampler_weights/…")),
         (270, 185, 230, "rule", ("save_weights_external", "tinker://…/external_weights/…")),
         (590, 15, 200, "data", ("resume", "weights and Adam's state")),
-        (590, 100, 200, "data", ("sample", "notebooks 02, 03, 06, 07")),
+        (590, 100, 200, "data", ("sample", "notebooks 02, 03, 05, 07, 09")),
         (590, 185, 200, "data", ("download", "notebook 04")),
     ),
     (
