@@ -33,6 +33,7 @@ all is right. It prints `Exercise 2: not tried yet.`, `Hint: …`, or the last a
 learner's code or because the answer is of an odd type, becomes a hint too.
 """
 
+import math
 import traceback
 from collections.abc import Callable
 from fractions import Fraction
@@ -109,8 +110,8 @@ class _Watched:
 def same(answer: Any, expected: Any, tolerance: float = 1e-6) -> bool:
     """Whether an answer is the expected one, in whatever form: `5`, `5.0`, `"5"`, `"1,248"`, `"8%"`, `"1/3"`.
 
-    Lists are compared item by item, numbers with a relative tolerance, other texts without case and outer
-    spaces.
+    Lists are compared item by item, numbers with a tolerance, which is relative above 1, other texts without
+    case and outer spaces.
     """
     if isinstance(expected, list | tuple):
         items = answer.tolist() if hasattr(answer, "tolist") else answer
@@ -122,7 +123,7 @@ def same(answer: Any, expected: Any, tolerance: float = 1e-6) -> bool:
     given, wanted = as_number(answer), as_number(expected)
     if given is None or wanted is None:
         return given is wanted and str(answer).strip().lower() == str(expected).strip().lower()
-    return abs(given - wanted) <= tolerance * max(1.0, abs(wanted))
+    return math.isclose(given, wanted, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def as_number(answer: Any) -> float | None:

@@ -43,9 +43,10 @@ def clean(notebook: nbformat.NotebookNode) -> None:
 def main() -> None:
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     chosen = tuple(sys.argv[1:]) or ("",)
-    for path in sorted(FOLDER.glob("*.ipynb")):
-        if not path.name.startswith(chosen):
-            continue
+    names = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+    if unknown := [start for start in chosen if not any(name.startswith(start) for name in names)]:
+        sys.exit(f"no notebook's name begins with {' or '.join(unknown)}")
+    for path in (FOLDER / name for name in names if name.startswith(chosen)):
         started = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(

@@ -1,6 +1,7 @@
 """The status page as an instructor reads it: who is stuck, who waits, and how far everybody is."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -45,10 +46,11 @@ def test_who_needs_help_comes_first_and_who_is_done_stays(room):
     assert states == ["stuck"] * 2 + ["waiting"] + ["working"] * 4 + ["quiet", "not here"] + ["done"] * 3
     amelia, bjorn = (rows[name] for name in STUCK)
     assert "forward_backward failed: " in amelia["why"] and "data[0]: token ids" in amelia["why"]
-    assert bjorn["why"] == "no request for 7 min, in the middle of training"
+    assert re.fullmatch(r"no request for \d+ min, in the middle of training", bjorn["why"])
     assert (bjorn["step"], bjorn["steps"], bjorn["correct"], bjorn["total"]) == (57, 113, 29, 60)
     assert (bjorn["notebook"], bjorn["stage"]) == ("02_train", "train") and bjorn["loss"] > 0
-    assert rows[WAITING]["why"].startswith("1 in the queue, no turn for 1 min") and rows[AWAY]["step"] == 0
+    assert re.fullmatch(r"1 in the queue, no turn for \d+ min", rows[WAITING]["why"])
+    assert rows[AWAY]["step"] == 0
     assert rows["Fatima Zahra"]["notebook"] == "03_evaluate" and rows["Fatima Zahra"]["correct"] == 46
 
 
@@ -61,23 +63,28 @@ def test_a_learner_sees_no_other(room):
 
 
 def test_what_clients_send_is_shown_and_not_obeyed(room):
-    page, text = room.status(kind="text/html"), status.text(json.loads(room.status()), "http://stub")
+    told = json.loads(room.status())
+    told["refused_keys"]["from"] = "\x9b31m"  # as a client behind a proxy may say it is called
+    page, text = room.status(kind="text/html"), status.text(told, "http://stub")
     assert "<img" not in page and "&lt;img src=x" in page and "<script" not in page and "x" * 60 not in page
-    assert not {"\u202e", "\x1b"} & set(page + text) and "http" not in page.replace("http-equiv", "")
+    assert not {"\u202e", "\x1b", "\x9b"} & set(page + text) and "http" not in page.replace("http-equiv", "")
     assert [line.split("  ")[0] for line in text.splitlines() if "stuck" in line] == list(room.rows())[:2]
 
 
 def test_an_error_is_forgotten_when_work_goes_on_and_counted_when_it_repeats(room):
     pupil = Pupil(room, LONG).train(5, 9)
-    for status_of_row in ("stuck", "working"):
+    for _ in range(2):
         assert pupil.fail() and room.rows()[LONG]["state"] == "stuck"
         pupil.future("forward_backward", pupil.batch([1, 2, 3]))
-        assert room.rows()[LONG]["state"] == "working", status_of_row
+        assert room.rows()[LONG]["state"] == "working"
     pupil.seen.failed("asample", "wait", is_final=False)  # 429: the SDK asks again by itself
     assert room.rows()[LONG]["state"] == "working"
     pupil.seen.failed("asample", "wait", is_final=False)
     pupil.seen.failed("asample", "wait", is_final=False)
     assert room.rows()[LONG]["why"] == "asample failed 3 times: wait"
+    pupil.seen._pending += 1  # a full budget is no trouble while the server works on what fills it
+    assert room.rows()[LONG]["state"] == "working"
+    pupil.seen._pending -= 1
     for wrong in ({"step": -1}, {"steps": "3"}, {"more": 1}, {"steps": 10**9}):
         pupil.tell(wrong, 422)
     pupil.tell({"run": "nobody", "step": 8})

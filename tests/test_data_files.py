@@ -54,6 +54,22 @@ def test_several_packed_parts_in_one_file_are_read_to_the_end(tmp_path):
         assert len(load_data(str(path)).records) == 6
 
 
+@pytest.mark.parametrize("within", ["list", "struct", "map"])
+def test_a_dictionary_within_a_parquet_column_is_refused(tmp_path, within):
+    """It would get past the limit of size: a few bytes of file for each value that Python copies."""
+    numbers = pa.array(range(5), pa.int32())
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 4, pa.int32()), pa.array(["x" * 100]))
+    column = {
+        "list": lambda: pa.ListArray.from_arrays(numbers, texts),
+        "struct": lambda: pa.StructArray.from_arrays([texts], ["a"]),
+        "map": lambda: pa.MapArray.from_arrays(numbers, pa.array(list("abcd")), texts),
+    }[within]()
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": column}), path)
+    with pytest.raises(DataError, match="'text' hold categories"):
+        load_data(str(path))
+
+
 def test_parquet_keeps_values_and_conversations(tmp_path):
     import datasets
 

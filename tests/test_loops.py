@@ -237,6 +237,9 @@ def test_units_are_read_from_the_question():
         record["output"] + "\n", "How many km remain?"
     )
     assert not names_unit("Final answer: 6", "How many km remain?")
+    assert not names_unit("Final answer: None", "How many are left?")
+    with pytest.raises(DataError, match="no unit is in 'How many are left"):
+        with_unit({"instruction": "How many are left?", "output": "Final answer: 6"})
 
 
 def test_the_diagrams_are_those_of_the_script(monkeypatch):

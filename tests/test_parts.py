@@ -46,6 +46,7 @@ def test_a_lesson_goes_to_the_backend_of_its_run():
         (["-p", "group_size=4.5"], ["group_size", "4.5", "the default is 8"], 1),
         (["-p", "run_name=other"], ["'run_name=other'"], 1),
         (["--until", "train"], ["part 3 is run whole"], 2),
+        (["--json"], ["part 3 is run whole"], 2),
         (["--name", "none"], ["no run 'none'"], 1),
         (["--name", "split-only"], ["no finished 'train' stage"], 1),
     ],

@@ -1,6 +1,5 @@
 """The run folder: settings, manifest and stages, as the notebooks and `course` use them."""
 
-import ast
 import json
 import subprocess
 import sys
@@ -9,8 +8,9 @@ from datetime import date
 import pytest
 
 from helpers.errors import CourseError, DataError, RunError
-from helpers.paths import NOTEBOOKS, ROOT
+from helpers.paths import ROOT
 from helpers.runs.failures import record_failure
+from helpers.runs.lessons import defaults_of_lesson
 from helpers.runs.manifest import FORMAT, Manifest
 from helpers.runs.run import new_run, open_run
 from helpers.runs.settings import SETTINGS, SplitSettings, TrainSettings, check_settings, choices, settings_of
@@ -40,16 +40,9 @@ def split_results() -> dict:
     }
 
 
-def parameters_cell(notebook: str) -> dict:
-    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    [source] = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    assigned = [node for node in ast.parse("".join(source)).body if isinstance(node, ast.Assign)]
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_cells_and_settings_are_the_same(stage):
-    cell = parameters_cell(STAGES[stage].notebook)
+    cell = defaults_of_lesson(STAGES[stage].notebook)
     assert cell.pop("run_name") == ("new" if stage == "split" else "latest")
     defaults = SETTINGS[stage]().model_dump()
     assert cell == defaults

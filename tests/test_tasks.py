@@ -174,6 +174,13 @@ OPENAI = json.dumps([{"id": "c", "type": "function", "function": FUNCTION}])
 
 
 @pytest.mark.parametrize(
+    "text", ['{"function": "a"}', '[{"function": [1]}]', "[1]", f'{{"function": {CALL}, "x": 1}}']
+)
+def test_what_is_no_call_is_no_call(text):
+    assert check_calls(text, CALL).why == "the answer holds no tool call that can be read"
+
+
+@pytest.mark.parametrize(
     ("output", "reference", "right"),
     [
         (CALL, CALL, True),

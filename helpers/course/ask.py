@@ -132,7 +132,7 @@ def _service(run: "Run", model: str, renderer: Any, max_tokens: int) -> Sampler:
             f"the run was trained on {used.url}, which would get your key for it",
             f"if you trust that server: export TINKER_BASE_URL={used.url}",
         )
-    backend = connect(used.url if used.url and used.kind == "url" else used.kind)
+    backend = connect(used.name)
     params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
 
     clients: list[Any] = []

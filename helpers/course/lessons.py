@@ -12,7 +12,7 @@ from helpers.text import clock, printable, table, without_colours
 if TYPE_CHECKING:
     from helpers.runs.run import Run
 
-PART_ONE_ONLY = ("first", "last", "like", "dry_run", "profile", "data", "columns", "skip_bad")
+PART_ONE_ONLY = ("first", "last", "like", "dry_run", "json", "profile", "data", "columns", "skip_bad")
 
 
 def run_part(options: argparse.Namespace) -> int:

@@ -130,8 +130,13 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def class_folder() -> Path:
-    """Where the table of keys and the server's state are, unless an option says otherwise."""
+    """Where the table of keys is, unless an option says otherwise."""
     return paths.cache_dir() / "class"
+
+
+def class_state() -> Path:
+    """Where the server's state is, unless an option says otherwise."""
+    return class_folder() / "stub"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -139,12 +144,11 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"learners can't be told the port {options.port}", "choose one from 1 to 65535: --port 8765"
         )
-    home = class_folder()
     heed_ctrl_c()
     return serve_class(
         Lesson(
-            keys_file=(options.keys or home / "learners.csv").absolute(),
-            state=(options.state_dir or home / "stub").absolute(),
+            keys_file=(options.keys or class_folder() / "learners.csv").absolute(),
+            state=(options.state_dir or class_state()).absolute(),
             learners=options.learners,
             new_keys=options.new_keys,
             show_keys=options.show_keys,
@@ -338,7 +342,7 @@ def _welcome(lesson: Lesson, bases: list[str]) -> str:
     if is_loopback(lesson.host):
         reach = "\n  only this machine can reach it: `--host 0.0.0.0` lets a network in, over plain HTTP"
     token = lesson.state / TOKEN_FILE
-    usual = lesson.state == class_folder() / "stub"
+    usual = lesson.state == class_state()
     status = "course stub status" + ("" if usual else f" --state-dir {shlex.quote(str(lesson.state))}")
     return f"""
 the class can begin: {url}{reach}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.course.arguments import add_command
-from helpers.course.serve import class_folder
+from helpers.course.serve import class_state
 from helpers.errors import UsageError
 from helpers.stub_folder import running_server
 
@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from helpers.stub_tinker.status import of_state_dir
     from helpers.train.backend import stop_stub, stub_state_dir
 
     if options.action == "stop":
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError("--state-dir goes with status", "stop that server with Ctrl-C where it runs")
         print("the stub is ending" if stop_stub() else "no stub is running")
         return 0
-    own = {"the notebooks' stub": stub_state_dir(), "the class": class_folder() / "stub"}
+    own = {"the notebooks' stub": stub_state_dir(), "the class": class_state()}
     places = {"the server": options.state_dir.absolute()} if options.state_dir else own
     running = [
         (name, folder, server) for name, folder in places.items() if (server := running_server(folder))
@@ -44,7 +45,5 @@ def run(options: argparse.Namespace) -> int:
     if not running:
         print("no stub is running; the notebooks start it when they need it")
     for name, folder, server in running:
-        from helpers.stub_tinker.status import of_state_dir
-
         print(f"{name}, process {server['pid']}: {of_state_dir(folder)}\n")
     return 0

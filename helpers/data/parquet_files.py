@@ -33,6 +33,11 @@ def read_parquet(path: Path, raw: bytes) -> list[Row]:
         names = file.schema_arrow.names
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise DataError(f"{path} has two columns {twice[0]!r}", "rename one of them")
+        if nested := [field.name for field in file.schema_arrow if _hides_dictionary(field.type)]:
+            raise DataError(
+                f"{path}: lists or structs in column {nested[0]!r} hold categories, whose size is unknown",
+                "write it as .jsonl and name that file",
+            )
         sizes = _sizes(file.metadata)
         _check_size(path, sum(sizes), most)
         # A value is at most as large as its part of the file, and may stand in every row: few rows at once.
@@ -59,6 +64,15 @@ def _decoded(column: Any) -> Any:
     import pyarrow
 
     return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+
+
+def _hides_dictionary(kind: Any) -> bool:
+    """Whether a column of this type has a dictionary within its values, where `_decoded` doesn't look."""
+    import pyarrow
+
+    outer = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    inner = [outer.field(place).type for place in range(outer.num_fields)]
+    return any(pyarrow.types.is_dictionary(one) or _hides_dictionary(one) for one in inner)
 
 
 def _sizes(metadata: Any) -> list[int]:

@@ -6,6 +6,8 @@ unit_of("Ana has 3 cards and gets 4. How many cards are there?")      # "cards"
 import re
 from typing import Any
 
+from helpers.errors import DataError
+
 
 def unit_of(question: str) -> str | None:
     """What a word problem counts; None if its question doesn't say, as in "How many are left?"."""
@@ -15,9 +17,17 @@ def unit_of(question: str) -> str | None:
 
 def names_unit(answer: str, question: str) -> bool:
     """Whether an answer ends with the unit of its question."""
-    return answer.strip().endswith(f" {unit_of(question)}")
+    unit = unit_of(question)
+    return unit is not None and answer.strip().endswith(f" {unit}")
 
 
 def with_unit(record: dict[str, Any]) -> dict[str, Any]:
-    """A record whose answer ends with the unit of its question."""
-    return record | {"output": f"{record['output']} {unit_of(record['instruction'])}"}
+    """A record whose answer ends with the unit of its question.
+
+    Raises:
+        DataError: the question names none.
+    """
+    unit = unit_of(record["instruction"])
+    if unit is None:
+        raise DataError(f"no unit is in {record['instruction']!r}", "leave out such records")
+    return record | {"output": f"{record['output']} {unit}"}

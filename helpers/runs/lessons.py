@@ -79,6 +79,6 @@ def placed(run: Run, lesson: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     places = {"run_name": run.name, "folder_name": str(Path(run.name) / lesson)}
     if used := run.manifest.backend:
-        places["backend_name"] = used.url if used.kind == "url" and used.url else used.kind
+        places["backend_name"] = used.name
     names = defaults_of_lesson(lesson)
     return {name: value for name, value in places.items() if name in names} | settings

@@ -251,6 +251,11 @@ class BackendUsed(Part):
     kind: Literal["stub", "hosted", "url"]
     url: str | None
 
+    @property
+    def name(self) -> str:
+        """What `connect` takes for it."""
+        return self.url if self.kind == "url" and self.url else self.kind
+
 
 class Manifest(Part):
     """All of it. Times are in UTC."""

@@ -197,7 +197,8 @@ class Learner:
             return "not here", "has not connected yet", 0.0
         silent = time.monotonic() - self.heard
         nothing = f"no request for {span(silent)}{'' if has_session else ', no notebook open'}"
-        if (refused := self.refused) and (refused.is_final or refused.times >= SAME):
+        refused = self.refused
+        if refused and (refused.is_final or (refused.times >= SAME and not self._pending)):
             times = f" {refused.times} times" if refused.times > 1 else ""
             return "stuck", f"{refused.what} failed{times}: {refused.message}", silent
         if waited > WAIT_SECONDS:

@@ -49,11 +49,16 @@ async def _telemetry(call: Call) -> Response:
     """What the SDK tells of itself is not kept; what the course's notebooks tell of their progress is."""
     raw = await call.raw(MAX_SAMPLE, AS_JSON)
     if PROGRESS.encode() in raw:
-        sent = (await call.read(len(raw), json_object, raw)).get("events")
-        for event in sent if isinstance(sent, list) else []:
-            if isinstance(event, dict) and event.get("event_name") == PROGRESS:
-                call.service.learners.of(call.owner).told(Told.model_validate(event.get("event_data")))
+        for told in await call.read(len(raw), _told, raw):
+            call.service.learners.of(call.owner).told(told)
     return JSONResponse({"status": "accepted"})
+
+
+def _told(raw: bytes) -> list[Told]:
+    """The notebooks' events among those of a body."""
+    sent = json_object(raw).get("events")
+    named = [event for event in sent if isinstance(event, dict)] if isinstance(sent, list) else []
+    return [Told.model_validate(e.get("event_data")) for e in named if e.get("event_name") == PROGRESS]
 
 
 async def _retrieve_future(call: Call) -> Response:

@@ -69,7 +69,7 @@ def _notes(status: dict) -> list[str]:
         requests = plural(refused["count"], "request")
         notes.append(
             f"{requests} came with a missing or wrong key, the last {span(refused['seconds_ago'])} ago from "
-            f"{refused['from']}."
+            f"{shown(refused['from'])}."
         )
     return notes
 

@@ -28,7 +28,7 @@ SUPPORTED = {
         "the SDK makes this address itself: it leads to the hosted console, which knows nothing of the stub"
     ),
     "ServiceClient.get_server_capabilities[_async]": "base models and their context length",
-    "ServiceClient.get_telemetry": "the server accepts telemetry and drops it",
+    "ServiceClient.get_telemetry": "the server keeps what notebooks tell of their progress only",
     "ServiceClient.holder": "",
     "TrainingClient.create_sampling_client[_async]": "",
     "TrainingClient.forward[_async]": "",

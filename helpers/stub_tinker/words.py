@@ -2,7 +2,7 @@
 
 SILENT_SECONDS = 300  # without a request in the middle of training: stuck
 WAIT_SECONDS = 10  # with requests in the queue and no turn: waiting
-SAME = 3  # failures of the same request in a row: stuck, even where the SDK asks again by itself
+SAME = 3  # failures of the same request in a row, with none in the queue: stuck, though the SDK asks again
 STATES = ("stuck", "waiting", "working", "quiet", "not here", "done")  # in the order of the page
 
 
@@ -21,7 +21,7 @@ def span(seconds: float) -> str:
 
 
 RULES = (
-    f"Stuck: the last request ended in an error, the same one failed {SAME} times in a row, or nothing came "
-    f"for {span(SILENT_SECONDS)} in the middle of training. Waiting: requests are in the queue, and none had "
-    f"a turn for {WAIT_SECONDS} s. Done: trained to the last step."
+    f"Stuck: the last request ended in an error, the same one failed {SAME} times in a row with none in the "
+    f"queue, or nothing came for {span(SILENT_SECONDS)} in the middle of training. Waiting: requests are in "
+    f"the queue, and none had a turn for {WAIT_SECONDS} s. Done: trained to the last step."
 )

@@ -14,9 +14,9 @@ def make_training_client(
     *,
     resume: str = "",
     start: str = "",
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str],
     advice: str,
-    lora: Mapping[str, bool] | None = None,
+    lora: Mapping[str, bool],
 ) -> Any:
     """A LoRA training client of the SDK.
 
@@ -33,15 +33,13 @@ def make_training_client(
     """
     import tinker
 
-    service, named = backend.service_client, {"user_metadata": dict(metadata or {})}
+    service, named = backend.service_client, {"user_metadata": dict(metadata)}
     try:
         if resume:
             return service.create_training_client_from_state_with_optimizer(resume, **named).result()
         if start:
             return service.create_training_client_from_state(start, **named).result()
-        return service.create_lora_training_client(
-            base_model, rank=rank, seed=seed, **(lora or {}), **named
-        ).result()
+        return service.create_lora_training_client(base_model, rank=rank, seed=seed, **lora, **named).result()
     except (tinker.TinkerError, ValueError) as error:
         raise BackendError(f"{backend} gave no training client: {error}", advice) from error
 

@@ -56,9 +56,12 @@ def read_calls(text: str) -> list[Call] | None:
 
 def _call(value: Any) -> Call:
     """Raises ValueError, TypeError or LookupError for what is no call."""
-    value = value.get("function", value) if isinstance(value, dict) else {}
-    if more := value.keys() - {"name", "arguments", "parameters", "id", "type"}:
-        raise ValueError(more)
+    if not isinstance(value, dict):
+        raise TypeError
+    if isinstance(value.get("function"), dict):
+        _only(value, {"function", "id", "type", "index"})
+        value = value["function"]
+    _only(value, {"name", "arguments", "parameters", "id", "type"})
     if "arguments" in value and "parameters" in value:
         raise ValueError("arguments are there twice")
     name = value["name"]
@@ -68,6 +71,11 @@ def _call(value: Any) -> Call:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError
     return name, json.dumps(_plain(arguments), sort_keys=True, ensure_ascii=False)
+
+
+def _only(value: dict[str, Any], known: set[str]) -> None:
+    if more := value.keys() - known:
+        raise ValueError(f"no call has {more}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
