@@ -376,7 +376,7 @@ def accuracy_dots(rows: dict[str, dict[str, dict]], title: str = "") -> "Figure"
     models = list(dict.fromkeys(model for scores in rows.values() for model in scores))
     figure = new_figure(5.4, 1.3 + len(rows) * (0.24 * len(models) + 0.12))
     axes = figure.subplots()
-    looks = dict(zip(models, MODEL_LOOKS, strict=False))
+    looks = dict(zip(models, cycle(MODEL_LOOKS), strict=False))
     for model in models:
         points = [
             (place + (list(scores).index(model) - (len(scores) - 1) / 2) * 0.8 / len(models), scores[model])

@@ -261,5 +261,5 @@ def test_a_reward_that_is_no_number_is_refused(reward):
 
 
 def test_numbers_and_verdicts_are_rewards():
-    rewards = (True, 0.5, np.float32(0.25), Verdict(False, "no"))
-    assert [as_number(reward) for reward in rewards] == [1, 0.5, 0.25, 0]
+    rewards = (True, np.bool_(True), 0.5, np.float32(0.25), Verdict(False, "no"))
+    assert [as_number(reward) for reward in rewards] == [1, 1, 0.5, 0.25, 0]

@@ -51,12 +51,13 @@ def _class(service: Service) -> dict | None:
     """
     if (roster := service.learners.roster) is None:
         return None
-    total, busy = service.usage.total, service.engine.busy
-    training = busy["train"]
-    sampling = sum(busy.values()) - training
+    total, busy = service.usage.total, dict(service.engine.busy)
+    training = busy.pop("train", 0.0)
+    sampling = sum(busy.values())
     told: dict[str, Any] = {"learners": len(roster.names), "notebook": roster.notebook, "minutes": None}
     told["cores"] = torch.get_num_threads()
-    if total.tokens_trained >= MEASURED and total.tokens_sampled >= MEASURED:
+    measured = total.tokens_trained >= MEASURED and total.tokens_sampled >= MEASURED
+    if measured and training and sampling:  # tokens are counted a moment before the time that they took
         trained, sampled = total.tokens_trained / training, total.tokens_sampled / sampling
         one = roster.trained / trained + roster.sampled / sampled
         told["minutes"] = len(roster.names) * one / 60

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from helpers.errors import DataError
 from helpers.train.loop_log import LoopLog
 from helpers.train.renderers import answer_text, prompt_tokens
@@ -189,7 +191,7 @@ def as_number(reward: Any) -> float:
     """
     if hasattr(reward, "passed"):
         return float(bool(reward))
-    if not isinstance(reward, numbers.Real):
+    if not isinstance(reward, numbers.Real | np.bool_):
         raise DataError(f"a reward is {reward!r}", "give a number, True or False, or a grader's verdict")
     return float(reward)
 
