@@ -72,6 +72,73 @@ SHIFT = (
 )
 
 
+QUESTIONS = (  # tokens of a prompt in the plain format, without its beginning
+    ("␣", "2", "+", "␣", "3", "=", "?"),
+    ("␣", "1", "2", "-", "␣", "4", "=", "?"),
+    ("␣", "9", "+", "␣", "9", "9", "=", "?"),
+)
+ANSWERS = (("␣", "5"), ("␣", "8"), ("␣", "1", "0", "8"))
+
+
+def row_of_targets(y: int, name: str, question: tuple[str, ...], answer: tuple[str, ...]) -> list[tuple]:
+    """Boxes of one example: its targets, grey with weight 0, coloured with weight 1."""
+    boxes, x = [(10, y, 80, "text", (name,))], 95
+    kinds = (
+        ("data", ("…", *question, "↵", "Response", ":")),
+        ("model", ("Final", "answer", ":", *answer)),
+        ("rule", ("↵↵",)),
+    )
+    for kind, texts in kinds:
+        for text in texts:
+            width = 12 + 7 * len(text)
+            boxes.append((x, y, width, kind, (text,)))
+            x += width + 4
+    return boxes
+
+
+BATCH = (
+    "A batch of three examples of unequal length. The targets of the prompt are grey and have weight 0; those of the "
+    "answer are coloured and have weight 1, and the last of them is the stop text.",
+    (
+        *(
+            box
+            for place, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
+            for box in row_of_targets(15 + 50 * place, f"example {place + 1}", question, answer)
+        ),
+        (95, 175, 130, "data", ("0: read only",)),
+        (235, 175, 130, "model", ("1: learn to write",)),
+        (375, 175, 130, "rule", ("1: learn to stop",)),
+        (10, 175, 80, "text", ("weights",)),
+    ),
+    (),
+)
+
+STEP = (
+    "One step of training. Your machine turns 8 examples into lists of tokens and sends them with forward_backward; the "
+    "service computes the log-probability of each target, which comes back and gives the loss, and the gradient of A "
+    "and B; optim_step sends the learning rate, and Adam changes A and B.",
+    (
+        (10, 20, 105, "text", ("your machine",)),
+        (125, 20, 140, "data", ("8 examples", "question, answer")),
+        (305, 20, 210, "data", ("8 lists of tokens", "of unequal length, with weights")),
+        (555, 20, 160, "data", ("loss", "mean where weight is 1")),
+        (755, 20, 140, "data", ("learning rate", "of this step")),
+        (10, 150, 105, "text", ("the service",)),
+        (305, 150, 210, "model", ("base model + A and B", "logprob of each target")),
+        (555, 150, 160, "model", ("gradient", "of A and B only")),
+        (755, 150, 140, "rule", ("Adam", "changes A and B")),
+    ),
+    (
+        ((265, 49), (305, 49), ""),
+        ((400, 78), (400, 150), "forward_backward"),
+        ((470, 150), (570, 78), "logprobs"),
+        ((515, 179), (555, 179), ""),
+        ((715, 179), (755, 179), ""),
+        ((825, 78), (825, 150), "optim_step"),
+    ),
+)
+
+
 def lane(y: int, name: str, parts: tuple[tuple[int, int, str, str], ...]) -> tuple:
     """A line of time: its name, and what happens from where, for how long."""
     return (
@@ -157,6 +224,8 @@ DIAGRAMS = {
     "road.svg": ROAD,
     "split.svg": SPLIT,
     "shift_by_one.svg": SHIFT,
+    "batch.svg": BATCH,
+    "training_step.svg": STEP,
     "submit_then_wait.svg": PIPELINE,
     "checkpoints.svg": CHECKPOINTS,
     "evaluation.svg": EVALUATION,
