@@ -132,6 +132,6 @@ def run_lesson(run: "Run", lesson: str, settings: dict[str, Any], label: str) ->
     return 0
 
 
-def _record(run: "Run", lesson: str, entry: Any) -> None:
+def _record(run: "Run", lesson: str, entry: "LessonEntry") -> None:
     with run.edit() as manifest:
         manifest.lessons[lesson] = entry
