@@ -260,7 +260,7 @@ def test_the_loop_without_the_course_learns_saves_and_samples(server, tmp_path, 
     runpy.run_path(str(ROOT / "docs/sft.py"))
     said = capsys.readouterr().out
     losses = [float(loss) for loss in re.findall(r"([\d.]+) nats", said)]
-    assert len(losses) == 4 and losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
+    assert len({*losses}) == 4 and losses == sorted(losses, reverse=True)
     assert re.search(
         r"to train on: tinker://\S+/weights/sft\nto sample: tinker://\S+/sampler_weights/sft", said
     )
