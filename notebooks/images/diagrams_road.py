@@ -1,34 +1,38 @@
 """The diagrams of notebooks 00 to 03, as boxes and arrows for make_diagrams.py."""
 
-SERVICE = 130  # y of the service in the diagram of the road
-STEPS = (  # of the road: notebook, its question, the folder it leaves
-    ("01 split", "what to learn from", "split/"),
-    ("02 train", "change the weights", "train/"),
-    ("03 evaluate", "is it better?", "evaluate/"),
-    ("04 export", "download them", "export/"),
-    ("05 merge", "one model", "merge/"),
+STEPS = (  # of the road: notebook, what your machine does, the folder it leaves
+    ("01 split", "set problems aside", "split/"),
+    ("02 train", "run the loop", "train/"),
+    ("03 evaluate", "grade the answers", "evaluate/"),
+    ("04 export", "unpack, look inside", "export/"),
+    ("05 merge", "add it to the base", "merge/"),
     ("06 vLLM", "serve it", "vllm/"),
+)
+CALLS = (  # what the service does for 02 to 05
+    ("gradients", "and Adam's updates"),
+    ("answers", "sampled for grading"),
+    ("files", "of a checkpoint"),
+    ("logprobs", "to compare with"),
 )
 
 ROAD = (
-    "The road: examples are split (01), a model is trained on them (02), evaluated (03), its adapter is exported "
-    "(04), merged into the base model (05) and served with vLLM (06). Notebooks 02 to 05 call a Tinker service: "
-    "the stub on this machine, hosted Tinker, or a server by its URL.",
+    "The road: your machine has the data, the loop, the grader and the files; examples are split (01), a model is trained "
+    "on them (02), evaluated (03), its adapter is exported (04), merged into the base model (05) and served with vLLM "
+    "(06). A Tinker service holds the model: for 02 to 05 it computes gradients and updates, samples answers, gives "
+    "files and log-probabilities.",
     (
-        (10, 30, 90, "data", ("examples", "data/*.json")),
-        *((130 + 150 * place, 20, 125, "model", step) for place, step in enumerate(STEPS)),
-        (
-            280,
-            SERVICE,
-            575,
-            "rule",
-            ("a Tinker service", "stub on this machine, hosted Tinker, or any server by its URL"),
-        ),
+        (10, 10, 1055, "data", ("your machine: the data, the loop, the grader, the files", *("",) * 5)),
+        (10, 175, 1055, "rule", ("",) * 4),
+        (20, 194, 260, "text", ("a Tinker service: the model", "the stub on this machine, or hosted")),
+        (20, 58, 90, "data", ("examples", "data/*.json")),
+        *((135 + 155 * place, 50, 140, "model", step) for place, step in enumerate(STEPS)),
+        *((290 + 155 * place, 194, 140, "data", call) for place, call in enumerate(CALLS)),
     ),
     (
-        ((100, 59), (130, 59), ""),
-        *(((255 + 150 * place, 59), (280 + 150 * place, 59), "") for place in range(5)),
-        *(((x, 97), (x, SERVICE), "") for x in (342, 492, 642, 792)),
+        ((110, 88), (135, 88), ""),
+        *(((275 + 155 * place, 88), (290 + 155 * place, 88), "") for place in range(5)),
+        *(((335 + 155 * place, 127), (335 + 155 * place, 194), "") for place in range(4)),
+        *(((385 + 155 * place, 194), (385 + 155 * place, 127), "") for place in range(4)),
     ),
 )
 
@@ -51,6 +55,38 @@ SPLIT = (
         ((390, 179), (480, 154), ""),
         ((390, 193), (480, 239), ""),
     ),
+)
+
+COLUMNS = ((130, 170), (320, 260), (600, 240))  # x and width
+LEAK = (
+    "How a repeat leaks: cut row by row, one copy of a question goes into train and another into test, so the model answers it "
+    "from memory. Cut group by group, all copies stay on one side.",
+    (
+        *(
+            (10, y, 110, "text", lines)
+            for y, lines in (
+                (20, ("row by row", "train")),
+                (110, ("", "test")),
+                (220, ("group by group", "train")),
+                (300, ("", "test")),
+            )
+        ),
+        *(
+            (x, y, width, kind, lines)
+            for column, y, kind, lines in (
+                (0, 20, "model", ("What is 2 + 2?", "row 0")),
+                (1, 20, "model", ("Mia walks 3 km … by the road.", "row 1")),
+                (2, 20, "model", ("Mia walks 5 km … by the road.", "row 4: another number")),
+                (0, 110, "rule", ("what is  2 + 2?", "row 2, known from row 0")),
+                (1, 110, "rule", ("Mia walks 3 km … by the road again.", "row 3, known from row 1")),
+                (0, 220, "model", ("What is 2 + 2?", "rows 0 and 2")),
+                (2, 220, "model", ("Mia walks 5 km … by the road.", "row 4")),
+                (1, 300, "rule", ("Mia walks 3 km … by the road.", "rows 1 and 3")),
+            )
+            for x, width in [COLUMNS[column]]
+        ),
+    ),
+    (((215, 78), (215, 110), ""), ((450, 78), (450, 110), "")),
 )
 
 READS = ("?", "↵", "Response", ":", "Final", "answer", ":", "␣", "5")
@@ -223,6 +259,7 @@ EVALUATION = (
 DIAGRAMS = {
     "road.svg": ROAD,
     "split.svg": SPLIT,
+    "leak.svg": LEAK,
     "shift_by_one.svg": SHIFT,
     "batch.svg": BATCH,
     "training_step.svg": STEP,
