@@ -169,7 +169,7 @@ def test_weights_are_refused_before_they_are_made(narrow):
     lora = {"base_model": narrow.model, "rank": 256}
     service, before = narrow.connect(), forget_peak(narrow)
     first = service.create_lora_training_client(**lora).result()
-    with pytest.raises(tinker.TinkerError, match=r"bytes of weights in memory.*lower rank"):
+    with pytest.raises(tinker.PermissionDeniedError, match=r"bytes of weights in memory.*lower rank"):
         service.create_lora_training_client(**lora).result()
     other = narrow.connect("tml-other")
     assert other.create_lora_training_client(**lora).result().model_id != first.model_id
@@ -202,13 +202,31 @@ def test_a_key_fills_its_part_of_the_disk_and_no_other(narrow):
 def test_a_key_has_so_many_clients_and_no_more(narrow):
     service, other = narrow.connect("tml-many"), narrow.connect("tml-plain")
     lora = {"base_model": narrow.model, "rank": 1, "train_unembed": False}
-    for _ in range(256):
+    saved = service.create_lora_training_client(**lora).result().save_state("first").result().path
+    for _ in range(255):
         service.create_lora_training_client(**lora).result()
-    with pytest.raises(tinker.TinkerError, match="256 training clients"):
-        service.create_lora_training_client(**lora).result()
+    for one_more in (
+        lambda: service.create_lora_training_client(**lora),
+        lambda: service.create_training_client_from_state(saved),
+    ):
+        with pytest.raises(tinker.PermissionDeniedError, match="256 training clients"):
+            one_more().result()
     assert other.create_lora_training_client(**lora).result()
     for each in (service, other):
         each.close("success").result()
+
+
+def test_a_repeated_request_is_not_refused_for_the_room_that_the_first_one_took(narrow):
+    service = narrow.connect()
+    made = service.create_lora_training_client(narrow.model, rank=256).result()
+    session, _, number = made.model_id.split(":")
+    names = {"session_id": session, "base_model": narrow.model, "lora_config": {"rank": 256}}
+    answers = [
+        narrow.ask("POST", "/api/v1/create_model", json.dumps(names | {"model_seq_id": seq_id}).encode())
+        for seq_id in (int(number), int(number) + 1)
+    ]
+    assert [status for status, *_ in answers] == [200, 403]
+    service.close("success").result()
 
 
 def test_a_full_queue_is_waited_for_by_the_sdk(narrow):

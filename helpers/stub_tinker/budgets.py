@@ -137,8 +137,8 @@ class Budgets:
         self._held: dict[str, Counter[str]] = {name: Counter() for name in self.limits}
         self._lock = threading.RLock()  # a finalizer may run within a call, on the same thread
 
-    def hold(self, owner: str, **amounts: int) -> Hold:
-        """Take all of these, or nothing.
+    def check(self, owner: str, **amounts: int) -> None:
+        """Whether there is room for all of these now.
 
         Raises:
             BadRequest: one is over its limit.
@@ -147,6 +147,15 @@ class Budgets:
             for name, amount in amounts.items():
                 held = self._held[name]
                 self.limits[name].check(held[owner], held.total(), amount)
+
+    def hold(self, owner: str, **amounts: int) -> Hold:
+        """Take all of these, or nothing.
+
+        Raises:
+            BadRequest: one is over its limit.
+        """
+        with self._lock:
+            self.check(owner, **amounts)
             for name, amount in amounts.items():
                 self._held[name][owner] += amount
         return Hold(self, owner, amounts)

@@ -204,11 +204,19 @@ class Service:
         name: str,
         work: Callable[[], Any],
         hold: Hold | None = None,
+        admit: Callable[[], None] = lambda: None,
     ) -> dict:
-        """Queue `work` of a training client under `request_id`, once; `hold` lasts until it is done."""
+        """Queue `work` of a training client under `request_id`, once.
+
+        Args:
+            hold: lasts until it is done.
+            admit: raises BadRequest if there is no room for what it makes. A repeated request isn't asked
+                again, because the first one's work may have taken the room.
+        """
         session = model_id.split(":")[0]
 
         def begin() -> Future:
+            admit()
             waits = self.budgets.hold(owner, waiting=1, queued=WORK_BYTES)
             self.usage.count(session, requests=1)
             noted = self.timeline.note(owner, session, model_id, name)

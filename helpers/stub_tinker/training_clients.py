@@ -28,23 +28,41 @@ def create_model(service: Service, owner: str, request: types.CreateModelRequest
         "train_unembed": lora.train_unembed,
     }
 
+    layout = service.layout(base, chosen)
+
     def work() -> Result:
-        layout = service.layout(base, chosen)
         state = new_state(service, owner, layout, lora.seed)
         client = TrainingClient(model_id, request.session_id, base, owner, layout, state)
         register(service, client, dict(request.user_metadata or {}))
         return json_result({"model_id": model_id, "type": "create_model"})
 
-    return service.start(f"{model_id}:create", owner, model_id, "create_model", work)
+    return service.start(
+        f"{model_id}:create",
+        owner,
+        model_id,
+        "create_model",
+        work,
+        admit=lambda: check_room(service, owner, layout),
+    )
+
+
+def check_room(service: Service, owner: str, layout: Layout) -> None:
+    """Whether the owner has room for one more client: refused here, it costs the engine nothing.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    service.check_room("clients", owner, service.clients)
+    service.budgets.check(owner, memory=layout.trained_bytes)
 
 
 def new_state(service: Service, owner: str, layout: Layout, seed: int | None) -> LoraState:
-    """New weights, if the owner has room for them, their gradients and Adam's state.
+    """New weights, if the owner still has room for them, their gradients and Adam's state.
 
     Raises:
         BadRequest: it has not.
     """
-    service.check_room("clients", owner, service.clients)
+    check_room(service, owner, layout)
     with service.budgets.hold(owner, memory=layout.trained_bytes) as hold:
         state = LoraState(layout, seed, service.device)
         hold.while_alive(state)

@@ -13,7 +13,14 @@ import diagrams_serve
 
 FOLDER = Path(__file__).parent
 FONT, LINE = 13, 19
-FILLS = {"model": "#dbe9f6", "data": "#f2f2f2", "rule": "#fdebd0", "text": "none"}
+STYLE = """<style>
+.page { fill: #ffffff } .model { fill: #dbe9f6 } .data { fill: #f2f2f2 } .rule { fill: #fdebd0 }
+.model, .data, .rule, .arrow { stroke: #444444 } text, .tip { fill: #111111 }
+@media (prefers-color-scheme: dark) {
+.page { fill: #181818 } .model { fill: #1d3b57 } .data { fill: #333333 } .rule { fill: #563c13 }
+.model, .data, .rule, .arrow { stroke: #bbbbbb } text, .tip { fill: #f4f4f4 }
+}
+</style>"""
 
 Box = tuple[int, int, int, str, tuple[str, ...]]  # x, y, width, kind, lines of text
 Arrow = tuple[tuple[int, int], tuple[int, int], str]  # from, to, label
@@ -166,15 +173,19 @@ DIAGRAMS = OWN | diagrams_road.DIAGRAMS | diagrams_serve.DIAGRAMS
 
 
 def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
-    """The SVG of a diagram: boxes with centred lines of text, the first one bold, and arrows with labels."""
+    """The SVG of a diagram: boxes with centred lines of text, the first one bold, and arrows with labels.
+
+    It has a page of its own, light or dark as the browser asks, so it can be read on any page around it.
+    """
     width = max(x + w for x, _, w, _, _ in boxes) + 10
     height = max(y + height_of(lines) for _, y, _, _, lines in boxes) + 20
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
         f"<title>{escape(title)}</title>",
+        STYLE,
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#444"/></marker></defs>',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
+        'orient="auto"><path class="tip" d="M0 0 L8 4 L0 8 z"/></marker></defs>',
+        f'<rect class="page" width="{width}" height="{height}" rx="6"/>',
     ]
     parts += [line for box in boxes for line in _box(*box)]
     parts += [line for arrow in arrows for line in _arrow(*arrow)]
@@ -187,7 +198,7 @@ def height_of(lines: tuple[str, ...]) -> int:
 
 def _box(x: int, y: int, width: int, kind: str, lines: tuple[str, ...]) -> list[str]:
     shape = f'x="{x}" y="{y}" width="{width}" height="{height_of(lines)}" rx="6"'
-    parts = [] if kind == "text" else [f'<rect {shape} fill="{FILLS[kind]}" stroke="#444"/>']
+    parts = [] if kind == "text" else [f'<rect class="{kind}" {shape}/>']
     for number, line in enumerate(lines):
         weight, size = ("bold", FONT) if number == 0 else ("normal", FONT - 2)
         parts.append(_text(x + width // 2, y + 24 + LINE * number, line, size, weight))
@@ -196,7 +207,7 @@ def _box(x: int, y: int, width: int, kind: str, lines: tuple[str, ...]) -> list[
 
 def _arrow(start: tuple[int, int], end: tuple[int, int], label: str) -> list[str]:
     (x1, y1), (x2, y2) = start, end
-    line = f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="#444" marker-end="url(#tip)"/>'
+    line = f'<line class="arrow" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" marker-end="url(#tip)"/>'
     return [line] + ([_text((x1 + x2) // 2 - 60, (y1 + y2) // 2 + 22, label, FONT - 2)] if label else [])
 
 
