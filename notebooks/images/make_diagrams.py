@@ -72,7 +72,7 @@ LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
 )
 
 PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
-    "One step of DPO: the model samples answers to a prompt, a rule ranks them, the best and the worst make a "
+    "One step of DPO: the model samples answers to a prompt, a rule ranks them, two of different rank make a "
     "pair, and the loss compares how much more the model than the reference favours the chosen one.",
     (
         (10, 20, 140, "model", ("model", "samples 4 answers")),
@@ -88,6 +88,25 @@ PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
         ((485, 78), (485, 120), ""),
         ((350, 149), (400, 149), ""),
         ((570, 149), (620, 149), ""),
+    ),
+)
+
+RLHF_AND_DPO: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "Two ways from pairs to a model: RLHF trains a reward model on the pairs, then the model by reinforcement "
+    "learning with that reward, as in notebook 10; DPO trains the model on the pairs, with one loss.",
+    (
+        (10, 75, 150, "data", ("pairs", "chosen, rejected")),
+        (230, 15, 160, "model", ("reward model", "learns to score")),
+        (450, 15, 200, "rule", ("reinforcement learning", "sample, score: notebook 10")),
+        (230, 135, 420, "rule", ("DPO: one loss on the pairs", "no reward model, no sampling: this notebook")),
+        (710, 75, 150, "model", ("model", "prefers the chosen")),
+    ),
+    (
+        ((160, 95), (230, 44), ""),
+        ((390, 44), (450, 44), ""),
+        ((650, 44), (710, 95), ""),
+        ((160, 113), (230, 164), ""),
+        ((650, 164), (710, 113), ""),
     ),
 )
 
@@ -166,6 +185,7 @@ OWN = {
     "policy_step.svg": POLICY_STEP,
     "lora_layer.svg": LORA_LAYER,
     "preference_step.svg": PREFERENCE_STEP,
+    "rlhf_and_dpo.svg": RLHF_AND_DPO,
     "own_data.svg": OWN_DATA,
     "break_it.svg": BREAK_IT,
 }
