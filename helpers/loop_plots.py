@@ -41,7 +41,9 @@ def step_panels(rows: list[dict], panels: dict[str, dict[str, str]]) -> "Figure"
     figure = new_figure(3.1 * across, 2.6 * down)
     for axes, (title, lines) in zip(figure.subplots(down, across).flat, panels.items(), strict=True):
         drawn = [0.0]
-        for (name, label), colour, style in zip(lines.items(), LINE_COLOURS, cycle(["o-", "s--"]), strict=False):
+        for (name, label), colour, style in zip(
+            lines.items(), LINE_COLOURS, cycle(["o-", "s--"]), strict=False
+        ):
             values = [row[name] for row in rows]
             axes.plot([row["step"] for row in rows], values, style, color=colour, markersize=4, label=label)
             drawn += values
@@ -73,6 +75,8 @@ def gains(before: Sequence[float], after: Sequence[float]) -> "Figure":
     axes.set_yticks([0, 1], ["chosen", "rejected"])
     low, high = min(*before, *after), max(*before, *after)
     room = 0.1 * (high - low or 1)
-    axes.set(ylim=(1.5, -0.7), xlim=(low - room, high + room), xlabel="logprob of the answer, nats (○: reference)")
+    axes.set(
+        ylim=(1.5, -0.7), xlim=(low - room, high + room), xlabel="logprob of the answer, nats (○: reference)"
+    )
     axes.set_title(f"difference of the gains: {apart:+.2f} nats", fontsize=10)
     return figure

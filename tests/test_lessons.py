@@ -118,7 +118,7 @@ def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
     run_as_committed(name, course_env, runs)
     scores = read_json(runs / name / "scores.json")
     before, count, repaired = (scores[loop]["T=1"] for loop in ("before", "count", "repaired"))
-    assert count["count"] - before["count"] >= 0.3 and count["ci95"][0] > 0 and repaired["ci95"][0] > 0
+    assert count["count"] - before["count"] >= 0.3 and repaired["count"] - before["count"] >= 0.2
     assert count["sense"] < before["sense"] < repaired["sense"]
     assert scores["repaired"]["T=0"]["count"] >= scores["before"]["T=0"]["count"]
 

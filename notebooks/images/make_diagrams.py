@@ -98,7 +98,13 @@ RLHF_AND_DPO: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
         (10, 75, 150, "data", ("pairs", "chosen, rejected")),
         (230, 15, 160, "model", ("reward model", "learns to score")),
         (450, 15, 200, "rule", ("reinforcement learning", "sample, score: notebook 10")),
-        (230, 135, 420, "rule", ("DPO: one loss on the pairs", "no reward model, no sampling: this notebook")),
+        (
+            230,
+            135,
+            420,
+            "rule",
+            ("DPO: one loss on the pairs", "no reward model, no sampling: this notebook"),
+        ),
         (710, 75, 150, "model", ("model", "prefers the chosen")),
     ),
     (
