@@ -72,11 +72,11 @@ LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
 )
 
 PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
-    "One step of DPO: the model samples answers to a prompt, a rule ranks them, two of different rank make a "
-    "pair, and the loss compares how much more the model than the reference favours the chosen one.",
+    "One step of DPO: the model samples answers to a prompt, two that differ in one thing make a pair, a rule "
+    "says which is better, and the loss compares how much more the model than the reference favours the chosen one.",
     (
         (10, 20, 140, "model", ("model", "samples 4 answers")),
-        (200, 20, 150, "rule", ("rule", "ranks them")),
+        (200, 20, 150, "rule", ("rule", "which is better?")),
         (400, 20, 170, "data", ("pair", "chosen, rejected")),
         (200, 120, 150, "model", ("reference", "logprob of each answer")),
         (400, 120, 170, "rule", ("difference", "model less reference, β")),
