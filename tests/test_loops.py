@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import itertools
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from stub_reference import Stub, assert_close
+from texts import code_cells, source
 from tinker import types
 
 from helpers.data.lists import HELD_OUT, is_known, known_members, list_problems, read_items
@@ -133,6 +135,26 @@ def test_the_distillation_gradient_is_the_one_of_the_formula(stub, groups):
             loss = loss + (torch.exp(own - torch.tensor(q)) * torch.tensor(row)).sum()
     loss.backward()
     assert_close(stub.gradients(client), reference.gradients())
+
+
+def test_the_step_written_out_in_notebook_10_sends_the_same_datums(groups):
+    sent: list[types.Datum] = []
+    done = SimpleNamespace(result=lambda: None)
+    client = SimpleNamespace(
+        forward_backward=lambda data, loss_fn: sent.extend(data) or done, optim_step=lambda params: done
+    )
+    written = {"types": types, "loss_fn": "importance_sampling", "learning_rate": 1e-3}
+    notebook = ROOT / "notebooks/10_reinforcement_learning.ipynb"
+    for code in map(source, code_cells(notebook)):
+        for function in re.findall(r"(?ms)^def (?:advantages_of|train_on)\(.*?(?=^\S|\Z)", code):
+            exec(function, written)
+    written["train_on"](client, groups[1])
+    wanted = [datum for datum in policy_data(groups[1]) if any(datum.loss_fn_inputs["advantages"].tolist())]
+    assert len(sent) == len(wanted) > 3
+    for own, other in zip(sent, wanted, strict=True):
+        assert own.model_input.to_ints() == other.model_input.to_ints()
+        for name, value in other.loss_fn_inputs.items():
+            assert own.loss_fn_inputs[name].tolist() == pytest.approx(value.tolist()), name
 
 
 def test_the_start_has_no_divergence_and_half_of_all_pairs(groups):
