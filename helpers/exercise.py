@@ -21,7 +21,7 @@ A function, which the hint calls with at least two inputs, so that no constant p
     def hint(weights_for):
         mine = weights_for([1, 2, 3], [4, 5])
         if len(mine) != 4:
-            return "there's one target fewer than there are tokens"
+            return "there's one target fewer than there are tokens."
         if not same(mine, [0, 0, 1, 1]) or not same(weights_for([1], [2]), [1]):
             return "which target is the first token of the answer?"
 

@@ -84,6 +84,8 @@ def test_lessons_run_into_the_folder_of_the_run(capsys, tmp_path, monkeypatch):
     assert first.status == "done" and first.settings == {"n": 3} and run.file("1_a").is_dir()
     assert second.status == "started" and second.failure and str(needed) in second.failure.what
     assert second.failure.what in course(capsys, "show")[1]
+    code, _, err = course(capsys, "run", "--part", 3, "--resume", "-p", "n=4")
+    assert code == 2 and "1_a is done, and not with n=4" in err and "leave out --resume" in err
     needed.write_text("{}")
     code, out, _ = course(capsys, "run", "--part", 3, "--resume")
     assert code == 0 and "2_b" in out and "1_a" not in out

@@ -10,6 +10,7 @@ from helpers.errors import UsageError
 from helpers.text import clock, printable, table, without_colours
 
 if TYPE_CHECKING:
+    from helpers.runs.manifest import LessonEntry
     from helpers.runs.run import Run
 
 PART_ONE_ONLY = ("first", "last", "like", "dry_run", "json", "profile", "data", "columns", "skip_bad")
@@ -39,12 +40,7 @@ def run_part(options: argparse.Namespace) -> int:
     run = Run(readable_run(options.name or "latest").path)
     run.stage("train")
     if options.resume:
-        lessons = run.manifest.lessons
-        chosen = {
-            lesson: own
-            for lesson, own in chosen.items()
-            if lesson not in lessons or lessons[lesson].status != "done"
-        }
+        chosen = unfinished(run.manifest.lessons, chosen)
     heed_ctrl_c()
     with run.in_use():
         again = ["course", "run", "--part", str(options.part), "--resume", "--name", run.name]
@@ -53,6 +49,28 @@ def run_part(options: argparse.Namespace) -> int:
     if status == 0:
         print(f"a page to read or to send: {short(write_report(run))}")
     return status
+
+
+def unfinished(
+    lessons: "dict[str, LessonEntry]", chosen: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The chosen lessons that are not done yet.
+
+    Args:
+        lessons: those of the run's manifest.
+
+    Raises:
+        UsageError: a setting is given for one that is done with another value.
+    """
+    done = {lesson for lesson in chosen if lesson in lessons and lessons[lesson].status == "done"}
+    for lesson in sorted(done):
+        if other := chosen[lesson].items() - lessons[lesson].settings.items():
+            name, value = sorted(other)[0]
+            raise UsageError(
+                f"{lesson} is done, and not with {name}={value}",
+                "leave out --resume to run the part again with this setting",
+            )
+    return {lesson: own for lesson, own in chosen.items() if lesson not in done}
 
 
 def _run_all(run: "Run", chosen: dict[str, dict[str, Any]], again: str) -> int:
@@ -114,6 +132,6 @@ def run_lesson(run: "Run", lesson: str, settings: dict[str, Any], label: str) ->
     return 0
 
 
-def _record(run: "Run", lesson: str, entry: Any) -> None:
+def _record(run: "Run", lesson: str, entry: "LessonEntry") -> None:
     with run.edit() as manifest:
         manifest.lessons[lesson] = entry

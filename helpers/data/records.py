@@ -112,7 +112,7 @@ def load_data(
             commas.
         columns: which column becomes which field, for all sources: `instruction=text,output=label`. Empty: by
             form, or by obvious names.
-        instruction: one instruction for all records, whose own text is then the `input`.
+        instruction: one instruction for all records; each one's own text becomes its `input`.
         root: the folder from which relative paths start; the project's by default.
         skip_bad: leave out rows that can't be used, instead of refusing the data.
 

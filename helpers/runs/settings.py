@@ -100,7 +100,7 @@ class SplitSettings(Settings):
     )
     columns: Columns = Field("", description="which column is what: instruction=text,output=label")
     instruction: Text = Field(
-        "", description="one instruction for all records, whose own text is then the input"
+        "", description="one instruction for all records; each one's own text becomes its input"
     )
     skip_bad: bool = Field(
         False, description="leave out records that can't be used, instead of refusing the data"

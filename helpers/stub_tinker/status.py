@@ -2,13 +2,18 @@
 
 import json
 import urllib.error
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpers import net
 from helpers.errors import BackendError
 from helpers.stub_folder import running_server
 from helpers.stub_tinker.words import RULES, STATES, shown, span
 from helpers.text import plural, table
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TOKEN_FILE = "status_token"  # lets who may read the state folder see every client
 NOTHING = "–"
@@ -116,8 +121,8 @@ def text(status: dict, url: str) -> str:
     return "\n".join(lines)
 
 
-def page(status: dict) -> str:
-    """For a browser, phones included. Loads nothing from elsewhere, and all text of clients is escaped."""
+@cache
+def _template() -> "Template":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -127,7 +132,12 @@ def page(status: dict) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("status.html.jinja").render(
+    return environment.get_template("status.html.jinja")
+
+
+def page(status: dict) -> str:
+    """For a browser, phones included. Loads nothing from elsewhere, and all text of clients is escaped."""
+    return _template().render(
         title="Class" if status["class"] else "Stub Tinker backend",
         counts=[(s, n) for s in STATES if (n := sum(row["state"] == s for row in status["learners"]))],
         notes=_notes(status),
