@@ -6,7 +6,7 @@ gains(before=[-1.8, -1.1], after=[-0.8, -5.9])            # of one pair, the cho
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helpers.plots import LINE_COLOURS, new_figure
 
@@ -69,7 +69,12 @@ def gains(before: Sequence[float], after: Sequence[float]) -> "Figure":
         axes.plot(start, place, "o", markerfacecolor="white", color=colour, markersize=8)
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 2}
         axes.annotate("", (end, place), (start, place), arrowprops=arrow)
-        words = {"ha": "center", "va": "bottom", "color": colour, "textcoords": "offset points"}
+        words: dict[str, Any] = {
+            "ha": "center",
+            "va": "bottom",
+            "color": colour,
+            "textcoords": "offset points",
+        }
         axes.annotate(f"gain {end - start:+.2f}", ((start + end) / 2, place), (0, 6), **words)
     apart = (after[0] - before[0]) - (after[1] - before[1])
     axes.set_yticks([0, 1], ["chosen", "rejected"])
