@@ -28,7 +28,7 @@ DPO_PANELS = {
 
 
 def step_panels(rows: list[dict], panels: dict[str, dict[str, str]]) -> "Figure":
-    """A panel for each thing to watch, over the steps of a loop: three in a row, or four in two rows.
+    """A panel for each thing to watch, over the steps of a loop: at most three in a row.
 
     Args:
         rows: lines of the loop's metrics.jsonl, with `step`; there may be none yet.
@@ -39,7 +39,8 @@ def step_panels(rows: list[dict], panels: dict[str, dict[str, str]]) -> "Figure"
     down = -(-len(panels) // 3)
     across = -(-len(panels) // down)
     figure = new_figure(3.1 * across, 2.6 * down)
-    for axes, (title, lines) in zip(figure.subplots(down, across).flat, panels.items(), strict=True):
+    places = figure.subplots(down, across, squeeze=False).flat
+    for (title, lines), axes in zip(panels.items(), places, strict=False):
         drawn = [0.0]
         for (name, label), colour, style in zip(
             lines.items(), LINE_COLOURS, cycle(["o-", "s--"]), strict=False
@@ -53,6 +54,8 @@ def step_panels(rows: list[dict], panels: dict[str, dict[str, str]]) -> "Figure"
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         if len(lines) > 1:
             axes.legend(fontsize=9)
+    for spare in places:
+        spare.remove()
     return figure
 
 
