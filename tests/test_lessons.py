@@ -123,7 +123,8 @@ def taught_run(stub_backend, tmp_path):
 @pytest.fixture
 def broken_runs(stub_backend, taught_run):
     """The runs of notebook 09, without the last, trained here: its sweep would start a notebook for each."""
-    names = SMALL["09_break_it"] | {"trained": taught_run.stage("train").settings, "backend_name": "auto"}
+    names: dict[str, Any] = {"trained": taught_run.stage("train").settings, "backend_name": "auto"}
+    names |= SMALL["09_break_it"]
     [cell] = [text for text in map(source, code_cells(BREAK_IT)) if text.startswith("changes = {")]
     exec(cell, names)
     every = settings_used(taught_run.manifest)[0] | names["common"]
