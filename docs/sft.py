@@ -3,8 +3,8 @@
     TINKER_API_KEY=tml-… python docs/sft.py data/word_problems.json Qwen/Qwen3-8B
 
 The file is a JSON list of {"instruction": …, "output": …}, some with an "input". For a stub
-(`python -m helpers.stub_tinker`), set TINKER_BASE_URL=http://127.0.0.1:8765 and any key that starts with tml-;
-the model is the folder it prints.
+(`python -m helpers.stub_tinker`), set TINKER_BASE_URL=http://127.0.0.1:8765 and any key that starts with
+tml-; the model is the folder it prints.
 """
 
 import json
