@@ -29,7 +29,7 @@ SMALL = {  # about a minute on two cores each; 09 takes more: seven runs start a
         "mixed_steps": 12,
         "examples_a_step": 8,
         "mixed_learning_rate": 3e-3,
-        "problems": 8,
+        "problems": 24,
         "pairs_a_step": 4,
         "steps": 2,
         "learning_rate": 1e-3,
@@ -118,7 +118,7 @@ def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
     run_as_committed(name, course_env, runs)
     scores = read_json(runs / name / "scores.json")
     before, count, repaired = (scores[loop]["T=1"] for loop in ("before", "count", "repaired"))
-    assert count["count"] - before["count"] >= 0.3 and count["ci95"][0] > 0 and repaired["ci95"][0] > 0
+    assert count["count"] - before["count"] >= 0.3 and repaired["count"] - before["count"] >= 0.2  # of 216
     assert count["sense"] < before["sense"] < repaired["sense"]
     assert scores["repaired"]["T=0"]["count"] >= scores["before"]["T=0"]["count"]
 
@@ -130,7 +130,13 @@ def test_preferences_at_the_defaults(course_env, tmp_path):
     scores = read_json(tmp_path / "latest/11_preferences/scores.json")
     dpo = scores["DPO"]
     assert dpo["win_rate"] >= 0.6 and dpo["ci95"][0] > 0.5
-    assert scores["small beta"]["win_rate"] < dpo["win_rate"]
+    assert dpo["change"][1] >= 0  # the interval's upper end: no loss of right answers is shown
+    loops = {"dpo": 0.5, "small_beta": 0.005}
+    nats = {
+        loop: read_jsonl(tmp_path / f"latest/11_preferences/{loop}/metrics.jsonl")[-1]["margin"] / beta
+        for loop, beta in loops.items()
+    }
+    assert nats["small_beta"] > nats["dpo"]  # it has no reason to stop
 
 
 @pytest.mark.soak  # 4 minutes
