@@ -2,8 +2,9 @@
 
     TINKER_API_KEY=tml-… python docs/sft.py data/word_problems.json Qwen/Qwen3-8B
 
-The file is a JSON list of {"instruction": …, "output": …}. For a stub (`python -m helpers.stub_tinker`), set
-TINKER_BASE_URL=http://127.0.0.1:8765 and any key that starts with tml-; the model is the folder it prints.
+The file is a JSON list of {"instruction": …, "output": …}, some with an "input". For a stub
+(`python -m helpers.stub_tinker`), set TINKER_BASE_URL=http://127.0.0.1:8765 and any key that starts with
+tml-; the model is the folder it prints.
 """
 
 import json
@@ -25,7 +26,8 @@ tokenizer = trainer.get_tokenizer()
 
 
 def prompt_tokens(row: dict[str, str]) -> list[int]:
-    return tokenizer.encode(f"Instruction: {row['instruction']}\nResponse:")
+    asked = row["instruction"] + (f"\nInput: {row['input']}" if row.get("input") else "")
+    return tokenizer.encode(f"Instruction: {asked}\nResponse:")
 
 
 def datum(row: dict[str, str]) -> types.Datum:

@@ -323,46 +323,6 @@ def curves(
     return figure
 
 
-RL_PANELS = {
-    "reward": "mean reward",
-    "kl": "KL from the start, nats a token",
-    "entropy": "entropy, nats a token",
-    "length": "length, tokens",
-    "useless": "share of useless groups",
-}
-
-DPO_PANELS = {
-    "dpo_loss": "loss",
-    "accuracy": "pairs ranked right",
-    "margin": "margin",
-    "chosen_reward": "chosen: beta × gain",
-    "rejected_reward": "rejected: beta × gain",
-}
-
-
-def step_panels(rows: list[dict], titles: dict[str, str]) -> "Figure":
-    """One small panel a measure, over the steps of a loop.
-
-    Args:
-        rows: lines of the loop's metrics.jsonl, with `step`; there may be none yet.
-        titles: what to draw: the measure's name in the rows, and its title with the unit.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    figure = new_figure(2.4 * len(titles), 2.3)
-    panels = figure.subplots(1, len(titles), squeeze=False)[0]
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        values = [row[name] for row in rows]
-        axes.plot([row["step"] for row in rows], values, "o-", markersize=3)
-        low, high = min([0, *values]), max([0, *values])
-        axes.set_ylim(low, high + 0.08 * (high - low or 1))
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    return figure
-
-
 MODEL_LOOKS = [("#767676", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "^")]
 
 

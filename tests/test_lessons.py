@@ -2,21 +2,30 @@
 defaults.
 """
 
+import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from runs_for_tests import make_run
+from texts import code_cells, source
+from tinker import types
 
 from helpers.files import read_json, read_jsonl, write_json
 from helpers.paths import ROOT
-from helpers.train import connect
+from helpers.runs.like import settings_used
+from helpers.runs.run import Run, point_latest_at
+from helpers.runs.sweep import plan_sweep
+from helpers.train import build_datum, connect, get_renderer, plan_steps
+from helpers.train.backend import Backend
 
-SMALL = {  # about a minute on two cores each; 09 takes more: seven runs start a notebook each
+BREAK_IT = ROOT / "notebooks" / "09_break_it.ipynb"
+SMALL = {  # about a minute on two cores each
     "09_break_it": {"examples": 16, "many_epochs": 5.0, "problems": 8, "jobs": 2},
     "10_reinforcement_learning": {
         "problems_a_step": 6,
@@ -29,7 +38,7 @@ SMALL = {  # about a minute on two cores each; 09 takes more: seven runs start a
         "mixed_steps": 12,
         "examples_a_step": 8,
         "mixed_learning_rate": 3e-3,
-        "problems": 8,
+        "problems": 24,
         "pairs_a_step": 4,
         "steps": 2,
         "learning_rate": 1e-3,
@@ -66,31 +75,101 @@ def test_reinforcement_learning_raises_the_reward(course_env, tmp_path):
         assert sum(rewards[2:]) / 2 > rewards[0], loop
 
 
-@pytest.fixture
-def started_run(course_env, tmp_path, monkeypatch):
-    """A run whose best checkpoint is the base model itself."""
-    monkeypatch.setenv("TINKER_COURSE_HOME", course_env["TINKER_COURSE_HOME"])
-    monkeypatch.setenv("COURSE_RUNS_DIR", str(tmp_path))
-    service = (backend := connect("stub")).service_client
-    base = backend.base_model()
-    started = make_run("started", done=("split", "train"), manifest={"base_model": base})
-    client = service.create_lora_training_client(base, rank=16, seed=1, train_unembed=False).result()
-    best = {"step": 0, "state_path": client.save_state("start").result().path}
-    write_json(started.file("train/best_checkpoint.json"), best)
+def short_sums(count: int) -> list[dict[str, str]]:
+    """Records of one small addition each."""
     asked = "Ana has {0} {2} and gets {1}. How many {2} are there?"
     sums = [(a, b, thing) for a in range(2, 6) for b in range(2, 6) for thing in ("cards", "pears", "coins")]
-    rows = [
+    return [
         {
             "instruction": asked.format(*row),
             "input": "",
             "output": f"Final answer: {row[0] + row[1]}",
             "answer": str(row[0] + row[1]),
         }
-        for row in random.Random(1).sample(sums, 48)
+        for row in random.Random(1).sample(sums, count)
     ]
+
+
+@pytest.fixture
+def stub_backend(course_env, tmp_path, monkeypatch):
+    """The tests' stub, and a runs folder of this test's own."""
+    monkeypatch.setenv("TINKER_COURSE_HOME", course_env["TINKER_COURSE_HOME"])
+    monkeypatch.setenv("COURSE_RUNS_DIR", str(tmp_path))
+    return connect("stub")
+
+
+@pytest.fixture
+def started_run(stub_backend):
+    """A run whose best checkpoint is the base model itself."""
+    service, base = stub_backend.service_client, stub_backend.base_model()
+    started = make_run("started", done=("split", "train"), manifest={"base_model": base})
+    client = service.create_lora_training_client(base, rank=16, seed=1, train_unembed=False).result()
+    best = {"step": 0, "state_path": client.save_state("start").result().path}
+    write_json(started.file("train/best_checkpoint.json"), best)
+    rows = short_sums(48)
     write_json(started.file("split/train.json"), rows[:40])
     write_json(started.file("split/test_set.json"), rows[40:])
     return started
+
+
+@pytest.fixture
+def taught_run(stub_backend, tmp_path):
+    """A run on short sums."""
+    write_json(tmp_path / "sums.json", short_sums(48))
+    chosen = {"data_files": str(tmp_path / "sums.json"), "validation_size": 0.25, "batch_size": 2}
+    return taught("taught", stub_backend, short_sums(48), chosen)
+
+
+@pytest.fixture
+def broken_runs(stub_backend, taught_run):
+    """The runs of notebook 09, without the last, trained here: its sweep would start a notebook for each."""
+    names: dict[str, Any] = {"trained": taught_run.stage("train").settings, "backend_name": "auto"}
+    names |= SMALL["09_break_it"]
+    [cell] = [text for text in map(source, code_cells(BREAK_IT)) if text.startswith("changes = {")]
+    exec(cell, names)
+    every = settings_used(taught_run.manifest)[0] | names["common"]
+    sweep = plan_sweep("break-it", list(names["changes"].values()), every, until="train")
+    few = short_sums(48)[: names["examples"]] + short_sums(48)[40:]
+    return [taught(name, stub_backend, few, sweep.settings[name]) for name in list(sweep.settings)[:-1]]
+
+
+def taught(name: str, backend: Backend, rows: list[dict[str, str]], chosen: dict[str, Any]) -> Run:
+    """A run that is trained here, all but its last eight rows, by the settings of notebook 02."""
+    service, base = backend.service_client, backend.base_model()
+    run = make_run(name, done=("split", "train"), manifest={"base_model": base}, **chosen)
+    own, renderer = run.stage("train").settings, get_renderer("guide", base)
+    client = service.create_lora_training_client(base, own.rank, seed=own.seed, train_unembed=False).result()
+    datums = [build_datum(row, renderer, 512, own.train_on) for row in rows]
+    new, metrics, looks = datums[-8:], [], []
+
+    def look(step: int, epoch: float) -> None:
+        loss = mean_nll(client.forward(new, "cross_entropy").result(), new)
+        path = client.save_weights_for_sampler(f"{name}-{step}").result().path
+        row = {"step": step, "epoch": epoch, "loss": loss, "correct": 4, "total": 8, "sampler_path": path}
+        looks.append(row | {"accuracy": 0.5, "state_path": path})
+
+    look(0, 0.0)
+    how = own.batch_size, own.epochs, own.learning_rate, own.seed
+    for step in plan_steps(len(rows) - 8, *how, eval_every=1, eval_every_epochs=own.eval_every_epochs or 9):
+        batch = [datums[i] for i in step.examples]
+        forward = client.forward_backward(batch, "cross_entropy")
+        client.optim_step(types.AdamParams(learning_rate=step.learning_rate)).result()
+        metrics.append({"epoch": step.epoch, "train_nll": mean_nll(forward.result(), batch)})
+        if step.evaluate:
+            look(step.number, step.epoch)
+    for file, lines in {"metrics.jsonl": metrics, "checkpoints.jsonl": looks}.items():
+        run.file(f"train/{file}").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    write_json(run.file("train/best_checkpoint.json"), looks[-1])
+    for part, some in {"train": rows[:-8], "validation": rows[-8:]}.items():
+        write_json(run.file(f"split/{part}.json"), some)
+    return run
+
+
+def mean_nll(output: types.ForwardBackwardOutput, datums: list[types.Datum]) -> float:
+    """In nats per weighted token."""
+    weights = np.concatenate([datum.loss_fn_inputs["weights"].to_numpy() for datum in datums])
+    logprobs = np.concatenate([one["logprobs"].to_numpy() for one in output.loss_fn_outputs])
+    return float(-(logprobs * weights).sum() / weights.sum())
 
 
 def test_preferences_raise_the_margin(course_env, tmp_path, started_run):
@@ -118,7 +197,7 @@ def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
     run_as_committed(name, course_env, runs)
     scores = read_json(runs / name / "scores.json")
     before, count, repaired = (scores[loop]["T=1"] for loop in ("before", "count", "repaired"))
-    assert count["count"] - before["count"] >= 0.3 and count["ci95"][0] > 0 and repaired["ci95"][0] > 0
+    assert count["count"] - before["count"] >= 0.3 and repaired["count"] - before["count"] >= 0.2  # of 216
     assert count["sense"] < before["sense"] < repaired["sense"]
     assert scores["repaired"]["T=0"]["count"] >= scores["before"]["T=0"]["count"]
 
@@ -130,7 +209,13 @@ def test_preferences_at_the_defaults(course_env, tmp_path):
     scores = read_json(tmp_path / "latest/11_preferences/scores.json")
     dpo = scores["DPO"]
     assert dpo["win_rate"] >= 0.6 and dpo["ci95"][0] > 0.5
-    assert scores["small beta"]["win_rate"] < dpo["win_rate"]
+    assert dpo["change"][1] >= 0  # the interval's upper end: no loss of right answers is shown
+    loops = {"dpo": 0.5, "small_beta": 0.005}
+    nats = {
+        loop: read_jsonl(tmp_path / f"latest/11_preferences/{loop}/metrics.jsonl")[-1]["margin"] / beta
+        for loop, beta in loops.items()
+    }
+    assert nats["small_beta"] > nats["dpo"]  # it has no reason to stop
 
 
 @pytest.mark.soak  # 4 minutes
@@ -145,35 +230,36 @@ def test_the_checklist_for_own_data_at_its_defaults(course_env, tmp_path):
 def own_run(course_env, tmp_path_factory) -> Path:
     """A runs folder with a short run of notebooks 01 and 02."""
     runs = tmp_path_factory.mktemp("own")
-    settings = {"max_train": 48, "max_validation": 8, "max_tokens": 48, "learning_rate": 2e-3}
+    settings = {"max_train": 96, "max_validation": 16, "max_tokens": 48}
     chosen = [word for key, value in settings.items() for word in ("-p", f"{key}={value}")]
     run(["helpers.course", "run", "--until", "train", *chosen], course_env, runs, timeout=600)
     return runs
 
 
-@pytest.mark.soak  # 5 minutes
-def test_broken_runs_show_what_is_wrong_with_them(own_run, course_env):
-    before = os.readlink(own_run / "latest")
-    run_small("09_break_it", course_env, own_run)
-    check_broken_runs(own_run)
-    assert os.readlink(own_run / "latest") == before
+def test_broken_runs_show_what_is_wrong_with_them(course_env, tmp_path, taught_run, broken_runs):
+    point_latest_at(taught_run.path)
+    run_small("09_break_it", course_env, tmp_path)
+    check_broken_runs(tmp_path)
+    assert os.readlink(tmp_path / "latest") == taught_run.name
 
 
 @pytest.mark.soak  # 8 minutes
 def test_broken_runs_at_the_defaults(own_run, course_env):
-    for path in own_run.glob("break-it*"):
-        shutil.rmtree(path)
     run_as_committed("09_break_it", course_env, own_run)
     check_broken_runs(own_run)
 
 
 def check_broken_runs(runs: Path) -> None:
     """The directions that the text of notebook 09 states."""
-    measured = read_json(runs / "break-it/measured.json")
-    loss, capitals = ({name: values[i] for name, values in measured.items()} for i in (1, 2))
+    results, histories, prompts = read_json(runs / "break-it/measured.json")
+    loss, capitals = ({name: values[i] for name, values in results.items()} for i in (1, 2))
     assert loss["rate ÷ 10"] > 1.5 * loss["baseline"] and loss["rate × 10"] > loss["baseline"]
     assert capitals["rate × 10"] < capitals["baseline"] <= capitals["rate ÷ 10"] + 3
-    assert loss["ten epochs"] < loss["baseline"]
-    trained = read_jsonl(runs / "break-it-07/train/metrics.jsonl")[-4:]
-    assert sum(row["train_nll"] for row in trained) / 4 < 0.7 * loss["ten epochs"]
-    assert loss["mask off"] > 1.5 * loss["baseline"]  # it counts the questions too
+    for rank in ("rank 1", "rank 8"):
+        assert loss[rank] < 0.7 * loss["rate ÷ 10"]
+    assert loss["mask off"] > loss["baseline"]  # it counts the questions too
+    _, then, _ = histories["ten epochs"][-3]
+    assert loss["ten epochs"] > 0.8 * then  # the last passes bring nothing on new answers
+    trained = read_jsonl(runs / "break-it-02/train/metrics.jsonl")[-4:]
+    assert sum(row["train_nll"] for row in trained) / 4 < 0.5 * loss["ten epochs"]
+    assert prompts["space at the end"] > prompts["as trained"]

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import itertools
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,17 +15,19 @@ import numpy as np
 import pytest
 import torch
 from stub_reference import Stub, assert_close
+from texts import code_cells, source
 from tinker import types
 
 from helpers.data.lists import HELD_OUT, is_known, known_members, list_problems, read_items
 from helpers.data.units import names_unit, unit_of, with_unit
 from helpers.errors import DataError
 from helpers.evaluate.grading import Verdict
+from helpers.loop_plots import DPO_PANELS, RL_PANELS, gains, step_panels
 from helpers.paths import ROOT
 from helpers.train import get_renderer
 from helpers.train.distillation import distill_loop, distillation_data
 from helpers.train.loop_log import LoopLog
-from helpers.train.preferences import dpo_loop, dpo_loss, pair_data, reference_logprobs
+from helpers.train.preferences import dpo_loop, dpo_loss, reference_logprobs
 from helpers.train.rl import (
     Group,
     as_number,
@@ -39,6 +42,7 @@ from helpers.train.rl import (
 )
 
 PROMPTS = [[5, 8, 13, 21], [34, 55, 89, 7, 3]]
+DPO_ROW = {"step": 1, "dpo_loss": 0.6, "accuracy": 1.0, "chosen_reward": 0.1, "rejected_reward": -0.4}
 REWARDS = [[1.0, 0.0, 0.25], [0.0, 0.0, 0.5], [1.0, 1.0, 1.0]]
 
 
@@ -58,6 +62,20 @@ def groups(stub):
     for group, rewards in zip(made, REWARDS, strict=True):
         group.rewards = rewards
     return client, made
+
+
+def pair_data(prompt: list[int], *answers: list[int]) -> list[types.Datum]:
+    """A datum an answer, as `build_datum` makes them of records."""
+    return [
+        types.Datum(
+            model_input=types.ModelInput.from_ints(prompt + answer[:-1]),
+            loss_fn_inputs={
+                "target_tokens": prompt[1:] + answer,
+                "weights": [0.0] * (len(prompt) - 1) + [1.0] * len(answer),
+            },
+        )
+        for answer in answers
+    ]
 
 
 def answer_logprobs(reference, prompt: list[int], tokens: list[int]) -> torch.Tensor:
@@ -117,6 +135,26 @@ def test_the_distillation_gradient_is_the_one_of_the_formula(stub, groups):
             loss = loss + (torch.exp(own - torch.tensor(q)) * torch.tensor(row)).sum()
     loss.backward()
     assert_close(stub.gradients(client), reference.gradients())
+
+
+def test_the_step_written_out_in_notebook_10_sends_the_same_datums(groups):
+    sent: list[types.Datum] = []
+    done = SimpleNamespace(result=lambda: None)
+    client = SimpleNamespace(
+        forward_backward=lambda data, loss_fn: sent.extend(data) or done, optim_step=lambda params: done
+    )
+    written = {"types": types, "loss_fn": "importance_sampling", "learning_rate": 1e-3}
+    notebook = ROOT / "notebooks/10_reinforcement_learning.ipynb"
+    for code in map(source, code_cells(notebook)):
+        for function in re.findall(r"(?ms)^def (?:advantages_of|train_on)\(.*?(?=^\S|\Z)", code):
+            exec(function, written)
+    written["train_on"](client, groups[1])
+    wanted = [datum for datum in policy_data(groups[1]) if any(datum.loss_fn_inputs["advantages"].tolist())]
+    assert len(sent) == len(wanted) > 3
+    for own, other in zip(sent, wanted, strict=True):
+        assert own.model_input.to_ints() == other.model_input.to_ints()
+        for name, value in other.loss_fn_inputs.items():
+            assert own.loss_fn_inputs[name].tolist() == pytest.approx(value.tolist()), name
 
 
 def test_the_start_has_no_divergence_and_half_of_all_pairs(groups):
@@ -202,6 +240,20 @@ def test_a_loop_goes_on_where_it_was_interrupted(kind, service, server, small_mo
     if kind == "dpo":
         assert whole[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-3)
         assert whole[-1]["margin"] > 0.1 and whole[-1]["accuracy"] == 1
+
+
+def test_figures_of_loops_draw_what_the_loops_record(groups):
+    """Each axis holds 0, and a panel of two measures has a legend; the arrows are as long as the gains."""
+    _, made = groups
+    row = step_metrics(made, [group.logprobs for group in made])
+    for rows, panels in (([], RL_PANELS), ([{"step": 1} | row], RL_PANELS), ([DPO_ROW], DPO_PANELS)):
+        axes = step_panels(rows, panels).axes
+        assert [ax.get_title() for ax in axes] == list(panels)
+        assert all(ax.get_ylim()[0] <= 0 < ax.get_ylim()[1] for ax in axes)
+        assert [ax.get_legend() is not None for ax in axes] == [len(lines) > 1 for lines in panels.values()]
+    axes = gains([-2.0, -1.0], [-1.5, -4.0]).axes[0]
+    assert axes.get_title() == "difference of the gains: +3.50 nats"
+    assert {text.get_text() for text in axes.texts} >= {"gain +0.50", "gain -3.00"}
 
 
 def test_a_group_of_one_is_refused():

@@ -107,7 +107,7 @@ def test_form(notebook):
     assert not re.search(r"(?m)^\s*[!%]", "\n".join(source(cell) for cell in code)), "no shell or magic lines"
 
 
-@pytest.mark.parametrize("notebook", [path for path in LESSONS if path.stem[:2] != "09"], ids=by_name)
+@pytest.mark.parametrize("notebook", LESSONS, ids=by_name)
 def test_a_lesson_can_be_finished(notebook):
     code = [source(cell) for cell in code_cells(notebook)]
     lengths = sorted(sum(bool(line.strip()) for line in text.splitlines()) for text in code)

@@ -87,7 +87,7 @@ def test_lessons_run_into_the_folder_of_the_run(capsys, tmp_path, monkeypatch):
     code, _, err = course(capsys, "run", "--part", 3, "--resume", "-p", "n=4")
     assert code == 2 and "1_a is done, and not with n=4" in err and "leave out --resume" in err
     needed.write_text("{}")
-    code, out, _ = course(capsys, "run", "--part", 3, "--resume")
+    code, out, _ = course(capsys, "run", "--part", 3, "--resume", "-p", "n=3")
     assert code == 0 and "2_b" in out and "1_a" not in out
     assert run.manifest.lessons["1_a"] == first and run.manifest.lessons["2_b"].failure is None
     page = run.file("report.html").read_text()

@@ -46,10 +46,11 @@ NOT_RUN = {
     "make run GPU=1": "needs a GPU, and downloads several GB",
     "export TINKER_BASE_URL=https://server.example": "there is no such server",
     "course run --backend https://server.example -p base_model=MODEL": "there is no such server",
-    'vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192 --api-key "$KEY"': "eight GPUs",
+    'export VLLM_API_KEY="$KEY"': "the next line needs a GPU",
+    "vllm serve merged_model --tensor-parallel-size 8 --max-model-len 8192": "eight GPUs",
     "pytest --tinker-url https://server.example --tinker-model MODEL": "test_conformance.py runs it",
     "vllm serve BASE --enable-lora --max-lora-rank 32 --lora-modules tuned=peft_adapter "
-    '--chat-template peft_adapter/chat_template.jinja --api-key "$KEY"': "needs a GPU",
+    "--chat-template peft_adapter/chat_template.jinja": "needs a GPU",
     "vllm serve runs/reviews/merge/merged_model --max-model-len 1024": "needs a GPU",
     "VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 python -m vllm.entrypoints.openai.api_server --model "
     "runs/reviews/merge/merged_model --max-model-len 1024 --enforce-eager": "test_serve.py starts it",

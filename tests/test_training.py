@@ -252,7 +252,7 @@ def test_a_plan_says_where_to_evaluate():
 
 
 def test_the_loop_without_the_course_learns_saves_and_samples(server, tmp_path, monkeypatch, capsys):
-    rows = [{"instruction": "2 + 3 = ?", "output": "Final answer: 5"}] * 33
+    rows = [{"instruction": "2 + 3 = ?", "input": "add", "output": "Final answer: 5"}] * 33
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     monkeypatch.setenv("TINKER_BASE_URL", server.url)
     monkeypatch.setenv("TINKER_API_KEY", server.key)

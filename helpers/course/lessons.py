@@ -40,7 +40,7 @@ def run_part(options: argparse.Namespace) -> int:
     run = Run(readable_run(options.name or "latest").path)
     run.stage("train")
     if options.resume:
-        chosen = unfinished(run.manifest.lessons, chosen)
+        chosen = unfinished(run, chosen)
     heed_ctrl_c()
     with run.in_use():
         again = ["course", "run", "--part", str(options.part), "--resume", "--name", run.name]
@@ -51,20 +51,19 @@ def run_part(options: argparse.Namespace) -> int:
     return status
 
 
-def unfinished(
-    lessons: "dict[str, LessonEntry]", chosen: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def unfinished(run: "Run", chosen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The chosen lessons that are not done yet.
-
-    Args:
-        lessons: those of the run's manifest.
 
     Raises:
         UsageError: a setting is given for one that is done with another value.
     """
+    from helpers.runs.lessons import defaults_of_lesson, placed
+
+    lessons = run.manifest.lessons
     done = {lesson for lesson in chosen if lesson in lessons and lessons[lesson].status == "done"}
     for lesson in sorted(done):
-        if other := chosen[lesson].items() - lessons[lesson].settings.items():
+        had = defaults_of_lesson(lesson) | placed(run, lesson, lessons[lesson].settings)
+        if other := chosen[lesson].items() - had.items():
             name, value = sorted(other)[0]
             raise UsageError(
                 f"{lesson} is done, and not with {name}={value}",

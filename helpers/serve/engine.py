@@ -240,8 +240,8 @@ def vllm_advice(on_cpu: bool) -> str:
             "here"
         )
     return (
-        "free memory (the model needs its size and 3 GiB more), lower kv_cache_gib, or install again: `make "
-        "install`"
+        "free memory (the model needs its size and 3 GiB more), lower max_model_len or kv_cache_gib, or "
+        "install again: `make install`"
     )
 
 
@@ -255,7 +255,7 @@ def _missing_cpu_feature() -> str:
 
 def _cause(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.split("\n")[0][:300]
+    return " ".join(text.split("\n")[:3])[:300]
 
 
 @contextlib.contextmanager

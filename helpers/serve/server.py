@@ -203,7 +203,8 @@ def _command(arguments: dict[str, Any]) -> list[str]:
 
 
 def _shown(command: list[str]) -> str:
-    return re.sub(r"/[^ ]*/", "", shlex.join(command))
+    """As it is typed, without the folders of absolute paths."""
+    return shlex.join(re.sub(r"(^|=)/.*/(?=[^/])", r"\1", word) for word in command)
 
 
 def _adapter_options(model_folder: str | Path, adapters: dict[str, str | Path]) -> list[str]:

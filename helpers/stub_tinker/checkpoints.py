@@ -12,7 +12,7 @@ from helpers.stub_tinker.lora import adapter_config
 from helpers.stub_tinker.results import Result, json_result
 from helpers.stub_tinker.samplers import add_ephemeral
 from helpers.stub_tinker.service import Service, TrainingClient
-from helpers.stub_tinker.training_clients import check_room, new_state, register
+from helpers.stub_tinker.training_clients import check_client_room, new_state, register
 
 
 def _files(client: TrainingClient) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def load_weights(service: Service, owner: str, request: types.LoadWeightsRequest
         model_id,
         "load_weights",
         work,
-        admit=lambda: check_room(service, owner, layout),
+        admit=lambda: check_client_room(service, owner, layout),
     )
 
 

@@ -27,7 +27,6 @@ def create_model(service: Service, owner: str, request: types.CreateModelRequest
         "train_mlp": lora.train_mlp,
         "train_unembed": lora.train_unembed,
     }
-
     layout = service.layout(base, chosen)
 
     def work() -> Result:
@@ -42,12 +41,12 @@ def create_model(service: Service, owner: str, request: types.CreateModelRequest
         model_id,
         "create_model",
         work,
-        admit=lambda: check_room(service, owner, layout),
+        admit=lambda: check_client_room(service, owner, layout),
     )
 
 
-def check_room(service: Service, owner: str, layout: Layout) -> None:
-    """Whether the owner has room for one more client: refused here, it costs the engine nothing.
+def check_client_room(service: Service, owner: str, layout: Layout) -> None:
+    """Whether the owner has room for one more client. Asked before the engine is, which then has no work.
 
     Raises:
         BadRequest: there is none.
@@ -62,7 +61,7 @@ def new_state(service: Service, owner: str, layout: Layout, seed: int | None) ->
     Raises:
         BadRequest: it has not.
     """
-    check_room(service, owner, layout)
+    check_client_room(service, owner, layout)
     with service.budgets.hold(owner, memory=layout.trained_bytes) as hold:
         state = LoraState(layout, seed, service.device)
         hold.while_alive(state)

@@ -13,6 +13,7 @@ checkpoints.jsonl  one line a checkpoint: batch, state_path, the names that the 
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,20 @@ from helpers.files import append_jsonl, read_json, read_jsonl, write_json, write
 from helpers.train.training_client import changed_settings, make_training_client
 from helpers.train.whereabouts import tell
 
+LONG = 200  # characters of a setting
+
 
 class LoopLog:
     """The files of a loop.
 
     Args:
         folder: it is made.
-        settings: all that decides the result, by name. Of these, `renderer_name` is told to the service with
-            the run, and `steps` as the number of steps.
+        settings: all that decides the result, by name; a long text is kept as its hash. Of these,
+            `renderer_name` is told to the service with the run, and `steps` as the number of steps.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        self.folder, self._settings = folder, dict(settings)
+        self.folder, self._settings = folder, {name: _brief(value) for name, value in settings.items()}
         self._says: Callable[..., None] = lambda **_: None  # to the service, once there is a client
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics, self._checkpoints = folder / "metrics.jsonl", folder / "checkpoints.jsonl"
@@ -97,3 +100,10 @@ class LoopLog:
         """Save weights and optimizer to resume from."""
         path = training_client.save_state(f"{self.folder.name}-{step:06d}").result().path
         append_jsonl(self._checkpoints, {"name": f"{step:06d}", "batch": step, "state_path": path})
+
+
+def _brief(value: Any) -> Any:
+    """Of a long text, such as the source of a reward, its hash."""
+    if not isinstance(value, str) or len(value) <= LONG:
+        return value
+    return f"a text with the SHA-256 {hashlib.sha256(value.encode()).hexdigest()}"

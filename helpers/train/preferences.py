@@ -1,6 +1,6 @@
 """Learning from pairs of answers, a better and a worse one: direct preference optimization (DPO).
 
-    data = pair_data(prompt, chosen, rejected)             # two datums
+    data = [build_datum(chosen, renderer), build_datum(rejected, renderer)]      # two records with one prompt
     reference = reference_logprobs(reference_client, data) # of the model before training
     training_client.forward_backward_custom(data, dpo_loss(reference, dpo_beta=0.1))
 
@@ -11,32 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from helpers.train.loop_log import LoopLog
-
-
-def pair_data(prompt: list[int], chosen: list[int], rejected: list[int]) -> list[Any]:
-    """Two datums, the chosen answer first. Weights are 0 on the prompt and 1 on the answer.
-
-    Args:
-        prompt, chosen, rejected: tokens; the answers with what ends them.
-
-    Returns:
-        `tinker.types.Datum` of length `len(prompt) + len(answer) - 1` each.
-    """
-    import tinker
-    from tinker import types
-
-    data = []
-    for answer in (chosen, rejected):
-        length = len(prompt) + len(answer) - 1
-        weights = [0.0] * (len(prompt) - 1) + [1.0] * len(answer)
-        inputs = {
-            "target_tokens": tinker.TensorData(data=prompt[1:] + answer, dtype="int64", shape=[length]),
-            "weights": tinker.TensorData(data=weights, dtype="float32", shape=[length]),
-        }
-        data.append(
-            types.Datum(model_input=types.ModelInput.from_ints(prompt + answer[:-1]), loss_fn_inputs=inputs)
-        )
-    return data
 
 
 def reference_logprobs(reference_client: Any, data: Sequence[Any]) -> list[float]:
@@ -111,7 +85,7 @@ def dpo_loop(
 
     Args:
         reference_client: a sampling client of the model before training.
-        batches: the pairs of each step, each pair from `pair_data`.
+        batches: the pairs of each step; a pair is two datums, the chosen answer's first.
         save_every: steps between two checkpoints to resume from; 0 for none.
     """
     from tinker import types

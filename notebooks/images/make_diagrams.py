@@ -92,11 +92,11 @@ LORA_SIZES: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (  # a quarter of a
 )
 
 PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
-    "One step of DPO: the model samples answers to a prompt, a rule ranks them, the best and the worst make a "
-    "pair, and the loss compares how much more the model than the reference favours the chosen one.",
+    "One step of DPO: the model samples answers to a prompt, two that differ in one thing make a pair, a rule "
+    "says which is better, and the loss compares how much more the model than the reference favours the chosen one.",
     (
         (10, 20, 140, "model", ("model", "samples 4 answers")),
-        (200, 20, 150, "rule", ("rule", "ranks them")),
+        (200, 20, 150, "rule", ("rule", "which is better?")),
         (400, 20, 170, "data", ("pair", "chosen, rejected")),
         (200, 120, 150, "model", ("reference", "logprob of each answer")),
         (400, 120, 170, "rule", ("difference", "model less reference, β")),
@@ -108,6 +108,31 @@ PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
         ((485, 78), (485, 120), ""),
         ((350, 149), (400, 149), ""),
         ((570, 149), (620, 149), ""),
+    ),
+)
+
+RLHF_AND_DPO: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "Two ways from pairs to a model: RLHF trains a reward model on the pairs, then the model by reinforcement "
+    "learning with that reward, as in notebook 10; DPO trains the model on the pairs, with one loss.",
+    (
+        (10, 75, 150, "data", ("pairs", "chosen, rejected")),
+        (230, 15, 160, "model", ("reward model", "learns to score")),
+        (450, 15, 200, "rule", ("reinforcement learning", "sample, score: notebook 10")),
+        (
+            230,
+            135,
+            420,
+            "rule",
+            ("DPO: one loss on the pairs", "no reward model, no sampling: this notebook"),
+        ),
+        (710, 75, 150, "model", ("model", "prefers the chosen")),
+    ),
+    (
+        ((160, 95), (230, 44), ""),
+        ((390, 44), (450, 44), ""),
+        ((650, 44), (710, 95), ""),
+        ((160, 113), (230, 164), ""),
+        ((650, 164), (710, 113), ""),
     ),
 )
 
@@ -187,6 +212,7 @@ OWN = {
     "lora_layer.svg": LORA_LAYER,
     "lora_sizes.svg": LORA_SIZES,
     "preference_step.svg": PREFERENCE_STEP,
+    "rlhf_and_dpo.svg": RLHF_AND_DPO,
     "own_data.svg": OWN_DATA,
     "break_it.svg": BREAK_IT,
 }
