@@ -3,7 +3,7 @@
 One road, one room for each part of it:
 
     connect() → load_data() → split_data() → build_datum() → evaluate_model()
-              → download_checkpoint_archive() → merge_adapter() → compare_logprobs() → load_vllm()
+              → download_checkpoint_archive() → merge_adapter() → compare_logprobs() → starting_vllm()
 
     data/          files and data sets → records → three parts                      notebook 01
     train/         the service, prompts as tokens, the plan and the log of training          02

@@ -341,10 +341,14 @@ def serve_vllm(folder: str) -> None:
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from helpers.serve.engine import load_vllm
+    from helpers.serve import starting_vllm
 
-    llm = load_vllm(folder, dtype="bfloat16", enable_prefix_caching=False)
-    from vllm import SamplingParams
+    with starting_vllm(folder) as on_cpu:
+        from vllm import LLM, SamplingParams
+
+        llm = LLM(
+            folder, dtype="bfloat16", max_model_len=1024, enforce_eager=on_cpu, enable_prefix_caching=False
+        )
     from vllm.inputs import TokensPrompt
 
     print(json.dumps({"ready": True}), file=answers, flush=True)

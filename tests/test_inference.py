@@ -3,6 +3,7 @@
 import builtins
 import importlib
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from tiny_models import make_base
 
 from helpers.errors import CourseError, ModelError
 from helpers.paths import ROOT
-from helpers.serve import engine, generate_with_transformers, load_vllm, measure_throughput
+from helpers.serve import engine, generate_with_transformers, measure_throughput, starting_vllm
 from helpers.serve.answers import Answer
 from helpers.weights.base_model import load_base
 
@@ -102,8 +103,8 @@ def test_prompts_that_can_not_work_are_refused(model):
 
 
 def test_a_folder_without_a_model_names_the_notebook(tmp_path):
-    with pytest.raises(ModelError, match="05_merge"):
-        load_vllm(tmp_path)
+    with pytest.raises(ModelError, match="05_merge"), starting_vllm(tmp_path):
+        pass
 
 
 def _import_that(fails_with):
@@ -127,8 +128,8 @@ def _import_that(fails_with):
 )
 def test_vllm_that_can_not_be_imported_says_what_to_do(made, monkeypatch, failure, expected):
     monkeypatch.setattr(builtins, "__import__", _import_that(failure))
-    with pytest.raises(ModelError, match=expected) as caught:
-        load_vllm(made["base"])
+    with pytest.raises(ModelError, match=expected) as caught, starting_vllm(made["base"]):
+        pass
     assert "→" in str(caught.value)
 
 
@@ -175,14 +176,22 @@ def test_a_room_has_all_that_it_promises(room):
 
 VLLM_RUN = """
 import json, sys
-from helpers.serve import generate_with_vllm, load_vllm
+from helpers.errors import ModelError
+from helpers.serve import generate_with_vllm, starting_vllm
 from helpers.weights import score_with_vllm
 from helpers.train import get_renderer
 from transformers import AutoTokenizer
 folder = sys.argv[1]
 job = json.loads(sys.stdin.read())
 renderer = get_renderer("guide", AutoTokenizer.from_pretrained(folder))
-llm = load_vllm(folder, dtype="float32", max_model_len=128)
+with starting_vllm(folder) as on_cpu:
+    from vllm import LLM
+    try:
+        with starting_vllm(folder):
+            LLM(folder, dtype="float32", max_model_len=10**6)
+    except ModelError as error:
+        print("REFUSED", error)
+    llm = LLM(folder, dtype="float32", max_model_len=128, enforce_eager=on_cpu)
 answers = generate_with_vllm(llm, renderer, job["prompts"], 10, progress=False)
 scores = score_with_vllm(llm, [tuple(pair) for pair in job["pairs"]])
 tokens = [answer.tokens for answer in answers]
@@ -203,6 +212,7 @@ def test_vllm_answers_and_scores_as_transformers_does(tmp_path):
         cwd=ROOT,
     )
     assert "RESULT" in run.stdout, run.stderr[-3000:]
+    assert re.search(r"REFUSED vLLM can't start on .*base: .*\n.*free memory", run.stdout), run.stdout
     result = json.loads(run.stdout.split("RESULT")[1])
     assert result["tokens"] == [step_by_step(model, prompt, 10) for prompt in PROMPTS]
     assert result["greedy"] == [answer for _, answer in pairs]

@@ -70,6 +70,8 @@ def started(served, renderer):
 
 def test_the_server_answers_as_the_model_does(started, base_model, renderer):
     server, _ = started
+    assert "api_server --model model " in server.command and "/" not in server.command
+    assert server.api_key not in server.command
     served = server.ask(ROWS, renderer, 16)
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype="float32")
     answers = generate_with_transformers(

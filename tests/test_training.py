@@ -1,6 +1,8 @@
 """The plan of a run, when it looks, what it calls its best checkpoint, and when it stops."""
 
 import json
+import re
+import runpy
 import subprocess
 import sys
 
@@ -247,3 +249,19 @@ def test_a_plan_says_where_to_evaluate():
     plan = plan_steps(24, 2, 1.0, 1e-3, 42, eval_every=5)
     assert [step.number for step in plan if step.evaluate] == [5, 12]  # 10 is too near the end
     assert not any(step.evaluate for step in plan_steps(24, 2, 1.0, 1e-3, 42))
+
+
+def test_the_loop_without_the_course_learns_saves_and_samples(server, tmp_path, monkeypatch, capsys):
+    rows = [{"instruction": "2 + 3 = ?", "output": "Final answer: 5"}] * 33
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
+    monkeypatch.setenv("TINKER_API_KEY", server.key)
+    monkeypatch.setattr(sys, "argv", ["sft.py", str(tmp_path / "rows.json"), str(server.model)])
+    runpy.run_path(str(ROOT / "docs/sft.py"))
+    said = capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"([\d.]+) nats", said)]
+    assert len({*losses}) == 4 and losses == sorted(losses, reverse=True)
+    assert re.search(
+        r"to train on: tinker://\S+/weights/sft\nto sample: tinker://\S+/sampler_weights/sft", said
+    )
+    assert "2 + 3 = ? →" in said

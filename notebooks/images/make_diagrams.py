@@ -22,7 +22,8 @@ STYLE = """<style>
 }
 </style>"""
 
-Box = tuple[int, int, int, str, tuple[str, ...]]  # x, y, width, kind, lines of text
+# x, y, width, kind, lines of text; and the height, where the lines don't give it
+Box = tuple[int, int, int, str, tuple[str, ...]] | tuple[int, int, int, str, tuple[str, ...], int]
 Arrow = tuple[tuple[int, int], tuple[int, int], str]  # from, to, label
 
 POLICY_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
@@ -69,6 +70,25 @@ LORA_LAYER: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
         ((450, 39), (700, 90), ""),
         ((640, 159), (700, 110), ""),
     ),
+)
+
+LORA_SIZES: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (  # a quarter of a pixel a row or column
+    "W, B and A of one layer drawn to scale: W has 576 rows of 1,536 numbers and is frozen; B has 576 rows of 32, A has "
+    "32 rows of 1,536. Both together are 8% of W.",
+    (
+        (10, 10, 384, "data", ("W, frozen", "576 × 1,536: 884,736 numbers"), 144),
+        (400, 60, 50, "text", ("+ s ·",)),
+        (460, 10, 8, "model", (), 144),
+        (478, 10, 384, "model", (), 8),
+        (
+            478,
+            50,
+            384,
+            "text",
+            ("B, the column, and A, the row: trained", "576 × 32 and 32 × 1,536: 67,584 numbers"),
+        ),
+    ),
+    (),
 )
 
 PREFERENCE_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
@@ -190,6 +210,7 @@ OWN = {
     "templates.svg": TEMPLATES,
     "policy_step.svg": POLICY_STEP,
     "lora_layer.svg": LORA_LAYER,
+    "lora_sizes.svg": LORA_SIZES,
     "preference_step.svg": PREFERENCE_STEP,
     "rlhf_and_dpo.svg": RLHF_AND_DPO,
     "own_data.svg": OWN_DATA,
@@ -203,8 +224,8 @@ def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
 
     It has a page of its own, light or dark as the browser asks, so it can be read on any page around it.
     """
-    width = max(x + w for x, _, w, _, _ in boxes) + 10
-    height = max(y + height_of(lines) for _, y, _, _, lines in boxes) + 20
+    width = max(x + w for x, _, w, *_ in boxes) + 10
+    height = max(box[1] + height_of(*box[4:]) for box in boxes) + 20
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
         f"<title>{escape(title)}</title>",
@@ -218,12 +239,12 @@ def draw(title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def height_of(lines: tuple[str, ...]) -> int:
-    return 20 + LINE * len(lines)
+def height_of(lines: tuple[str, ...], height: int = 0) -> int:
+    return height or 20 + LINE * len(lines)
 
 
-def _box(x: int, y: int, width: int, kind: str, lines: tuple[str, ...]) -> list[str]:
-    shape = f'x="{x}" y="{y}" width="{width}" height="{height_of(lines)}" rx="6"'
+def _box(x: int, y: int, width: int, kind: str, lines: tuple[str, ...], height: int = 0) -> list[str]:
+    shape = f'x="{x}" y="{y}" width="{width}" height="{height_of(lines, height)}" rx="{min(6, width // 4)}"'
     parts = [] if kind == "text" else [f'<rect class="{kind}" {shape}/>']
     for number, line in enumerate(lines):
         weight, size = ("bold", FONT) if number == 0 else ("normal", FONT - 2)
