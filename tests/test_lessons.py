@@ -26,7 +26,7 @@ from helpers.train.backend import Backend
 
 BREAK_IT = ROOT / "notebooks" / "09_break_it.ipynb"
 SMALL = {  # about a minute on two cores each
-    "09_break_it": {"examples": 16, "many_epochs": 5.0, "problems": 8, "jobs": 2},
+    "09_break_it": {"examples": 16, "many_epochs": 5.0, "problems": 6, "jobs": 2},
     "10_reinforcement_learning": {
         "problems_a_step": 6,
         "steps": 4,
