@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from texts import code_cells, source
+from texts import NOTEBOOKS, code_cells, source
 
 from helpers import local_model, model_folder, net, paths
 from helpers.errors import ModelError
@@ -311,9 +311,8 @@ def test_folder_that_is_no_model(tmp_path, change, words):
 def test_no_model_runs_code_of_its_own():
     """Each load says so: where nothing is said, transformers asks on the terminal."""
     loaders, plain = {"from_pretrained", "from_config", "LLM"}, ("PeftModel", "PreTrainedTokenizerFast")
-    serving = map(source, code_cells(ROOT / "notebooks" / "06_vllm_inference.ipynb"))
     texts = [path.read_text() for path in (ROOT / "helpers").rglob("*.py")]
-    texts += [text for text in serving if "LLM(" in text]
+    texts += [source(cell) for notebook in NOTEBOOKS for cell in code_cells(notebook)]
     calls = [
         ast.unparse(node)
         for text in texts
@@ -321,7 +320,7 @@ def test_no_model_runs_code_of_its_own():
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in loaders
     ]
     loads = [call for call in calls if not call.startswith(plain)]
-    assert len(loads) >= 8
+    assert len(loads) >= 14
     assert [call for call in loads if not re.search(r"trust_remote_code\W+False", call)] == []
     assert "--no-trust-remote-code" in _command({})
 
