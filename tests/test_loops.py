@@ -232,6 +232,9 @@ def test_a_loop_goes_on_where_it_was_interrupted(kind, service, server, small_mo
     assert [row["step"] for row in a_loop(kind, service, log, base)] == [3, 4, 5]
     log = LoopLog(tmp_path / "parts", settings)
     assert log.metrics == whole and capsys.readouterr().out == ""
+    saved = log.checkpoints
+    log.save(None, 5)  # a notebook that saves after its loop is run again
+    assert log.checkpoints == saved and [row["batch"] for row in saved] == [2, 4, 5]
     run = urlsplit(log.checkpoints[-1]["state_path"]).netloc
     told = server.rest().get_training_run(run).result().user_metadata
     assert told == {"renderer_name": "guide"}  # of the run that was gone on with, too

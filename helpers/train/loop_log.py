@@ -97,7 +97,11 @@ class LoopLog:
         return row
 
     def save(self, training_client: Any, step: int) -> None:
-        """Save weights and optimizer to resume from."""
+        """Save weights and optimizer to resume from, unless this step is saved: a loop that had ended may be
+        run once more.
+        """
+        if any(row["batch"] == step for row in self.checkpoints):
+            return
         path = training_client.save_state(f"{self.folder.name}-{step:06d}").result().path
         append_jsonl(self._checkpoints, {"name": f"{step:06d}", "batch": step, "state_path": path})
 
