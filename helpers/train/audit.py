@@ -16,7 +16,7 @@ from helpers.data.conversation import Message, conversation, conversation_record
 from helpers.errors import DataError
 from helpers.train.messages import renderer_name
 from helpers.train.renderers import prompt_tokens
-from helpers.train.supervised import training_tokens
+from helpers.train.supervised import UnwrittenError, training_tokens
 
 _ASKED: Message = {"role": "user", "content": "Where is my order 17?"}
 _ANSWER: Message = {"role": "assistant", "content": "It left our house on 3 May."}
@@ -106,10 +106,10 @@ def _finding(name: str, record: dict[str, Any], renderer: Any) -> Finding:
     try:
         prompt = prompt_tokens(record, renderer)
         tokens, weights = training_tokens(record, renderer)
+    except UnwrittenError as error:
+        return Finding(name, refused=error.why)
     except DataError as error:
-        return Finding(
-            name, refused=error.what.partition(f"{record['instruction'][:60]!r}: ")[2] or error.what
-        )
+        return Finding(name, refused=error.what)
     end = max(place for place, weight in enumerate(weights) if weight) + 1
     off = {"enable_thinking": False, "thinking": False} if renderer.disables_thinking else {}
     try:

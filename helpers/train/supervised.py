@@ -138,6 +138,18 @@ class _LeftOutError(Exception):
     """What a renderer did not write."""
 
 
+class UnwrittenError(DataError):
+    """A renderer can't write a record; `why` says it without naming the two."""
+
+    def __init__(self, record: dict[str, Any], renderer: Any, why: str):
+        name = renderer_name(renderer) or type(renderer).__name__
+        super().__init__(
+            f"prompt format {name!r} can't write the record {start_of(record)}: {why}",
+            "use another prompt_format, or leave such records out of the data",
+        )
+        self.why = why
+
+
 def _without(turn: Any, key: str) -> Any:
     return {name: value for name, value in turn.items() if name != key}
 
@@ -147,26 +159,18 @@ def naming(record: dict[str, Any], renderer: Any) -> Iterator[None]:
     """Errors of a renderer say which record they are about.
 
     Raises:
-        DataError: the renderer can't write it.
+        UnwrittenError: the renderer can't write it.
     """
     try:
         yield
     except CourseError:
         raise
     except NotImplementedError as error:
-        raise _refusal(record, renderer, "it has no way to declare tools") from error
+        raise UnwrittenError(record, renderer, "it has no way to declare tools") from error
     except _LeftOutError as error:
-        raise _refusal(record, renderer, f"it leaves out {error}") from error
+        raise UnwrittenError(record, renderer, f"it leaves out {error}") from error
     except (ValueError, AssertionError) as error:  # the cookbook's RendererError is a ValueError
-        raise _refusal(record, renderer, str(error)) from error
-
-
-def _refusal(record: dict[str, Any], renderer: Any, why: str) -> DataError:
-    name = renderer_name(renderer) or type(renderer).__name__
-    return DataError(
-        f"prompt format {name!r} can't write the record {start_of(record)}: {why}",
-        "use another prompt_format, or leave such records out of the data",
-    )
+        raise UnwrittenError(record, renderer, str(error)) from error
 
 
 def start_of(record: dict[str, Any]) -> str:
