@@ -78,7 +78,7 @@ def renderers_of(model: str) -> list[str]:
 
     try:
         return model_info.get_recommended_renderer_names(model)
-    except Exception:  # the cookbook raises several kinds for a model that it does not know
+    except (ValueError, KeyError):  # no organisation that it knows, or no such model of it
         return []
 
 
