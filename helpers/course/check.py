@@ -325,14 +325,10 @@ def check_later_key() -> list[Check]:
     from helpers.train.backend import check_key
 
     try:
-        said = check_key()
+        trial = check_key()
     except CourseError as error:
         return [Check("FAIL", "key", error.what, error.fix)]
-    return (
-        [Check("NOTE" if said.startswith("note: ") else "OK", "key", said.removeprefix("note: "))]
-        if said
-        else []
-    )
+    return [Check("OK" if trial.accepted else "NOTE", "key", trial.what, trial.fix)] if trial else []
 
 
 def _check_key() -> Check:

@@ -65,8 +65,8 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
         data = data_fingerprints(settings.data_files) if name == "split" else []
         manifest.stages.begin(name, settings, data)
     print(stage)
-    if name == "split" and (said := check_key()):
-        print(said)
+    if name == "split" and (trial := check_key()):
+        print(trial)
     return stage
 
 

@@ -18,6 +18,7 @@ from helpers import local_model, net, paths
 from helpers.errors import BackendError, RunError
 from helpers.files import private_folder
 from helpers.stub_folder import running_server
+from helpers.text import printable
 from helpers.train import keys, lineup, models
 from helpers.train.patches import follow_no_redirects, stop_waiting_when_ended
 from helpers.train.whereabouts import session_metadata
@@ -72,6 +73,23 @@ class NoAnswerError(BackendError):
     """The service can't be reached now."""
 
 
+@dataclass(frozen=True)
+class KeyTrial:
+    """What came of trying a key. Printed, it is a note unless the key was accepted.
+
+    Attributes:
+        accepted: False where nothing could be tried.
+    """
+
+    accepted: bool
+    what: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        note = "" if self.accepted else "note: "
+        return printable(f"{note}{self.what}" + (f"\n→ {self.fix}" if self.fix else ""))
+
+
 def connect(backend: str = "auto") -> Backend:
     """Connect to a Tinker service. It is told the course's notebook and stage, as metadata of the session.
 
@@ -96,31 +114,32 @@ def connect(backend: str = "auto") -> Backend:
     return Backend(kind, None if kind == "hosted" else url, service, rest, key)
 
 
-def check_key() -> str:
+def check_key() -> KeyTrial | None:
     """Try the key that later notebooks will use. Nothing is tried where the stub of this machine will do the
     work, and in `course run`, which has asked its backend at the start.
 
     On a server at a URL this begins a session, so that an instructor sees that the learner is there.
 
     Returns:
-        What came of it; empty if there is nothing to say.
+        What came of it; None if there is nothing to say.
 
     Raises:
         BackendError: the key is missing or wrong, or must not be sent there.
     """
     if os.environ.get(keys.TRIED):
-        return ""
+        return None
     kind, _ = choose_backend("auto")
     if kind == "stub" and os.environ.get(keys.SERVER_KEY):
-        return f"note: {keys.SERVER_KEY} is set and TINKER_BASE_URL is not: the stub of this machine is used"
+        what = f"{keys.SERVER_KEY} is set and TINKER_BASE_URL is not: the stub of this machine is used"
+        return KeyTrial(False, what)
     try:
         if kind == "url":
-            return f"{connect('auto')}: your key is accepted"
+            return KeyTrial(True, f"{connect('auto')}: your key is accepted")
         if kind == "hosted":
             served_models("auto")
     except NoAnswerError as error:  # the network may be back when training begins
-        return f"note: {error}"
-    return ""
+        return KeyTrial(False, error.what, error.fix)
+    return None
 
 
 def _reach(kind: str, url: str | None) -> tuple[str, str, str]:
