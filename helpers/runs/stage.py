@@ -57,15 +57,14 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
     settings = settings_of(name, {field: parameters[field] for field in names})
     for needed in STAGES[name].needs:
         run.stage(needed)
-    stage = Stage(run, name, settings)
+    stage, first = Stage(run, name, settings), not STAGES[name].needs
     enter_stage(STAGES[name].notebook, name)
     with run.edit() as manifest:
         manifest.failure = None
-        manifest.seed = settings.seed if name == "split" else manifest.seed
-        data = data_fingerprints(settings.data_files) if name == "split" else []
-        manifest.stages.begin(name, settings, data)
+        manifest.seed = settings.seed if first else manifest.seed
+        manifest.stages.begin(name, settings, data_fingerprints(settings.data_files) if first else [])
     print(stage)
-    if name == "split" and (trial := check_key()):
+    if first and (trial := check_key()):
         print(trial)
     return stage
 
