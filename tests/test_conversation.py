@@ -125,7 +125,7 @@ CALLED = '{"name": "add", "arguments": {"a": 1}}'
          [USER, CALL, turn("tool", "4"), ANSWER]),
         # Alpaca
         (ALPACA | {"system": "Be brief."}, [SYSTEM, *PAIR]),
-        (ALPACA | {"instruction": "And", "input": "3?", "history": [["Hi", "Ho"]]},
+        (ALPACA | {"instruction": "And\n", "input": " 3?", "history": [["Hi", "Ho"]]},
          [*TALK[:2], turn("user", "And\n3?"), ANSWER]),
         (ALPACA | {"history": '[["Hi", "Ho"]]', "system": "Be brief."}, [SYSTEM, *TALK]),
         (ALPACA | {"history": [], "system": ""}, PAIR),

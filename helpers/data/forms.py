@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.data import chat, choices
-from helpers.data.conversation import Message, conversation_record
+from helpers.data.conversation import Message, conversation, conversation_record
 from helpers.data.tool_calls import read_tools
 from helpers.data.values import kind_of, text_of
 from helpers.errors import DataError
@@ -192,9 +192,9 @@ def _from_guide(row: dict[str, Any]) -> dict[str, Any]:
     if not _filled(row, *BEFORE, *TOOLS):
         return _with_kept(record, row)
     system, history = text_of(row, "system", needed=False), _filled(row, "history")
-    question = "\n".join(filter(None, (record["instruction"], record["input"])))
+    question, answer = conversation(record)
     earlier = row["history"] if history else []
-    return _talk(row, chat.with_turns_before(earlier, system, question, record["output"]))
+    return _talk(row, chat.with_turns_before(earlier, system, question["content"], answer["content"]))
 
 
 def _from_chat(row: dict[str, Any]) -> dict[str, Any]:
