@@ -94,6 +94,13 @@ def end_of(cell: str, tmp_path: Path) -> tuple[int, Run]:
     ("cell", "kind", "what", "fix"),
     [
         ("1 / 0", "ZeroDivisionError", "ZeroDivisionError: division by zero", ""),
+        ("raise SystemExit(3)", "SystemExit", "SystemExit: 3", ""),
+        (
+            "from helpers.errors import DataError; raise DataError('two\\nlines', 'fix')",
+            "DataError",
+            "two\nlines",
+            "fix",
+        ),
         ("pass", "RunError", "02_train ran to its end without finishing its stage", "stage.finish"),
         (
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",

@@ -64,8 +64,10 @@ def test_lessons_run_into_the_folder_of_the_run(capsys, tmp_path, monkeypatch):
     """The second one fails until what it needs is there; then `--resume` leaves out the first."""
     needed = tmp_path / "needed"
     works = "from helpers.paths import runs_dir\n(runs_dir() / folder_name).mkdir()\nassert n == 3"
-    fails = "from helpers.files import read_json\nfrom helpers.runs import open_run\nopen_run(run_name)\n"
-    fails += f"read_json({str(needed)!r})"
+    fails = "from pathlib import Path\nfrom helpers.errors import DataError\n"
+    fails += "from helpers.runs import open_run\nopen_run(run_name)\n"
+    fails += f"if not Path({str(needed)!r}).exists():\n"
+    fails += "    raise DataError('no file, in\\ntwo lines', 'write it')"
     for name, parameters, code in (
         ("1_a", "folder_name = 'x'\nn = 1", works),
         ("2_b", "run_name = ''", fails),
@@ -82,7 +84,9 @@ def test_lessons_run_into_the_folder_of_the_run(capsys, tmp_path, monkeypatch):
     first, second = (run.manifest.lessons[name] for name in ("1_a", "2_b"))
     assert code == 1 and "course run --part 3 --resume --name mine -p n=3" in err
     assert first.status == "done" and first.settings == {"n": 3} and run.file("1_a").is_dir()
-    assert second.status == "started" and second.failure and str(needed) in second.failure.what
+    assert second.status == "started" and second.failure and second.failure.kind == "DataError"
+    assert (second.failure.what, second.failure.fix) == ("no file, in\ntwo lines", "write it")
+    assert "course: no file, in\ntwo lines\n→ write it\n" in err and "Traceback" not in err
     assert second.failure.what in course(capsys, "show")[1]
     code, _, err = course(capsys, "run", "--part", 3, "--resume", "-p", "n=4")
     assert code == 2 and "1_a is done, and not with n=4" in err and "leave out --resume" in err

@@ -1,15 +1,16 @@
-"""Executing the notebook of a stage through papermill: a line of progress, and what to say when it fails."""
+"""Executing a notebook through papermill: a line of progress, and what to say when it fails."""
 
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
 from helpers.paths import NOTEBOOKS
-from helpers.runs.failures import record_failure
+from helpers.runs.failures import failure_of, record_failure, write_failure
 from helpers.runs.manifest import Failure, now
 from helpers.runs.run import WRITABLE, Run
 from helpers.runs.stages import STAGES
@@ -37,45 +38,82 @@ def run_notebook(
     Raises:
         RunError: the run folder can't be written.
     """
+    notebook = STAGES[stage].notebook
+
+    def summary() -> str:
+        if not run.manifest.stages.is_done(stage):
+            what = f"{notebook} ran to its end without finishing its stage"
+            raise RunError(what, "one of its last cells must call stage.finish")
+        return run.stage(stage).summary
+
+    run.update(failure=None)
+    parameters = {"run_name": run.name, **settings}
+    status = attempt(run, stage, notebooks / f"{notebook}.ipynb", parameters, label, summary)
+    if status == 0 and stage == "split":
+        for remark in run.stage(stage).results.remarks:
+            print(printable(f"    note: {remark}"), flush=True)
+    return status
+
+
+def attempt(
+    run: Run, name: str, notebook: Path, parameters: dict[str, Any], label: str, ended: Callable[[], str]
+) -> int:
+    """Execute a notebook into `notebooks/` of the run folder, and print how it ended.
+
+    Args:
+        name: of the stage or the lesson.
+        label: stands before the notebook's name, such as `[1/6]`.
+        ended: called after the last cell. It gives the words to print, or raises RunError.
+
+    Returns:
+        0, 1 after printing what went wrong, or 130 if it was interrupted. If it failed, the run's manifest
+        says why.
+
+    Raises:
+        RunError: the run folder can't be written.
+    """
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    notebook = STAGES[stage].notebook
-    output = run.file(f"notebooks/{notebook}.ipynb")
+    output = run.file(f"notebooks/{notebook.name}")
     try:
         output.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"can't write {output.parent}: {error.strerror}", WRITABLE) from error
-    run.update(failure=None)
-    line, traceback = ProgressLine(f"{label} {notebook}"), []
+    line, traceback = ProgressLine(f"{label} {notebook.stem}"), []
+    watch = (
+        "from helpers.runs.failures import report_failures; "
+        f"report_failures({str(run.path.absolute())!r}, {name!r}); del report_failures"
+    )
     try:
-        execute(notebooks / output.name, output, {"run_name": run.name, **settings}, line)
-        if run.manifest.stages.is_done(stage):
-            entry = run.stage(stage)
-            line.end(entry.summary)
-            for remark in entry.results.remarks if stage == "split" else ():
-                print(printable(f"    note: {remark}"), flush=True)
-            return 0
-        what = f"{notebook} ran to its end without finishing its stage"
-        record_failure(run, stage, RunError(what, "one of its last cells must call stage.finish"))
+        execute(notebook, output, parameters, line, watch)
+        line.end(ended())
+        return 0
     except KeyboardInterrupt:
         line.end("interrupted")
         return INTERRUPTED
+    except RunError as error:
+        record_failure(run, name, error)
     except DeadKernelError:
-        what = f"the Python process of {notebook} ended in mid-work: killed, or out of memory"
-        record_failure(run, stage, RunError(what, "close other programs, and run it again"))
+        what = f"the Python process of {notebook.stem} ended in mid-work: killed, or out of memory"
+        record_failure(run, name, RunError(what, "close other programs, and run it again"))
     except PapermillExecutionError as error:
         traceback = error.traceback
-        if run.manifest.failure is None:  # it failed before `open_stage`, which records the rest
+        if failure_of(run, name) is None:  # the kernel records what is an Exception, not SystemExit
             what = f"{error.ename}: {error.evalue}".splitlines()[0]
-            run.update(failure=Failure(stage=stage, kind=error.ename, what=what, time=now()))
+            write_failure(run, Failure(stage=name, kind=error.ename, what=what, time=now()))
     line.end("FAILED")
-    _explain(run, traceback, output)
+    _explain(failure_of(run, name), traceback, output)
     return 1
 
 
-def execute(notebook: Path, output: Path, parameters: dict[str, Any], line: "ProgressLine") -> None:
+def execute(
+    notebook: Path, output: Path, parameters: dict[str, Any], line: "ProgressLine", first: str
+) -> None:
     """Run a notebook through papermill in the folder of the notebooks; what its cells print goes to `line`.
+
+    Args:
+        first: a line of Python that its kernel runs before the first cell.
 
     Raises:
         PapermillExecutionError: a cell failed.
@@ -96,7 +134,10 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], line: "Pro
         progress_bar=False,
         stdout_file=line,
         kernel_name="python3",
-        extra_arguments=["--IPKernelApp.log_level=50"],  # cells report by themselves
+        extra_arguments=[
+            "--IPKernelApp.log_level=50",  # cells report by themselves
+            f"--IPKernelApp.exec_lines={[first]}",
+        ],
         # Other users of this machine can't listen to what cells say.
         config=Config({"KernelManager": {"transport_encryption": "auto"}}),
     )
@@ -104,8 +145,8 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], line: "Pro
 
 def _say_a_dead_kernel_once() -> None:
     """After Ctrl-C nbclient stops its kernel while a task of its own still watches it. That task then fails
-    with nobody waiting for it, and asyncio would print a traceback. Where somebody does wait, `run_notebook`
-    says what happened.
+    with nobody waiting for it, and asyncio would print a traceback. Where somebody does wait, `attempt` says
+    what happened.
     """
     from jupyter_core.utils import ensure_event_loop
     from nbclient.exceptions import DeadKernelError
@@ -118,11 +159,8 @@ def _say_a_dead_kernel_once() -> None:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # its errors are raised, too
 
 
-def _explain(run: Run, traceback: list[str], output: Path) -> None:
-    """Why the stage failed, as the manifest has it. Errors that are nobody's mistake come with their
-    traceback.
-    """
-    failure = run.manifest.failure
+def _explain(failure: Failure | None, traceback: list[str], output: Path) -> None:
+    """Why it failed, as the manifest has it. Errors that are nobody's mistake come with their traceback."""
     if failure is None:
         return
     if failure.kind != "AssertionError" and len(traceback) > 1:  # an error of ours renders as one text

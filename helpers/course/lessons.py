@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from helpers.errors import UsageError
-from helpers.text import clock, printable, table, without_colours
+from helpers.text import clock, table
 
 if TYPE_CHECKING:
     from helpers.runs.manifest import LessonEntry
@@ -95,40 +95,20 @@ def run_lesson(run: "Run", lesson: str, settings: dict[str, Any], label: str) ->
     Returns:
         0, 1 after printing what went wrong, or 130 if it was interrupted. The manifest says which.
     """
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    from helpers.course.execute import INTERRUPTED, TRACEBACK_LINES, ProgressLine, execute, short
+    from helpers.course.execute import attempt
     from helpers.paths import NOTEBOOKS
     from helpers.runs.lessons import placed
-    from helpers.runs.manifest import Failure, LessonEntry, now
+    from helpers.runs.manifest import LessonEntry, now
 
-    output = run.file(f"notebooks/{lesson}.ipynb")
-    output.parent.mkdir(exist_ok=True)
-    entry = LessonEntry(status="started", started=now(), settings=settings)
+    entry, started = LessonEntry(status="started", started=now(), settings=settings), time.monotonic()
     _record(run, lesson, entry)
-    started, line = time.monotonic(), ProgressLine(f"{label} {lesson}")
-    try:
-        execute(NOTEBOOKS / output.name, output, placed(run, lesson, settings), line)
-    except KeyboardInterrupt:
-        line.end("interrupted")
-        return INTERRUPTED
-    except (DeadKernelError, PapermillExecutionError) as error:
-        said = error.traceback if isinstance(error, PapermillExecutionError) else [str(error)]
-        kind = getattr(error, "ename", type(error).__name__)
-        what = str(getattr(error, "evalue", error)).splitlines() or [kind]
-        failure = Failure(
-            stage=lesson, kind=kind, what=what[0], fix=" ".join(what[1:]).lstrip("→ "), time=now()
-        )
-        _record(run, lesson, entry.model_copy(update={"failure": failure}))
-        line.end("FAILED")
-        print(printable(without_colours("\n".join(said[-TRACEBACK_LINES:]))), file=sys.stderr)
-        print(f"The notebook as far as it came: {short(output)}", file=sys.stderr)
-        return 1
-    seconds = round(time.monotonic() - started, 1)
-    _record(run, lesson, entry.model_copy(update={"status": "done", "seconds": seconds}))
-    line.end("done")
-    return 0
+
+    def done() -> str:
+        seconds = round(time.monotonic() - started, 1)
+        _record(run, lesson, entry.model_copy(update={"status": "done", "seconds": seconds}))
+        return "done"
+
+    return attempt(run, lesson, NOTEBOOKS / f"{lesson}.ipynb", placed(run, lesson, settings), label, done)
 
 
 def _record(run: "Run", lesson: str, entry: "LessonEntry") -> None:

@@ -1,31 +1,51 @@
-"""Why a run failed: written into its manifest (`manifest.failure`) as the error's own fields, never parsed
+"""Why a stage or a lesson failed: written into the run's manifest as the error's own fields, never parsed
 from text.
 
-`open_stage` turns this on for a notebook's cells; `course run` and sweeps record what a notebook could not,
-such as a kernel that died, and show what is recorded.
+`course run` turns this on in a kernel before a notebook's first cell, and `open_stage` for every reader.
+`course run` and sweeps record what a notebook could not, such as a kernel that died, and show what is
+recorded.
 """
 
+from pathlib import Path
 from typing import Any
 
 from helpers.errors import CourseError
-from helpers.runs.manifest import Failure, now
+from helpers.runs.manifest import Failure, LessonEntry, now
 from helpers.runs.run import Run
+from helpers.runs.stages import STAGES
 
 
 def record_failure(run: Run, name: str, error: BaseException) -> None:
-    """Write why a stage failed into the manifest: `what` and `fix` of an error of ours, the first line of any
-    other.
+    """Write why a stage or a lesson failed into the manifest: `what` and `fix` of an error of ours, the first
+    line of any other.
     """
     if isinstance(error, CourseError):
         what, fix = error.what, error.fix
     else:
         what, fix = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0], ""
+    write_failure(run, Failure(stage=name, kind=type(error).__name__, what=what, fix=fix, time=now()))
+
+
+def write_failure(run: Run, failure: Failure) -> None:
+    name = failure.stage
     with run.edit() as manifest:
-        manifest.failure = Failure(stage=name, kind=type(error).__name__, what=what, fix=fix, time=now())
+        if name in STAGES:
+            manifest.failure = failure
+        else:
+            entry = manifest.lessons.get(name) or LessonEntry(status="started", started=now(), settings={})
+            manifest.lessons[name] = entry.model_copy(update={"failure": failure})
 
 
-def report_failures(run: Run, name: str) -> None:
-    """In a notebook, write any error of a later cell into the run's manifest, and then show it as usual."""
+def failure_of(run: Run, name: str) -> Failure | None:
+    """Why the last try of a stage or a lesson failed; None if it did not."""
+    manifest = run.manifest
+    return manifest.failure if name in STAGES else manifest.lessons[name].failure
+
+
+def report_failures(folder: str | Path, name: str) -> None:
+    """In a notebook, write any error of a later cell into the manifest of the run in `folder`, and then show
+    it as usual.
+    """
     import sys
 
     if "IPython" not in sys.modules:
@@ -35,7 +55,7 @@ def report_failures(run: Run, name: str) -> None:
     if shell := get_ipython():
 
         def handle(shell: Any, kind: Any, error: Any, traceback: Any, tb_offset: int | None = None) -> None:
-            record_failure(run, name, error)
+            record_failure(Run(Path(folder)), name, error)
             shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
 
         shell.set_custom_exc((Exception,), handle)

@@ -53,7 +53,7 @@ def open_stage(name: str, run_name: str, parameters: dict[str, Any]) -> "Stage":
             "run its parameters cell first, unchanged from the course",
         )
     run = new_run() if run_name == "new" else open_run(run_name)
-    report_failures(run, name)
+    report_failures(run.path, name)
     settings = settings_of(name, {field: parameters[field] for field in names})
     for needed in STAGES[name].needs:
         run.stage(needed)
