@@ -105,7 +105,7 @@ class Hold:
 
     def __init__(self, budgets: "Budgets", owner: str, amounts: dict[str, int]):
         self._budgets, self._owner, self._amounts = budgets, owner, amounts
-        self._handed_on = False
+        self._handed_on = self._kept = False
 
     def __enter__(self) -> Self:
         return self
@@ -115,13 +115,13 @@ class Hold:
             self.release()
 
     def until(self, future: Future) -> None:
-        """Give it back when `future` is done."""
+        """Give it back when `future` is done, unless it is handed on to what that made."""
         self._handed_on = True
-        future.add_done_callback(lambda _: self.release())
+        future.add_done_callback(lambda _: None if self._kept else self.release())
 
     def while_alive(self, thing: object) -> None:
         """Give it back when `thing` is not in memory any more."""
-        self._handed_on = True
+        self._handed_on = self._kept = True
         weakref.finalize(thing, self.release).atexit = False
 
     def release(self) -> None:

@@ -12,7 +12,7 @@ from helpers.stub_tinker.lora import adapter_config
 from helpers.stub_tinker.results import Result, json_result
 from helpers.stub_tinker.samplers import add_ephemeral
 from helpers.stub_tinker.service import Service, TrainingClient
-from helpers.stub_tinker.training_clients import check_client_room, new_state, register
+from helpers.stub_tinker.training_clients import register, start_client
 
 
 def _files(client: TrainingClient) -> dict[str, Any]:
@@ -99,27 +99,16 @@ def load_weights(service: Service, owner: str, request: types.LoadWeightsRequest
         return service.operate(
             client, request.seq_id, "load_weights", lambda: _load_into(service, client, request)
         )
-    session = request.session_id or ""
-    service.touch(session, owner)
+    service.touch(request.session_id or "", owner)
     base = service.base(request.base_model or info["base_model"])
-    model_id = f"{session}:train:{request.model_seq_id}"
     layout = service.layout(base, info)
 
-    def work() -> Result:
-        state = new_state(service, owner, layout, 0)
-        client = TrainingClient(model_id, session, base, owner, layout, state)
+    def finish(client: TrainingClient) -> Result:
         result = _load_into(service, client, request)
         register(service, client, format_of(info) | dict(request.user_metadata or {}))
         return result
 
-    return service.start(
-        f"{model_id}:create",
-        owner,
-        model_id,
-        "load_weights",
-        work,
-        admit=lambda: check_client_room(service, owner, layout),
-    )
+    return start_client(service, owner, request, base, layout, 0, finish)
 
 
 def _load_into(service: Service, client: TrainingClient, request: types.LoadWeightsRequest) -> Result:

@@ -204,28 +204,28 @@ class Service:
         name: str,
         work: Callable[[], Any],
         hold: Hold | None = None,
-        admit: Callable[[], None] = lambda: None,
+        take_room: Callable[[], Hold] | None = None,
     ) -> dict:
         """Queue `work` of a training client under `request_id`, once.
 
         Args:
             hold: lasts until it is done.
-            admit: raises BadRequest if there is no room for what it makes. A repeated request isn't asked
-                again, because the first one's work may have taken the room.
+            take_room: gives such a hold for what it makes, or raises BadRequest if there is no room. A
+                repeated request isn't asked again, because the first one's work may have taken the room.
         """
         session = model_id.split(":")[0]
 
         def begin() -> Future:
-            admit()
-            waits = self.budgets.hold(owner, waiting=1, queued=WORK_BYTES)
-            self.usage.count(session, requests=1)
-            noted = self.timeline.note(owner, session, model_id, name)
-            future = self.engine.submit(model_id, session, owner, noted.timed(work))
-            future.add_done_callback(noted.end)
-            self.learners.of(owner).watch(session, name, future)
-            for held in (waits, hold):
-                if held:
-                    held.until(future)
+            with self.budgets.hold(owner, waiting=1, queued=WORK_BYTES) as waits:
+                room = take_room() if take_room else None
+                self.usage.count(session, requests=1)
+                noted = self.timeline.note(owner, session, model_id, name)
+                future = self.engine.submit(model_id, session, owner, noted.timed(work))
+                future.add_done_callback(noted.end)
+                self.learners.of(owner).watch(session, name, future)
+                for held in (waits, hold, room):
+                    if held:
+                        held.until(future)
             return future
 
         self.results.once(request_id, owner, begin)

@@ -1,11 +1,12 @@
 """Training clients: making one, its forward and backward passes, and its optimizer steps."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from tinker import types
 
 from helpers.limits import MAX_RANK
 from helpers.stub_tinker import wire_training as wire
+from helpers.stub_tinker.budgets import Hold
 from helpers.stub_tinker.errors import BadRequest
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.results import PROTO, Result, json_result
@@ -20,7 +21,6 @@ def create_model(service: Service, owner: str, request: types.CreateModelRequest
     """A training client with new LoRA weights."""
     service.touch(request.session_id, owner)
     base, lora = service.base(request.base_model), _checked_lora(request)
-    model_id = f"{request.session_id}:train:{request.model_seq_id}"
     chosen = {
         "lora_rank": lora.rank,
         "train_attn": lora.train_attn,
@@ -29,43 +29,44 @@ def create_model(service: Service, owner: str, request: types.CreateModelRequest
     }
     layout = service.layout(base, chosen)
 
-    def work() -> Result:
-        state = new_state(service, owner, layout, lora.seed)
-        client = TrainingClient(model_id, request.session_id, base, owner, layout, state)
+    def finish(client: TrainingClient) -> Result:
         register(service, client, dict(request.user_metadata or {}))
-        return json_result({"model_id": model_id, "type": "create_model"})
+        return json_result({"model_id": client.id, "type": "create_model"})
 
-    return service.start(
-        f"{model_id}:create",
-        owner,
-        model_id,
-        "create_model",
-        work,
-        admit=lambda: check_client_room(service, owner, layout),
-    )
+    return start_client(service, owner, request, base, layout, lora.seed, finish)
 
 
-def check_client_room(service: Service, owner: str, layout: Layout) -> None:
-    """Whether the owner has room for one more client. Asked before the engine is, which then has no work.
+def start_client(
+    service: Service,
+    owner: str,
+    request: types.CreateModelRequest | types.LoadWeightsRequest,
+    base: str,
+    layout: Layout,
+    seed: int | None,
+    finish: Callable[[TrainingClient], Result],
+) -> dict:
+    """Queue the making of a training client. Room for its weights, their gradients and Adam's state is taken
+    now, so that none of several such requests is accepted in vain.
 
-    Raises:
-        BadRequest: there is none.
-    """
-    service.check_room("clients", owner, service.clients)
-    service.budgets.check(owner, memory=layout.trained_bytes)
-
-
-def new_state(service: Service, owner: str, layout: Layout, seed: int | None) -> LoraState:
-    """New weights, if the owner still has room for them, their gradients and Adam's state.
+    Args:
+        finish: does the rest, on the engine's thread.
 
     Raises:
-        BadRequest: it has not.
+        BadRequest: there is no room.
     """
-    check_client_room(service, owner, layout)
-    with service.budgets.hold(owner, memory=layout.trained_bytes) as hold:
+    session, rooms = str(request.session_id), []
+    model_id = f"{session}:train:{request.model_seq_id}"
+
+    def take_room() -> Hold:
+        rooms.append(service.budgets.hold(owner, clients=1, memory=layout.trained_bytes))
+        return rooms[0]
+
+    def work() -> Result:
         state = LoraState(layout, seed, service.device)
-        hold.while_alive(state)
-    return state
+        rooms[0].while_alive(state)
+        return finish(TrainingClient(model_id, session, base, owner, layout, state))
+
+    return service.start(f"{model_id}:create", owner, model_id, request.type, work, take_room=take_room)
 
 
 def _checked_lora(request: types.CreateModelRequest) -> types.LoraConfig:
