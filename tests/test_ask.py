@@ -83,6 +83,17 @@ def test_a_question_and_a_conversation_in_the_format_of_training(asked, renderer
 
 
 @pytest.mark.parametrize("renderer", ["guide"], indirect=True)
+def test_of_a_run_with_one_instruction_the_question_is_the_input(asked, renderer, capsys):
+    with asked.edit() as manifest:
+        split = manifest.stages.split
+        split.settings = split.settings.model_copy(update={"instruction": "Say it in words."})
+    merged, own = load_base(asked.file("merge/merged_model")), {"instruction": QUESTION, "input": ""}
+    expected = answer(renderer, merged, {"instruction": "Say it in words.", "input": QUESTION})
+    assert expected != answer(renderer, merged, own)
+    assert course(capsys, "ask", "asked", QUESTION, "--model", "merged")[1] == printable(f"{expected}\n")
+
+
+@pytest.mark.parametrize("renderer", ["guide"], indirect=True)
 def test_nothing_but_the_answer_is_printed(asked):
     """In a process of its own, at whose end the SDK must have nothing to say."""
     done = real_course("ask", "latest", QUESTION, "--max-tokens", 1)

@@ -26,7 +26,8 @@ def add(commands: Any) -> None:
         run,
         "ask a run's model a question, or talk to it",
         "The question is put as in training, the answer ends as in training, and the most likely token is "
-        "taken each time, as for the scores.",
+        "taken each time, as for the scores. If the run has one instruction for all records, the question is "
+        "their input.",
         'course ask latest "What is 7 + 5?"',
         'course ask my-run "What is 7 + 5?" --model base    # what did training change?',
         'course ask reviews "评价是好评还是差评？" --input "很好用"',
@@ -34,7 +35,12 @@ def add(commands: Any) -> None:
     )
     name = parser.add_argument("run", metavar="RUN", help="its name, or latest")
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="with --chat: the first one")
-    parser.add_argument("--input", default="", metavar="TEXT", help="what the question is about")
+    parser.add_argument(
+        "--input",
+        default="",
+        metavar="TEXT",
+        help="what the question is about; QUESTION then stands in place of the run's instruction",
+    )
     parser.add_argument("--system", default="", metavar="TEXT", help="a system message")
     parser.add_argument("--chat", action="store_true", help="a conversation; Ctrl-D ends it")
     parser.add_argument(
@@ -65,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
     renderer = get_renderer(settings.prompt_format, found.manifest.base_model or "")
     sampler = _merged if options.model == "merged" else _service
     sample = sampler(found, options.model, renderer, options.max_tokens or settings.max_tokens)
-    conversation = Conversation(renderer, sample, options.system)
+    instruction = found.stage("split").settings.instruction
+    conversation = Conversation(renderer, sample, options.system, instruction)
     if options.question:
         conversation.ask(options.question, options.input)
     while options.chat and (question := _typed()) is not None:
@@ -93,10 +100,11 @@ class Conversation:
         renderer: of training.
         sample: asks the model.
         system: a system message; may be empty.
+        instruction: the run's one for all records; may be empty.
     """
 
-    def __init__(self, renderer: Any, sample: Sampler, system: str):
-        self.renderer, self.sample = renderer, sample
+    def __init__(self, renderer: Any, sample: Sampler, system: str, instruction: str):
+        self.renderer, self.sample, self.instruction = renderer, sample, instruction
         self.messages: list[Any] = [{"role": "system", "content": system}] if system.strip() else []
 
     def ask(self, question: str, more: str = "") -> None:
@@ -104,6 +112,8 @@ class Conversation:
         from helpers.train.messages import messages_before_answer
         from helpers.train.renderers import answer_text, prompt_tokens
 
+        if self.instruction.strip() and not more:
+            question, more = self.instruction, question
         record = {"instruction": question, "input": more}
         self.messages += messages_before_answer(record, self.renderer)
         tokens, ended = self.sample(prompt_tokens({**record, "messages": self.messages}, self.renderer))
