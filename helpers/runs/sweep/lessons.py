@@ -73,7 +73,7 @@ def lesson_time_line(plan: dict[str, Any], done: list[str] | tuple[str, ...] = (
         plan: from `estimate_lesson`.
         done: names of runs that are done already.
     """
-    own = f"a run with the notebook's defaults takes {plan['time'] or 'nobody knows how long'}"
+    own = f"a run with the notebook's defaults takes {plan['time'] or 'an unknown time'}"
     if plan["seconds"] is None:
         return f"time      unknown: {own}"
     left = sum(row["seconds"] for row in plan["runs"] if row["run"] not in done)
