@@ -26,7 +26,7 @@ def estimate_lesson(sweep: Sweep) -> dict[str, Any]:
         `runs` (`run`, `settings`, `seconds`), `seconds` of all (None where the time is not known), `time` and
         `cost` (the notebook's words for one run with its defaults; no cost on the stub).
     """
-    lesson, base = str(sweep.lesson), open_run(sweep.like).manifest
+    lesson, base = sweep.lesson, open_run(sweep.like).manifest
     time, cost = (says_of_itself(lesson, row) for row in ("Time", "Cost"))
     used = base.backend.name if base.backend else "auto"
     kinds = {choose_backend(own.get("backend_name", used))[0] for own in sweep.settings.values()}
