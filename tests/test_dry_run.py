@@ -53,7 +53,10 @@ def test_dry_run_makes_nothing(capsys, folder, small_data):
         found["data"]["train"],
     ) == (40, 8, 4, 28)
     assert found["work"]["train"]["steps"] == 14
-    assert found["work"]["train"]["train"] == 2 * found["work"]["train"]["tokens_an_epoch"] > 0
+    # Two epochs, and the trial's four batches of 4 of the 28 examples, twice.
+    assert found["work"]["train"]["train"] == round(
+        (2 + 2 * 16 / 28) * found["work"]["train"]["tokens_an_epoch"]
+    )
     assert found["work"]["evaluate"]["written_at_most"] == (4 * 8 + 8 + 8 * 8) * 96
     assert found["backend"] == "stub" and found["cost"] is None and sum(found["seconds"].values()) > 20
 
@@ -91,6 +94,8 @@ def test_the_tokens_of_notebook_02(capsys):
         pytest.skip("the base model was not made yet")
     work = plan(capsys)["work"]["train"]
     assert (work["steps"], work["tokens_an_epoch"]) == (113, 67701)
+    trial = 2 * 4 * 8 / 898
+    assert work["train"] == round(67701 * (1 + trial))
     assert (work["train"], work["sample"]) == (TRAINED, SAMPLED)  # what `course serve` reckons with
 
 

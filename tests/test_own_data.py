@@ -133,6 +133,8 @@ ROWS = [
     {"mail": "Hi", "who": "Ann", "fields": {"n": 1}, "stars": 3, "good": True},
     {"mail": "Ho", "fields": {"n": 2}, "stars": 4.5, "good": False},
 ]
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,23 @@ def test_columns_that_cant_be_had(tmp_path, columns, instruction, parts):
     with pytest.raises(DataError) as caught:
         load_data(write(tmp_path / "a.json", json.dumps(ROWS)), columns, instruction)
     assert [part for part in ("→", *parts) if part not in str(caught.value)] == [], caught.value
+
+
+@pytest.mark.parametrize("talk", [TALK, SHAREGPT])
+@pytest.mark.parametrize("columns", ["instruction=mail,output=chosen", "instruction=chosen,output=mail"])
+def test_a_conversation_is_no_text(tmp_path, talk, columns):
+    """Sets of preferences have lists of messages as `chosen`, and as JSON text they would spoil a model."""
+    file = write(tmp_path / "a.json", json.dumps([{"mail": "Hi", "chosen": talk}]))
+    with pytest.raises(
+        DataError, match=r"index 0: column 'chosen' holds a conversation(.|\n)*messages=chosen"
+    ):
+        load_data(file, columns)
+    assert load_data(file, "messages=chosen").records[0]["output"] == "Ho"
+
+
+def test_a_list_of_other_objects_is_an_answer(tmp_path):
+    file = write(tmp_path / "a.json", json.dumps([{"mail": "Hi", "calls": [{"role": 3}, {"n": 1}]}]))
+    assert load_data(file, "instruction=mail,output=calls").records[0]["output"] == '[{"role": 3}, {"n": 1}]'
 
 
 def test_a_comma_in_the_name_of_a_column(tmp_path):

@@ -341,7 +341,8 @@ def _train_work(own: Any, parts: dict[str, Part]) -> Work:
     evaluations = len(evaluation_steps(len(plan), own.eval_every, own.epochs, own.eval_every_epochs))
     # A datum is one token shorter than its example: see notebook 02.
     an_epoch = train.prompts + train.answers - train.records
-    seen = sum(len(step.examples) for step in plan)
+    trial = min(own.trial_batches * own.batch_size, train.records)
+    seen = 2 * trial + sum(len(step.examples) for step in plan)
     at_most = evaluations * validation.records * own.max_tokens
     return Work(
         steps=len(plan),

@@ -140,6 +140,7 @@ class TrainSettings(Settings):
     batch_size: OneOrMore = Field(8, description="examples an optimizer step")
     learning_rate: Positive = Field(1e-3, description="of the first step; it falls linearly to zero")
     seed: Seed = Field(42, description="order of the examples, and the LoRA weights")
+    trial_batches: ZeroOrMore = Field(4, description="batches of the bare loop, a demonstration; 0: none")
     eval_every: OneOrMore = Field(28, description="optimizer steps between two evaluations")
     eval_every_epochs: NotNegative = Field(0.0, description="above 0: epochs between two evaluations instead")
     best_metric: Literal["accuracy", "loss"] = Field(
