@@ -10,7 +10,7 @@ from typing import Any
 from helpers.runs.lesson_scores import LessonScore, read_scores, score_rows
 from helpers.runs.lessons import says_of_itself
 from helpers.runs.manifest import Manifest
-from helpers.runs.run import Run, open_run
+from helpers.runs.run import Run
 from helpers.runs.settings import written
 from helpers.runs.sweep.plan import Sweep
 from helpers.text import clock, plural, table
@@ -26,9 +26,9 @@ def estimate_lesson(sweep: Sweep) -> dict[str, Any]:
         `runs` (`run`, `settings`, `seconds`), `seconds` of all (None where the time is not known), `time` and
         `cost` (the notebook's words for one run with its defaults; no cost on the stub).
     """
-    lesson, base = sweep.lesson, open_run(sweep.like).manifest
+    lesson, backend = sweep.lesson, sweep.original().manifest.backend
     time, cost = (says_of_itself(lesson, row) for row in ("Time", "Cost"))
-    used = base.backend.name if base.backend else "auto"
+    used = backend.name if backend else "auto"
     kinds = {choose_backend(own.get("backend_name", used))[0] for own in sweep.settings.values()}
     minutes = re.match(r"about (\d+) minutes", time)
     each = 60 * int(minutes[1]) if minutes and kinds == {"stub"} else None

@@ -19,7 +19,7 @@ from helpers.runs.info import readable_run
 from helpers.runs.lessons import check_lesson, defaults_of_lesson, saves_scores
 from helpers.runs.manifest import now
 from helpers.runs.preflight import check_run
-from helpers.runs.run import SWEEP_FILE, Run, check_new_run
+from helpers.runs.run import SWEEP_FILE, Run, check_new_run, open_run
 from helpers.runs.settings import OTHER_RUNS, defaults_of, settings_until
 from helpers.runs.stages import STAGES, lessons_by_number, stages_until
 from helpers.train.backend import choose_backend, served_models
@@ -62,6 +62,16 @@ class Sweep:
 
     def run(self, name: str) -> Run:
         return Run(self.folder.parent / name)
+
+    def original(self) -> Run:
+        """The run that a lesson's runs are copies of: one of them, if there is any by now. So they are alike,
+        whatever has become of `like`.
+
+        Raises:
+            RunError: there is neither.
+        """
+        copies = (run for run in map(self.run, self.settings) if run.manifest_path.is_file())
+        return next((run for run in copies if run.manifest.sweep), None) or open_run(self.like)
 
     def setting(self, name: str) -> dict[str, Any]:
         """The swept settings of a run, with today's default where it sets none."""

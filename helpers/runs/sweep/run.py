@@ -18,7 +18,7 @@ from helpers.errors import RunError
 from helpers.paths import ROOT
 from helpers.runs.base_answers import has_base_answers
 from helpers.runs.failures import record_failure
-from helpers.runs.run import Run, data_fingerprints, new_run, open_run, point_latest_at
+from helpers.runs.run import Run, data_fingerprints, new_run, point_latest_at
 from helpers.runs.settings import written
 from helpers.runs.stages import STAGES, stages_until
 from helpers.runs.sweep.plan import Sweep
@@ -105,18 +105,10 @@ def _make_runs(sweep: Sweep) -> None:
         run = sweep.run(name) if sweep.run(name).manifest_path.is_file() else new_run(name, latest=False)
         if run.manifest.sweep is None:
             if sweep.lesson:
-                _copy(_original(sweep), run)
+                _copy(sweep.original(), run)
                 run.update(like=Path(sweep.like).name, sweep=sweep.name)
             else:
                 run.update(settings=settings, sweep=sweep.name)
-
-
-def _original(sweep: Sweep) -> Run:
-    """The run that all runs of the sweep are copies of: the first copy, if there is one by now. So they are
-    alike, whatever has become of the run itself.
-    """
-    copies = (run for run in map(sweep.run, sweep.settings) if run.manifest_path.is_file())
-    return next((run for run in copies if run.manifest.sweep), None) or open_run(sweep.like)
 
 
 def _copy(original: Run, run: Run) -> None:
