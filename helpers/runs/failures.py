@@ -8,20 +8,26 @@ such as a kernel that died, and show what is recorded.
 from typing import Any
 
 from helpers.errors import CourseError
-from helpers.runs.manifest import Failure, now
+from helpers.runs.manifest import Failure, LessonEntry, now
 from helpers.runs.run import Run
+from helpers.runs.stages import STAGES
 
 
 def record_failure(run: Run, name: str, error: BaseException) -> None:
-    """Write why a stage failed into the manifest: `what` and `fix` of an error of ours, the first line of any
-    other.
+    """Write why a stage or a lesson failed into the manifest: `what` and `fix` of an error of ours, the first
+    line of any other.
     """
     if isinstance(error, CourseError):
         what, fix = error.what, error.fix
     else:
         what, fix = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0], ""
+    failure = Failure(stage=name, kind=type(error).__name__, what=what, fix=fix, time=now())
     with run.edit() as manifest:
-        manifest.failure = Failure(stage=name, kind=type(error).__name__, what=what, fix=fix, time=now())
+        if name in STAGES:
+            manifest.failure = failure
+        else:
+            entry = manifest.lessons.get(name) or LessonEntry(status="started", started=now(), settings={})
+            manifest.lessons[name] = entry.model_copy(update={"failure": failure})
 
 
 def report_failures(run: Run, name: str) -> None:

@@ -291,6 +291,14 @@ class Manifest(Part):
         """A warning if the scores say little about being right; else empty."""
         return self.evaluated.controls.flag(self.task) if self.evaluated else ""
 
+    def lesson_is_done(self, lesson: str) -> bool:
+        return lesson in self.lessons and self.lessons[lesson].status == "done"
+
+    def failure_of(self, lesson: str) -> Failure | None:
+        """Why the last try of a lesson failed; without a name, that of a stage."""
+        entry = self.lessons.get(lesson)
+        return (entry.failure if entry else None) if lesson else self.failure
+
     @classmethod
     def read(cls, path: Path) -> "Manifest":
         """Read a manifest.
