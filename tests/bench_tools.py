@@ -117,17 +117,28 @@ class Bench:
 
     def uniform(self, batch: int, length: int) -> list[types.Datum]:
         """Datums of exactly `length` tokens, the second half of each with weight."""
-        made = []
-        for i in range(batch):
-            tokens = [self.stream[(i * length + j) % len(self.stream)] for j in range(length + 1)]
-            fields = {
-                "target_tokens": np.array(tokens[1:]),
-                "weights": np.array([0.0] * (length // 2) + [1.0] * (length - length // 2), np.float32),
-            }
-            made.append(
-                types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=fields)
-            )
-        return made
+        return [weighted(self._piece(i * length, length + 1), length // 2) for i in range(batch)]
+
+    def groups(self, prompts: int, samples: int, before: int, after: int) -> list[types.Datum]:
+        """Datums of a step of reinforcement learning: `samples` answers of `after` tokens, which alone have
+        weight, to each of the prompts of `before` tokens.
+        """
+        asked = [self._piece(i * before, before) for i in range(prompts)]
+        return [
+            weighted(prompt + self._piece(1000 + 31 * (samples * i + j), after), before - 1)
+            for i, prompt in enumerate(asked)
+            for j in range(samples)
+        ]
+
+    def _piece(self, start: int, length: int) -> list[int]:
+        return [self.stream[(start + i) % len(self.stream)] for i in range(length)]
+
+
+def weighted(tokens: list[int], without: int) -> types.Datum:
+    """Each token predicts the next; the first `without` of them have weight 0."""
+    weights = np.array([0.0] * without + [1.0] * (len(tokens) - 1 - without), np.float32)
+    fields = {"target_tokens": np.array(tokens[1:]), "weights": weights}
+    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=fields)
 
 
 # ---- measuring

@@ -43,8 +43,10 @@ from helpers.course.main import main
 from helpers.errors import CourseError
 from helpers.paths import ROOT
 from helpers.runs.chosen import choose
+from helpers.runs.lessons import choose_lessons
 from helpers.runs.settings import SETTINGS, setting_names
-from helpers.runs.stages import STAGES
+from helpers.runs.stages import LESSONS as PARTS
+from helpers.runs.stages import STAGES, lessons_by_number
 
 README = ROOT / "README.md"
 PLACEHOLDERS = {"NAME", "FILE", "FOLDER", "MODEL", "…"}
@@ -176,6 +178,11 @@ def check_course(words: list[str]) -> None:
     for name, _, values in (text.partition("=") for text in after(words, "--grid")):
         assignments += [f"{name}={value}" for value in values.split(",")]
     columns, backend = ([*after(words, option), None][0] for option in ("--columns", "--backend"))
+    lessons = [lessons_by_number()[number] for number in after(words, "--lesson")]
+    lessons += [lesson for part in after(words, "--part") for lesson in PARTS.get(int(part), ())]
+    if lessons:
+        choose_lessons(lessons, assignments)
+        return
     try:
         for setting in assignments or [""]:
             choose(profile, [setting] if setting else [], columns=columns, backend=backend)
@@ -268,6 +275,8 @@ def test_commands_are_found():
         "course sweep --grid rank=8",
         "course sweep --name s --grid ranks=8",
         "course sweep --name s --grid rank=8,many",
+        "course sweep --name s --lesson 10 --grid epochs=1",
+        "course run --part 3 -p epochs=1",
         "course stub start",
         "make runs",
         "make run SPEED=9",

@@ -69,7 +69,13 @@ def run_small(name: str, env: dict[str, str], runs: Path) -> None:
 def test_reinforcement_learning_raises_the_reward(course_env, tmp_path):
     name, runs = "10_reinforcement_learning", tmp_path
     run_small(name, course_env, runs)
-    assert read_json(runs / name / "scores.json").keys() == {"before", "count", "repaired"}
+    measured = {
+        f"{who} T={T} {what}"
+        for who in ("before", "count", "repaired")
+        for T in (0, 1)
+        for what in ("count", "sense")
+    }
+    assert read_json(runs / name / "scores.json").keys() == measured | {"repaired KL"}
     for loop in ("count", "repaired"):
         rewards = [row["reward"] for row in read_jsonl(runs / name / loop / "metrics.jsonl")]
         assert sum(rewards[2:]) / 2 > rewards[0], loop
@@ -175,8 +181,9 @@ def mean_nll(output: types.ForwardBackwardOutput, datums: list[types.Datum]) -> 
 def test_preferences_raise_the_margin(course_env, tmp_path, started_run):
     run_small("11_preferences", course_env, tmp_path)
     scores = read_json(started_run.file("11_preferences/scores.json"))
-    assert list(scores) == ["SFT", "DPO", "small beta"]
-    assert scores["SFT"]["win_rate"] == 0.5
+    measured = ("right", "unit", "gain", "win_rate")
+    assert list(scores) == [f"{who} {what}" for who in ("SFT", "DPO", "small beta") for what in measured]
+    assert scores["SFT win_rate"]["value"] == 0.5
     for loop, beta in (("dpo", 0.5), ("small_beta", 0.005)):
         margins = [
             row["margin"] / beta
@@ -195,11 +202,14 @@ def run_as_committed(name: str, env: dict[str, str], runs: Path) -> None:
 def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
     name, runs = "10_reinforcement_learning", tmp_path
     run_as_committed(name, course_env, runs)
-    scores = read_json(runs / name / "scores.json")
-    before, count, repaired = (scores[loop]["T=1"] for loop in ("before", "count", "repaired"))
-    assert count["count"] - before["count"] >= 0.3 and repaired["count"] - before["count"] >= 0.2  # of 216
-    assert count["sense"] < before["sense"] < repaired["sense"]
-    assert scores["repaired"]["T=0"]["count"] >= scores["before"]["T=0"]["count"]
+    scores = {key: score["value"] for key, score in read_json(runs / name / "scores.json").items()}
+    right, sense = (
+        [scores[f"{who} T=1 {what}"] for who in ("before", "count", "repaired")]
+        for what in ("count", "sense")
+    )
+    assert right[1] - right[0] >= 0.3 and right[2] - right[0] >= 0.2  # of 216
+    assert sense[1] < sense[0] < sense[2]
+    assert scores["repaired T=0 count"] >= scores["before T=0 count"]
 
 
 @pytest.mark.soak  # 15 minutes, 5 of them for the run
@@ -207,9 +217,9 @@ def test_preferences_at_the_defaults(course_env, tmp_path):
     run(["helpers.course", "run", "--until", "train"], course_env, tmp_path, timeout=1800)
     run_as_committed("11_preferences", course_env, tmp_path)
     scores = read_json(tmp_path / "latest/11_preferences/scores.json")
-    dpo = scores["DPO"]
-    assert dpo["win_rate"] >= 0.6 and dpo["ci95"][0] > 0.5
-    assert dpo["change"][1] >= 0  # the interval's upper end: no loss of right answers is shown
+    won = scores["DPO win_rate"]
+    assert won["value"] >= 0.6 and won["ci95"][0] > 0.5
+    assert scores["DPO gain"]["ci95"][1] >= 0  # the interval's upper end: no loss of right answers is shown
     loops = {"dpo": 0.5, "small_beta": 0.005}
     nats = {
         loop: read_jsonl(tmp_path / f"latest/11_preferences/{loop}/metrics.jsonl")[-1]["margin"] / beta

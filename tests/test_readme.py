@@ -36,6 +36,7 @@ NOT_RUN = {
     "-p train_on=all_assistant_messages -p epochs=3 -p max_tokens=32": "test_support_chats.py runs it",
     "course sweep --name ranks --resume": "as the line above; test_sweep.py resumes sweeps",
     "course sweep --name seeds --grid seed=1,2,3": "20 minutes",
+    "course sweep --name rl --lesson 10 --grid group_size=4,8 --grid kl=0,0.02 -p steps=6": "20 minutes",
     "course sweep --name mine --settings FILE": "FILE is the reader's; test_sweep.py reads such files",
     'course run --dry-run --data "hub:fancyzhx/ag_news#train[:1%]" -p task=classification': "needs the hub",
     "course run --profile hosted --until export": "needs a key of the hosted service",

@@ -7,9 +7,9 @@ from tiny_models import NARROW, disturb
 
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.losses import Example
-from helpers.stub_tinker.model import Adapters, Model, Packed, _attend
+from helpers.stub_tinker.model import Adapters, Model, _attend
+from helpers.stub_tinker.packing import Packed, micro_batches
 from helpers.stub_tinker.training import forward_backward as passes
-from helpers.stub_tinker.training import micro_batches
 
 
 def forward_backward(*arguments, **keywords):
@@ -64,6 +64,15 @@ def make_examples(vocab: int, lengths=(9, 17, 4, 17)) -> list[Example]:
     return examples
 
 
+def make_family(vocab: int) -> list[Example]:
+    """Two answers to a prompt, one that differs later, one that another contains, and one by itself."""
+    examples = make_examples(vocab, lengths=(18, 16, 15, 9, 14))
+    for place, shared in enumerate((11, 11, 13, 9)):
+        examples[place].tokens[:shared] = examples[0].tokens[:shared]
+        examples[place].targets[: shared - 1] = examples[0].targets[: shared - 1]
+    return examples
+
+
 class Reference:
     """The same LoRA through PEFT, one example at a time, no padding."""
 
@@ -108,9 +117,10 @@ def pair(request, tmp_path):
     return model, state, Reference(base, state)
 
 
-def test_logprobs_gradients_and_parameters_match_peft(pair):
+@pytest.mark.parametrize("make", [make_examples, make_family])
+def test_logprobs_gradients_and_parameters_match_peft(pair, make):
     model, state, reference = pair
-    examples = make_examples(model.config.vocab)
+    examples = make(model.config.vocab)
     for _ in range(5):
         forward, _ = forward_backward(model, state, examples, "cross_entropy", {}, forward_only=True)
         logprobs, metrics = forward_backward(model, state, examples, "cross_entropy", {}, forward_only=False)
@@ -236,6 +246,24 @@ def test_filler_takes_little_room(lengths, rows, places):
 
 def test_micro_batches_hold_every_sequence_once_within_the_limit():
     lengths = [5, 900, 40, 700, 1500, 3]
-    batches = micro_batches(lengths, 1024)
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    assert all(sum(lengths[i] for i in batch) <= 1024 or len(batch) == 1 for batch in batches)
+    batches = micro_batches([[n] * n for n in lengths], 1024)
+    assert [indices for indices, _ in batches] == [[5, 0, 2, 3], [1], [4]]
+
+
+def test_families_stay_together_and_their_beginning_counts_once():
+    """Two groups of eight samples, in turns, and a datum that shares too little."""
+    prompts = [[1] * 40, [2] * 50]
+    sequences = [prompts[n % 2] + [3, n] * (5 + n) for n in range(16)] + [[1] * 20 + [4] * 60]
+    whole = micro_batches(sequences, 2000)
+    (indices, families), *rest = whole
+    assert not rest and sorted(indices) == list(range(17)) and len(set(families)) == 3
+    packed = Packed([sequences[i] for i in indices], torch.device("cpu"), families=families)
+    answers = sum(2 * (5 + n) for n in range(16))
+    assert packed.size == 40 + 50 + answers - 14 + 80 < len(packed.places)  # [3] begins all eight answers
+
+    small = micro_batches(sequences, 128)
+    assert sorted(i for indices, _ in small for i in indices) == list(range(17))
+    for indices, families in small:
+        chosen = [sequences[i] for i in indices]
+        assert Packed(chosen, torch.device("cpu"), families=families).size <= 128
+        assert sum(map(len, chosen)) <= 256

@@ -1,4 +1,4 @@
-"""A sweep and the processes that it starts: Ctrl-C, failures, and a real sweep through a Dask cluster."""
+"""A sweep and the processes that it starts: Ctrl-C, failures, and two real sweeps."""
 
 import csv
 import json
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from commands import start
+from runs_for_tests import make_run
 from stub import Server
 
 from helpers.data.split import PARTS
 from helpers.files import read_json
 from helpers.paths import ROOT
 from helpers.runs.info import find_runs
+from helpers.runs.manifest import BackendUsed
 from helpers.runs.run import Run
 from helpers.runs.sweep import grid, plan_sweep, run_sweep
 
@@ -171,3 +173,25 @@ def test_a_sweep_on_a_dask_cluster_of_two_workers(toy, folder, monkeypatch):
     page = (folder / "s/report.html").read_text()
     assert "s-01" in page and "s-02" in page
     assert json.loads((folder / "s/sweep.json").read_text())["swept"] == ["rank"]
+
+
+@pytest.mark.soak  # 40 s
+def test_a_sweep_over_reinforcement_learning(toy, folder, monkeypatch):
+    """Two group sizes of notebook 10 at once, on copies of one run."""
+    monkeypatch.setenv("TINKER_SERVER_API_KEY", toy.key)
+    backend = BackendUsed(kind="url", url=toy.url)
+    make_run("mine", done=("split", "train"), manifest={"backend": backend})
+    common = {"base_model": toy.model, "steps": 1, "sft_steps": 1, "problems_a_step": 2}
+    common |= {"held_out_problems": 4, "max_tokens": 8}
+    sizes, lesson = {"group_size": [2, 4]}, "10_reinforcement_learning"
+    rows = run_sweep(plan_sweep("s", grid(sizes), common, lesson=lesson), jobs=2, say=lambda _: None)
+    logs = "".join(path.read_text()[-1500:] for path in folder.glob("s-*/course.log"))
+    assert [row["status"] for row in rows] == ["done", "done"], logs
+    for row in rows:
+        scores, run = row["scores"], Run(folder / row["run"])
+        assert [scores[f"{who} T=0 count"]["total"] for who in ("before", "repaired")] == [4, 4]
+        assert run.manifest.lessons[lesson].settings == common | row["settings"]
+        assert run.stage("train").shared_from == "mine" and "value" in scores["repaired KL"]
+        loop = read_json(run.file(f"{lesson}/count/settings.json"))
+        assert loop["group_size"] == row["settings"]["group_size"]
+    assert "repaired KL" in (folder / "s/report.html").read_text()

@@ -75,7 +75,7 @@ def test_runs_and_their_failures(capsys):
     run.update(settings={"export_name": EVIL}, base_model=EVIL)
     assert_shown(course(capsys, "show")[1])
     sweep: Any = SimpleNamespace(
-        settings={"mine": {}}, text=lambda _: EVIL, run=lambda _: run, is_done=lambda _: False
+        settings={"mine": {}}, text=lambda _: EVIL, run=lambda _: run, is_done=lambda _: False, lesson=""
     )
     with Watch(sweep, print) as watch:
         watch._seen.clear()

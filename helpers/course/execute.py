@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.errors import RunError
 from helpers.paths import NOTEBOOKS
-from helpers.runs.failures import failure_of, record_failure, write_failure
+from helpers.runs.failures import record_failure, write_failure
 from helpers.runs.manifest import Failure, now
 from helpers.runs.run import WRITABLE, Run
 from helpers.runs.stages import STAGES
@@ -99,11 +99,11 @@ def attempt(
         record_failure(run, name, RunError(what, "close other programs, and run it again"))
     except PapermillExecutionError as error:
         traceback = error.traceback
-        if failure_of(run, name) is None:  # the kernel records what is an Exception, not SystemExit
+        if run.manifest.failure_of(name) is None:  # the kernel records what is an Exception, not SystemExit
             what = f"{error.ename}: {error.evalue}".splitlines()[0]
             write_failure(run, Failure(stage=name, kind=error.ename, what=what, time=now()))
     line.end("FAILED")
-    _explain(failure_of(run, name), traceback, output)
+    _explain(run.manifest.failure_of(name), traceback, output)
     return 1
 
 

@@ -1,26 +1,39 @@
-"""`course run --part`: the notebooks of Part 2 or 3 on a run of Part 1, into that run's folder."""
+"""`course run --part` and `--lesson`: notebooks of Part 2 or 3 on a run of Part 1, into that run's folder."""
 
 import argparse
 import shlex
 import sys
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from helpers.errors import UsageError
+from helpers.runs.stages import LESSONS, lessons_by_number
 from helpers.text import clock, table
 
 if TYPE_CHECKING:
     from helpers.runs.manifest import LessonEntry
     from helpers.runs.run import Run
 
-PART_ONE_ONLY = ("first", "last", "like", "dry_run", "json", "profile", "data", "columns", "skip_bad")
+PART_ONE_ONLY = {
+    "first": "--from",
+    "last": "--until",
+    "like": "--like",
+    "dry_run": "--dry-run",
+    "json": "--json",
+    "profile": "--profile",
+    "data": "--data",
+    "columns": "--columns",
+    "skip_bad": "--skip-bad",
+}
 
 
 def run_part(options: argparse.Namespace) -> int:
-    """Run the lessons of `options.part`, and write the run's page again. Returns the exit status.
+    """Run the lessons of `options.part`, or `options.lesson` alone, and write the run's page again. Returns
+    the exit status.
 
     Raises:
-        CourseError: an option doesn't go with a part, there is no such setting, or no run with a finished
+        CourseError: an option doesn't go with a lesson, there is no such setting, or no run with a finished
             training stage.
     """
     from helpers.course.execute import short
@@ -30,25 +43,41 @@ def run_part(options: argparse.Namespace) -> int:
     from helpers.runs.report.page import write_report
     from helpers.runs.run import Run
 
-    if any(getattr(options, name) for name in PART_ONE_ONLY):
-        raise UsageError(
-            f"part {options.part} is run whole, on a run of part 1",
-            "beside --part, give --name, --resume, --backend and -p",
-        )
-    backend = [f"backend_name={options.backend}"] if options.backend else []
-    chosen = choose_lessons(options.part, [*options.parameter, *backend])
+    which = ["--lesson", options.lesson] if options.lesson else ["--part", str(options.part)]
+    lessons = [lessons_by_number()[options.lesson]] if options.lesson else LESSONS[options.part]
+    settings = lesson_assignments(options)
+    chosen = choose_lessons(lessons, settings)
     run = Run(readable_run(options.name or "latest").path)
     run.stage("train")
     if options.resume:
         chosen = unfinished(run, chosen)
     heed_ctrl_c()
     with run.in_use():
-        again = ["course", "run", "--part", str(options.part), "--resume", "--name", run.name]
-        again += [word for setting in (*options.parameter, *backend) for word in ("-p", setting)]
+        again = ["course", "run", *which, "--resume", "--name", run.name]
+        again += [word for setting in settings for word in ("-p", setting)]
         status = _run_all(run, chosen, shlex.join(again))
     if status == 0:
         print(f"a page to read or to send: {short(write_report(run))}")
     return status
+
+
+def lesson_assignments(options: argparse.Namespace, allowed: Collection[str] = ()) -> list[str]:
+    """The settings that the options choose, as after `-p`.
+
+    Args:
+        allowed: those of PART_ONE_ONLY that the command takes beside a lesson, too.
+
+    Raises:
+        UsageError: an option is given that only the stages of part 1 take.
+    """
+    refused = {name: flag for name, flag in PART_ONE_ONLY.items() if name not in allowed}
+    if given := [flag for name, flag in refused.items() if getattr(options, name, None)]:
+        what = f"notebook {options.lesson}" if options.lesson else f"part {options.part}"
+        raise UsageError(
+            f"{what} is run whole, on a run of part 1: {given[0]} is for notebooks 01 to 06",
+            "leave it out, and set what the notebook's parameters cell names with -p",
+        )
+    return [*options.parameter, *([f"backend_name={options.backend}"] if options.backend else [])]
 
 
 def unfinished(run: "Run", chosen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -67,7 +96,7 @@ def unfinished(run: "Run", chosen: dict[str, dict[str, Any]]) -> dict[str, dict[
             name, value = sorted(other)[0]
             raise UsageError(
                 f"{lesson} is done, and not with {name}={value}",
-                "leave out --resume to run the part again with this setting",
+                "leave out --resume to run it again with this setting",
             )
     return {lesson: own for lesson, own in chosen.items() if lesson not in done}
 

@@ -9,7 +9,7 @@ from helpers.course import completers
 from helpers.course.arguments import add_command, add_settings, chosen_settings
 from helpers.course.interrupt import heed_ctrl_c
 from helpers.errors import UsageError
-from helpers.runs.stages import LESSONS, STAGES
+from helpers.runs.stages import LESSONS, STAGES, lessons_by_number
 from helpers.text import clock, printable, red, table
 
 if TYPE_CHECKING:
@@ -35,13 +35,17 @@ def add(commands: Any) -> None:
     name = parser.add_argument(
         "--name", default="", metavar="RUN", help="name of the run folder (default: date and time)"
     )
-    parser.add_argument(
+    after = parser.add_mutually_exclusive_group()
+    after.add_argument(
         "--part",
         type=int,
         choices=(1, *LESSONS),
         default=1,
         help="2 or 3: run the notebooks of that part on a run (--name, default: latest) whose training is "
         "done, into its folder",
+    )
+    after.add_argument(
+        "--lesson", choices=lessons_by_number(), help="run one notebook of part 2 or 3 so, by its number"
     )
     add_settings(parser)
     parser.add_argument("--from", dest="first", choices=STAGES, help="start at this stage of an existing run")
@@ -67,7 +71,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.part in LESSONS:
+    if options.lesson or options.part in LESSONS:
         from helpers.course.lessons import run_part
 
         return run_part(options)

@@ -11,7 +11,7 @@ from helpers.course import completers
 from helpers.course.arguments import add_command, add_settings, chooses_settings, chosen_settings
 from helpers.course.interrupt import ended_like_ctrl_c, heed_ctrl_c
 from helpers.errors import RunError, UsageError
-from helpers.runs.stages import STAGES
+from helpers.runs.stages import STAGES, lessons_by_number
 from helpers.text import plural, printable, red
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class SweepRequest:
         varied: settings, one dictionary a run; empty to go on with those that the sweep has.
         common: settings of all runs.
         last: the stage to end with.
+        lesson: the notebook of Part 2 or 3 to run instead of the stages; empty for none.
+        like: the run that a lesson stands on.
         resume: go on with a sweep that was begun before.
         jobs: runs at a time.
         dry_run: say what would happen, and do nothing.
@@ -37,6 +39,8 @@ class SweepRequest:
     varied: list[dict[str, Any]]
     common: dict[str, Any]
     last: str
+    lesson: str = ""
+    like: str = "latest"
     resume: bool = False
     jobs: int | None = None
     dry_run: bool = False
@@ -52,13 +56,16 @@ def add(commands: Any) -> None:
         "Run every combination of --grid, or every setting of a file, and compare them on the validation "
         "data. Each is a run like any other: runs/NAME-01, runs/NAME-02, …. What they share is done once: "
         "the split, and the answers of the base model. A run that fails does not stop the others. Table and "
-        "plot go into runs/NAME, and at the end runs/latest names the best by validation.",
+        "plot go into runs/NAME, and at the end runs/latest names the best by validation. With --lesson, "
+        "each run is a copy of a trained run, on which a notebook of part 2 or 3 is run; the scores that it "
+        "saves are compared.",
         "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 --dry-run",
         "course sweep --name ranks --grid rank=8,32 --grid learning_rate=1e-3,3e-4 -p epochs=2",
         "course sweep --name ranks --resume           # the failed and missing ones",
         "course sweep --name seeds --grid seed=1,2,3  # how much is luck?",
         "course sweep --name mine --settings settings.csv --until train",
         "course show ranks                            # the table again",
+        "course sweep --name rl --lesson 10 --grid group_size=4,8 --grid kl=0,0.02 -p steps=6",
     )
     name = parser.add_argument("--name", required=True, metavar="SWEEP", help="name of the sweep")
     grid = parser.add_argument(
@@ -78,11 +85,23 @@ def add(commands: Any) -> None:
         "--until", dest="last", choices=STAGES, help="end after this stage (default: evaluate)"
     )
     parser.add_argument(
+        "--lesson",
+        choices=lessons_by_number(),
+        help="run this notebook of part 2 or 3 instead, by its number; --grid and -p take the names in its "
+        "parameters cell",
+    )
+    like = parser.add_argument(
+        "--like",
+        metavar="RUN",
+        help="with --lesson: the run that it stands on, whose training is done (default: latest)",
+    )
+    parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: 1). On one stub they share its cores"
     )
     _add_ways(parser)
     completers.offer(name, completers.sweeps)
     completers.offer(grid, completers.settings)
+    completers.offer(like, completers.runs)
 
 
 def _add_ways(parser: argparse.ArgumentParser) -> None:
@@ -106,12 +125,16 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}", "give 1 or more")
+    if options.like and not options.lesson:
+        raise UsageError("--like goes with --lesson", "name a notebook, for example --lesson 10")
     varied = _varied(options)
     request = SweepRequest(
         name=options.name,
         varied=varied,
-        common=chosen_settings(options, "quick") if varied else {},
+        common=_common(options) if varied else {},
         last=options.last or "evaluate",
+        lesson=lessons_by_number()[options.lesson] if options.lesson else "",
+        like=options.like or "latest",
         resume=options.resume,
         jobs=options.jobs,
         dry_run=options.dry_run,
@@ -120,11 +143,23 @@ def run(options: argparse.Namespace) -> int:
     return run_request(request)
 
 
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of all runs."""
+    if not options.lesson:
+        return chosen_settings(options, "quick")
+    from helpers.course.lessons import lesson_assignments
+    from helpers.runs.lessons import choose_lessons
+
+    lesson = lessons_by_number()[options.lesson]
+    return choose_lessons([lesson], lesson_assignments(options, allowed=("like", "dry_run", "json")))[lesson]
+
+
 def _varied(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The settings of the runs, one dictionary a run; empty if the user goes on with those of the sweep."""
     from helpers.runs.sweep.grid import grid, grid_values, read_settings
 
-    if options.resume and not (options.grid or options.settings or options.last or chooses_settings(options)):
+    given = options.grid or options.settings or options.last or options.lesson
+    if options.resume and not (given or chooses_settings(options)):
         return []
     if bool(options.grid) == bool(options.settings):
         raise UsageError(
@@ -136,8 +171,8 @@ def _varied(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.settings:
         return read_settings(Path(options.settings))
     values = grid_values(options.grid)
-    given = {text.partition("=")[0].strip() for text in options.parameter}
-    if twice := given.intersection(values):
+    fixed = {text.partition("=")[0].strip() for text in options.parameter}
+    if twice := fixed.intersection(values):
         raise UsageError(f"{min(twice)} is set by -p and by --grid", "leave one of them out")
     return grid(values)
 
@@ -152,24 +187,26 @@ def run_request(request: SweepRequest) -> int:
         CourseError: the settings can't be used, as far as that shows before the first run starts.
     """
     from helpers.runs.sweep.estimate import estimate_sweep, plan_text, time_line
+    from helpers.runs.sweep.lessons import estimate_lesson, lesson_plan_text, lesson_time_line
     from helpers.runs.sweep.results import collect
     from helpers.runs.sweep.run import run_sweep
 
     sweep = choose_sweep(request)
-    plan = estimate_sweep(sweep)
+    plan = estimate_lesson(sweep) if sweep.lesson else estimate_sweep(sweep)
     if request.dry_run:
-        text = "dry run: nothing is started or written. It would be\n" + plan_text(plan)
+        shown = lesson_plan_text(plan) if sweep.lesson else plan_text(plan)
+        text = "dry run: nothing is started or written. It would be\n" + shown
         print(json.dumps(plan, indent=2) if request.as_json else printable(text))
         return 0
     heed_ctrl_c()
     say = _say_as_error if request.as_json else print
     done = [row["run"] for row in collect(sweep) if row["status"] == "done"]
     before = f", done before: {len(done)}" if done else ""
-    runs = f"{plural(len(sweep.settings), 'run')} until {sweep.until}"
+    runs = f"{plural(len(sweep.settings), 'run')} {sweep.what}"
     say(f"sweep {sweep.name}: {runs}{before} → {sweep.folder}")
     for note in sweep.notes:
         say(printable(f"note: {note}"))
-    say(time_line(plan, done))
+    say(lesson_time_line(plan, done) if sweep.lesson else time_line(plan, done))
     try:
         with ended_like_ctrl_c():
             run_sweep(sweep, request.jobs, say)
@@ -195,7 +232,8 @@ def choose_sweep(request: SweepRequest) -> "Sweep":
     old = open_sweep(request.name) if request.resume else None
     if old and not request.varied:
         return old
-    new = plan_sweep(request.name, request.varied, request.common, request.last, new=old is None)
+    settings = request.name, request.varied, request.common, request.last
+    new = plan_sweep(*settings, new=old is None, lesson=request.lesson, like=request.like)
     if old and old != new:
         raise RunError(
             f"sweep {old.name} was started with other settings: {_difference(old, new)}",
@@ -208,7 +246,7 @@ def _difference(old: "Sweep", new: "Sweep") -> str:
     for name in old.settings | new.settings:
         if old.settings.get(name) != new.settings.get(name):
             return f"{name} had {old.settings.get(name)}, now {new.settings.get(name)}"
-    return f"it went until {old.until}, now {new.until}"
+    return f"its runs were {old.what}, now {new.what}"
 
 
 def print_results(name: str, as_json: bool = False) -> int:
@@ -224,14 +262,15 @@ def print_results(name: str, as_json: bool = False) -> int:
     rows = collect(sweep)
     if as_json:
         best = best_row(sweep, rows)
-        found = {"sweep": name, "path": str(sweep.folder), "until": sweep.until}
+        found = {"sweep": name, "path": str(sweep.folder), "until": sweep.until, "lesson": sweep.lesson}
         found |= {"best": best["run"] if best else None, "runs": rows}
         print(json.dumps(found, indent=2))
     else:
         print("\n" + printable(results_text(sweep, rows)))
         if flags := flags_text(rows):
             print(red(flags))
-        print(f"table, plot and a page that compares the runs: {sweep.folder}")
+        made = "table" if sweep.lesson else "table, plot"
+        print(f"{made} and a page that compares the runs: {sweep.folder}")
     not_done = [row for row in rows if row["status"] != "done"]
     if not_done:
         again = f"course sweep --resume --name {name}"

@@ -11,6 +11,7 @@ run.manifest.stages.train.settings.rank
 
 from helpers.runs.base_answers import base_answers
 from helpers.runs.card import write_model_card
+from helpers.runs.lesson_scores import save_scores
 from helpers.runs.publish import publish_to_hub
 from helpers.runs.results import save_evaluation
 from helpers.runs.run import open_run
@@ -22,5 +23,6 @@ __all__ = [
     "open_stage",
     "publish_to_hub",
     "save_evaluation",
+    "save_scores",
     "write_model_card",
 ]

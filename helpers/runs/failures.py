@@ -36,12 +36,6 @@ def write_failure(run: Run, failure: Failure) -> None:
             manifest.lessons[name] = entry.model_copy(update={"failure": failure})
 
 
-def failure_of(run: Run, name: str) -> Failure | None:
-    """Why the last try of a stage or a lesson failed; None if it did not."""
-    manifest = run.manifest
-    return manifest.failure if name in STAGES else manifest.lessons[name].failure
-
-
 def report_failures(folder: str | Path, name: str) -> None:
     """In a notebook, write any error of a later cell into the manifest of the run in `folder`, and then show
     it as usual.

@@ -291,6 +291,15 @@ class Manifest(Part):
         """A warning if the scores say little about being right; else empty."""
         return self.evaluated.controls.flag(self.task) if self.evaluated else ""
 
+    def lesson_is_done(self, lesson: str) -> bool:
+        return lesson in self.lessons and self.lessons[lesson].status == "done"
+
+    def failure_of(self, name: str) -> Failure | None:
+        """Why the last try of a lesson failed; with a stage's name, or none, that of a stage."""
+        if not name or name in STAGES:
+            return self.failure
+        return self.lessons[name].failure if name in self.lessons else None
+
     @classmethod
     def read(cls, path: Path) -> "Manifest":
         """Read a manifest.

@@ -203,16 +203,9 @@ class Run:
         same here is for the caller to know.
 
         Raises:
-            RunError: the stage is not done there, its data files have changed since, or the folder can't be
-                written.
+            RunError: the stage is not done there, or the folder can't be written.
         """
         entry = other.stage(name)
-        if entry.data and entry.data != data_fingerprints(entry.settings.data_files):
-            raise RunError(
-                f"the data files changed since run {other.name} was split: "
-                + ", ".join(row.path for row in entry.data),
-                "get the old files back, or start anew under another name",
-            )
         self._copy_stage(name, other)
         with self.edit() as manifest:
             shared = entry.shared_from or other.name

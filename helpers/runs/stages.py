@@ -27,6 +27,11 @@ LESSONS = {
 }
 
 
+def lessons_by_number() -> dict[str, str]:
+    """`{"07": "07_tokens_and_templates", …}`."""
+    return {lesson.partition("_")[0]: lesson for part in LESSONS.values() for lesson in part}
+
+
 def stages_until(last: str) -> list[str]:
     """The stages up to `last`, in order."""
     names = list(STAGES)

@@ -326,6 +326,21 @@ class Gather(torch.autograd.Function):
         return Spread.apply(grads[0], ctx.places, ctx.size), None
 
 
+class Copies(torch.autograd.Function):
+    """Rows at places of which some occur more than once. Gradients add up in float32."""
+
+    @staticmethod
+    def forward(ctx, rows, places):
+        ctx.places, ctx.size = places, len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (grad,) = grads
+        summed = grad.new_zeros(ctx.size, *grad.shape[1:], dtype=torch.float32)
+        return summed.index_add_(0, ctx.places, grad.float()).to(grad.dtype), None
+
+
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(length, length): 0 where a query may look, -inf beyond."""
     return torch.full((length, length), -torch.inf, device=device, dtype=dtype).triu_(1)

@@ -7,8 +7,7 @@ residual stream stays float32.
 """
 
 import json
-import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,10 @@ from helpers.stub_tinker.kernels import (
     Attention,
     Before,
     Frozen,
-    Gather,
     LoraGroup,
     LoraLinear,
     RmsNorm,
     Rotate,
-    Spread,
     SteadyLora,
     SwiGlu,
     TargetLogprob,
@@ -36,9 +33,8 @@ from helpers.stub_tinker.kernels import (
     log_softmax,
     rotate,
     round_up,
-    rows_for,
 )
-from helpers.stub_tinker.prefixes import Piece
+from helpers.stub_tinker.packing import Packed
 from helpers.stub_tinker.steady import fill
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -111,47 +107,6 @@ def module_shapes(config: Config) -> dict[str, tuple[int, int]]:
         "mlp.up_proj": (config.intermediate, config.hidden),
         "mlp.down_proj": (config.hidden, config.intermediate),
     }
-
-
-class Packed:
-    """Token sequences laid end to end, and where each row stands in the padded (sequence, position) grid.
-
-    Rows after the last token are filler, up to `rows_for` them.
-
-    Args:
-        known: for each sequence, the pieces that stand before it, if there are any.
-    """
-
-    def __init__(
-        self, sequences: list[list[int]], device: torch.device, known: Sequence[Sequence[Piece]] = ()
-    ):
-        self.known = known or [()] * len(sequences)
-        self.lengths = [len(s) for s in sequences]
-        self.starts = [0, *torch.tensor(self.lengths).cumsum(0).tolist()]
-        self.size = self.starts[-1]
-        filler = rows_for(self.size) - self.size
-        self.longest = round_up(max(self.lengths), STEP)
-        few = 4 if self.longest <= 128 else 2 if self.longest <= 256 else 1  # there is room for few long ones
-        count = math.ceil((self.size + filler) / self.longest)
-        self.count = round_up(max(len(sequences), count), few)
-        self.tokens = torch.tensor([t for s in sequences for t in s] + [0] * filler, device=device)
-        within = torch.cat([torch.arange(n) for n in self.lengths])
-        owner = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(self.lengths))
-        before = torch.tensor([sum(map(len, pieces)) for pieces in self.known])
-        self.positions = F.pad(before[owner] + within, (0, filler)).to(device)
-        slots = owner * self.longest + within
-        free = torch.ones(self.count * self.longest, dtype=torch.bool).index_fill_(0, slots, False)
-        # row -> place in the grid; filler stands after sequences that are shorter than the longest
-        self.slots = torch.cat([slots, free.nonzero()[:filler, 0]]).to(device)
-
-    def pad(self, rows: torch.Tensor) -> torch.Tensor:
-        """(tokens, heads, dim) -> (sequences, heads, longest, dim), zeros where there is no token."""
-        grid = Spread.apply(rows, self.slots, self.count * self.longest)
-        return grid.view(self.count, self.longest, *rows.shape[1:]).transpose(1, 2)
-
-    def unpad(self, grid: torch.Tensor) -> torch.Tensor:
-        """(sequences, heads, longest, dim) -> (tokens, heads·dim)."""
-        return Gather.apply(grid.transpose(1, 2).reshape(self.count * self.longest, -1), self.slots)
 
 
 @dataclass

@@ -30,7 +30,8 @@ import torch
 from helpers.stub_tinker.cache import Cache, Shelf
 from helpers.stub_tinker.jobs import PromptScores, SampleJob, ScoreJob, Sequence
 from helpers.stub_tinker.kernels import PIECE, log_softmax
-from helpers.stub_tinker.model import Adapters, Model, Packed
+from helpers.stub_tinker.model import Adapters, Model
+from helpers.stub_tinker.packing import Packed
 from helpers.stub_tinker.places import Places
 from helpers.stub_tinker.prefixes import Prefixes, Reading
 

@@ -1,4 +1,4 @@
-"""Forward and backward passes of a training client: micro-batches of like lengths, gradients that add up."""
+"""Forward and backward passes of a training client: micro-batches, and gradients that add up."""
 
 import functools
 from collections.abc import Callable, Generator, Iterator
@@ -10,7 +10,8 @@ import torch
 from helpers.stub_tinker.kernels import TargetLogprob, round_up
 from helpers.stub_tinker.lora import LoraState
 from helpers.stub_tinker.losses import Example, datum_loss, needs_gradient
-from helpers.stub_tinker.model import Adapters, Model, Packed
+from helpers.stub_tinker.model import Adapters, Model
+from helpers.stub_tinker.packing import Packed, micro_batches
 
 # Of a micro-batch. Activations take 0.5 MB a token at 135M parameters, and what the C library can't use again
 # of freed ones half as much. With 1,024 tokens a step is 0 to 4% faster.
@@ -28,19 +29,6 @@ def most_tokens(device: torch.device) -> int:
         return MAX_TOKENS
     memory = torch.cuda.get_device_properties(device).total_memory
     return min(GPU_MAX_TOKENS, max(MAX_TOKENS, memory // GPU_BYTES_A_TOKEN))
-
-
-def micro_batches(lengths: list[int], max_tokens: int = MAX_TOKENS) -> list[list[int]]:
-    """Indices of sequences, shortest first, in runs of up to `max_tokens` tokens or one longer sequence."""
-    batches: list[list[int]] = []
-    used = 0
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not batches or used + lengths[index] > max_tokens:
-            batches.append([])
-            used = 0
-        batches[-1].append(index)
-        used += lengths[index]
-    return batches
 
 
 def forward_backward(
@@ -61,11 +49,11 @@ def forward_backward(
     """
     logprobs: list[np.ndarray] = [np.empty((0, 1), np.float32)] * len(examples)
     total = 0.0
-    for batch in micro_batches([len(e.tokens) for e in examples], most_tokens(model.device)):
+    for batch, families in micro_batches([e.tokens for e in examples], most_tokens(model.device)):
         groups = state.frozen_groups(model.dtype) if forward_only else state.training_groups(model.dtype)
         adapters = Adapters(model.dtype, training=True, groups=groups, scale=state.layout.scale)
         chosen = [examples[i] for i in batch]
-        packed = Packed([e.tokens for e in chosen], model.device)
+        packed = Packed([e.tokens for e in chosen], model.device, families=families)
         values, summed = yield from _pass(
             model,
             packed,
@@ -138,46 +126,51 @@ def _pass(
         x = run(functools.partial(model.layer, n), x, angles=angles)
         yield held
     hidden = run(model.end, x)
-    targets = _targets(examples).to(hidden.device)
+    targets = _targets(examples)
+    first, of_token = packed.distinct(targets)
+    gradients = np.zeros(len(first), bool)
+    np.logical_or.at(gradients, of_token, wanted)
+    at, targets = packed.places[first], torch.from_numpy(targets[first]).to(hidden.device)
     values, heads = torch.zeros(targets.shape, device=hidden.device), []
-    for rows, has_gradient in _pieces(wanted, round_up(most // 8, TargetLogprob.SLICE)):
-        rows = rows.to(hidden.device)
-        head = functools.partial(model.target_logprobs, targets=targets[rows], adapters=adapters)
-        values[rows], pull = _step(head, hidden[rows], keep and has_gradient)
+    for part, has_gradient in _pieces(gradients, round_up(most // 8, TargetLogprob.SLICE)):
+        part = part.to(hidden.device)
+        head = functools.partial(model.target_logprobs, targets=targets[part], adapters=adapters)
+        values[part], pull = _step(head, hidden[at[part]], keep and has_gradient)
         if has_gradient:
-            heads.append((rows, pull))
+            heads.append((part, at[part], pull))
         yield held
     values.requires_grad_(backward)
-    lengths = [len(e.targets) for e in examples]
-    parts = [v[:, : e.targets.shape[1]] for v, e in zip(values.split(lengths), examples, strict=True)]
+    of_examples = values[of_token].split([len(e.targets) for e in examples])
+    parts = [v[:, : e.targets.shape[1]] for v, e in zip(of_examples, examples, strict=True)]
     summed = loss_of(parts)
     if summed.requires_grad:
         summed.backward()
-        for _ in _back(values.grad, torch.zeros_like(hidden), heads, pulls):
+        for _ in _back(values.grad, hidden, heads, pulls):
             yield held
     return parts, summed
 
 
 def _back(
     of_values: torch.Tensor | None,
-    of_hidden: torch.Tensor,
-    heads: list[tuple[torch.Tensor, Pull]],
+    hidden: torch.Tensor,
+    heads: list[tuple[torch.Tensor, torch.Tensor, Pull]],
     pulls: list[Pull],
 ) -> Iterator[None]:
     """The backward pass, a piece of the output layer and then a layer at a time. Empties the lists.
 
     Args:
         of_values: the gradient of the logprobs.
-        of_hidden: zeros, for that of the final hidden states.
-        heads: rows of the output layer, and what makes the gradient of their hidden states.
+        hidden: the final hidden states.
+        heads: values of a piece of the output layer, their rows, and what makes the gradient of those.
         pulls: the same of each layer, first to last.
     """
     assert of_values is not None
+    of_hidden = torch.zeros_like(hidden, dtype=torch.float32)
     while heads:
-        rows, pull = heads.pop()
-        of_hidden[rows] = pull(of_values[rows])
+        part, rows, pull = heads.pop()
+        of_hidden.index_add_(0, rows, pull(of_values[part]).float())
         yield
-    gradient = of_hidden
+    gradient = of_hidden.to(hidden.dtype)
     while pulls:
         gradient = pulls.pop()(gradient)
         yield
@@ -206,18 +199,18 @@ def _step(
 def _kept_bytes(model: Model, packed: Packed, keep: bool) -> int:
     """About what a pass holds: inputs of layers, or of each step of a layer, and the probabilities."""
     c, size = model.config, model.dtype.itemsize
-    row = 4 * c.hidden * (c.layers + 1)
+    row, token = 4 * c.hidden * (c.layers + 1), 0
     if keep:
-        attention = 2 * (c.heads + c.kv_heads) * c.head_dim + c.heads * packed.longest
-        row += c.layers * (4 * c.hidden + size * (attention + 2 * c.intermediate)) + size * c.vocab
-    return round_up(packed.size, 64) * row
+        token = c.layers * size * (2 * (c.heads + c.kv_heads) * c.head_dim + c.heads * packed.longest)
+        row += c.layers * (4 * c.hidden + size * 2 * c.intermediate) + size * c.vocab
+    return round_up(packed.size, 64) * row + round_up(len(packed.places), 64) * token
 
 
-def _targets(examples: list[Example]) -> torch.Tensor:
+def _targets(examples: list[Example]) -> np.ndarray:
     """Targets of all examples, (tokens, most a token); zeros where an example has fewer."""
     width = max(e.targets.shape[1] for e in examples)
     padded = [np.pad(e.targets, ((0, 0), (0, width - e.targets.shape[1]))) for e in examples]
-    return torch.from_numpy(np.concatenate(padded))
+    return np.concatenate(padded)
 
 
 def _pieces(wanted: np.ndarray, size: int) -> Iterator[tuple[torch.Tensor, bool]]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import DataError
+from helpers.errors import DataError, RunError
 from helpers.evaluate.paired import mcnemar
 from helpers.files import write_text
 from helpers.runs.info import RunInfo, readable_run
+from helpers.runs.lesson_scores import LessonScore, read_scores
 from helpers.runs.report import comparison_tables, figures
 from helpers.runs.report.gaps import gaps
 from helpers.runs.report.render import render
@@ -54,6 +55,15 @@ def comparison_page(runs: list[RunInfo]) -> tuple[str, list[str]]:
     begun = [stage for stage in STAGES if any(stage in run.statuses for run in runs)]
     found = [f"run {run.name}: {words}" for run in runs for words in gaps(run, results[run.name], begun)]
 
+    lessons: dict[str, dict[str, dict[str, LessonScore]]] = {}
+    for run in runs:
+        for lesson in filter(run.manifest.lesson_is_done, run.manifest.lessons):
+            try:
+                if own := read_scores(Run(run.path), lesson):
+                    lessons.setdefault(lesson, {})[run.name] = own
+            except RunError as error:
+                found.append(f"run {run.name}: {error.what}: {error.fix}")
+
     def of_done(stage: str, name: str) -> dict[str, Any]:
         """A file of each run that has it and whose stage is done."""
         done = [run.name for run in runs if run.statuses.get(stage) == "done"]
@@ -65,6 +75,7 @@ def comparison_page(runs: list[RunInfo]) -> tuple[str, list[str]]:
         "comparison.html.jinja",
         runs=runs,
         gaps=found,
+        lessons=comparison_tables.lesson_scores(lessons),
         headlines={name: own.headlines for name, own in results.items()},
         flags=[f"{run.name}: {run.flag}" for run in runs if run.flag],
         metrics=of_done("train", "metrics"),

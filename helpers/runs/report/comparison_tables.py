@@ -7,6 +7,7 @@ from typing import Any
 
 from helpers.evaluate.score import Headline
 from helpers.runs.info import RunInfo
+from helpers.runs.lesson_scores import LessonScore, score_rows
 from helpers.runs.report.page import backend_kind, model_name
 from helpers.runs.report.render import MEAN_F1, NONE, Table, minute, p_text, score_cells, small, told
 from helpers.runs.result_forms import Checkpoint, Parity, Step
@@ -91,6 +92,10 @@ def _settings(runs: list[RunInfo]) -> dict[str, dict[str, list[str]]]:
                 if name not in OTHER_RUNS:
                     values = found.setdefault(name, {}).setdefault(stage, [NONE] * len(runs))
                     values[place] = written(value)
+        for lesson, entry in run.manifest.lessons.items():
+            for name, value in entry.settings.items():
+                values = found.setdefault(name, {}).setdefault(lesson, [NONE] * len(runs))
+                values[place] = written(value)
     return found
 
 
@@ -107,6 +112,18 @@ def different_settings(runs: list[RunInfo], different: Mapping[str, list[str]]) 
 def same_settings(same: Mapping[str, str]) -> Table:
     """Settings with one value."""
     return Table("Settings that are the same", ["setting", "value"], list(same.items()), code=(0, 1))
+
+
+def lesson_scores(scores: Mapping[str, Mapping[str, dict[str, LessonScore]]]) -> list[Table]:
+    """What notebooks of parts 2 and 3 measured, a column a run.
+
+    Args:
+        scores: by notebook and run.
+    """
+    return [
+        Table(f"{lesson}; 95% intervals in brackets", ["score", *own], score_rows([*own.values()]), code=(0,))
+        for lesson, own in scores.items()
+    ]
 
 
 def data(runs: list[RunInfo]) -> Table:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
@@ -79,7 +80,11 @@ class Watch:
                 text = f"as in {shared}" if shared else f"{clock(entry.seconds)}  {entry.summary}"
                 flag = f". {manifest.flag}" if stage == "evaluate" and manifest.flag else ""
                 found.append(((name, stage, entry.finished, shared), f"{head}  {stage:8} {text}", flag))
-        if failure := manifest.failure:
+        if sweep.lesson and sweep.is_done(name):
+            entry = manifest.lessons[sweep.lesson]
+            line = f"{head}  {sweep.lesson}  {clock(entry.seconds)}"
+            found.append(((name, sweep.lesson, entry.started), line, ""))
+        if failure := manifest.failure_of(sweep.lesson):
             line = f"{head}  {failure.stage:8} FAILED: {failure.what}"
             found.append(((name, failure.stage, failure.time), line, ""))
         elif sweep.is_done(name) and name not in self._finished:
@@ -98,15 +103,23 @@ class Watch:
         """What is under way: `1:25  ranks-02 train, step 12; ranks-03 evaluate`."""
         under_way = []
         for run in map(self._sweep.run, self._sweep.settings):
-            with contextlib.suppress(RunError):  # deleted by somebody
-                begun = [name for name, entry in run.manifest.stages.items() if entry.status == "started"]
+            with contextlib.suppress(RunError, OSError):  # deleted by somebody; a loop that begins anew
+                entries = [*run.manifest.stages.items(), *run.manifest.lessons.items()]
+                begun = [name for name, entry in entries if entry.status == "started"]
                 if begun and is_under_way(run.path):
-                    metrics = run.path / "train" / "metrics.jsonl"
-                    steps = len(metrics.read_bytes().splitlines()) if metrics.is_file() else 0
-                    step = f", step {steps}" if begun[0] == "train" and steps else ""
-                    under_way.append(f"{run.name} {begun[0]}{step}")
+                    under_way.append(f"{run.name} {begun[0]}{_steps(run.path / begun[0])}")
         return f"{clock(time.monotonic() - self._started)}  {'; '.join(under_way) or 'starting'}"
 
     def _draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns
         print("\r" + printable(text)[: width - 1].ljust(width - 1) + "\r", end="", flush=True)
+
+
+def _steps(folder: Path) -> str:
+    """How many steps the newest loop in a folder has done: `, step 12`; empty before the first."""
+    logs = [*folder.glob("metrics.jsonl"), *folder.glob("*/metrics.jsonl")]
+    if not logs:
+        return ""
+    newest = max(logs, key=lambda path: path.stat().st_mtime)
+    steps = len(newest.read_bytes().splitlines())
+    return f", step {steps}" if steps else ""

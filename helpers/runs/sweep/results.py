@@ -7,10 +7,12 @@ from typing import Any
 from helpers.errors import RunError
 from helpers.files import write_text
 from helpers.runs.info import is_under_way, latest_name, look_at
+from helpers.runs.lessons import defaults_of_lesson
 from helpers.runs.manifest import Manifest
 from helpers.runs.result_files import BEST, EVALUATION
 from helpers.runs.run import Run
 from helpers.runs.settings import OTHER_RUNS, written
+from helpers.runs.sweep.lessons import lesson_advice, lesson_cells, lesson_row, lesson_table
 from helpers.runs.sweep.plan import Sweep
 from helpers.runs.sweep.sharing import split_key
 from helpers.text import clock, table
@@ -18,7 +20,7 @@ from helpers.text import clock, table
 RESULTS, PLOT, PAGE = "results.csv", "metric.png", "report.html"
 LOG = "course.log"  # in the folder of a run: all that the last `course run` of the sweep printed
 SCORES = ("validation", "base", "test")
-LATER = (*SCORES, "validation_loss", "best_step", "seconds", "split_from", "base_from", "measure")
+REST = ("measure", "validation_loss", "best_step", "seconds", "split_from", "base_from")
 
 
 def collect(sweep: Sweep) -> list[dict[str, Any]]:
@@ -29,7 +31,9 @@ def collect(sweep: Sweep) -> list[dict[str, Any]]:
         `damaged`), `settings` (the swept ones), `validation`, `base` and `test` (`correct`, `total`,
         `accuracy`, `ci95`, and `mean_f1` of free text; None if not there), `measure` (what their rate is
         called), `validation_loss`, `best_step`, `seconds`, `split_from`, `base_from`, `flag` (a warning on
-        the scores, or empty), `message` and `log`.
+        the scores, or empty), `message` and `log`. Where a lesson is run, `scores` (those that it saved, by
+        name: `value`, and `ci95`, `correct` and `total` where known) and `seconds` in place of all these
+        numbers.
     """
     return [_row(sweep, name) for name in sweep.settings]
 
@@ -37,14 +41,16 @@ def collect(sweep: Sweep) -> list[dict[str, Any]]:
 def _row(sweep: Sweep, name: str) -> dict[str, Any]:
     run = sweep.run(name)
     row: dict[str, Any] = {"run": name, "status": "not started", "settings": sweep.setting(name)}
-    row |= dict.fromkeys(LATER) | {"flag": "", "message": "", "log": ""}
+    row |= {"scores": {}, "seconds": None} if sweep.lesson else dict.fromkeys((*SCORES, *REST))
+    row |= {"flag": "", "message": "", "log": ""}
     if not run.path.exists():
         return row
     info = look_at(run.path)
     if info.problem:
         return row | {"status": "damaged", "message": info.problem}
     try:
-        return row | _scores(run, info.manifest) | _status(sweep, run, info.manifest)
+        scores = lesson_row(sweep, run, info.manifest) if sweep.lesson else _scores(run, info.manifest)
+        return row | scores | _status(sweep, run, info.manifest)
     except RunError as error:
         return row | {"status": "damaged", "message": error.what}
 
@@ -56,19 +62,23 @@ def _status(sweep: Sweep, run: Run, manifest: Manifest) -> dict[str, Any]:
         return {"status": "under way"}
     if sweep.is_done(run.name):
         return {"status": "done"}
-    if failure := manifest.failure:
+    if failure := manifest.failure_of(sweep.lesson):
         message = f"{failure.stage}: {failure.what}"
         return {"status": "failed", "message": message, "log": str(run.path / LOG)}
-    return {"status": "unfinished" if dict(manifest.stages.items()) else "not started"}
+    begun = sweep.lesson in manifest.lessons if sweep.lesson else dict(manifest.stages.items())
+    return {"status": "unfinished" if begun else "not started"}
 
 
 def _changes(sweep: Sweep, name: str, manifest: Manifest) -> str:
-    """Where stages were done with other settings than the sweep gives them; empty if nowhere."""
+    """Where stages or a lesson were done with other settings than the sweep gives them; empty if nowhere."""
     found = {}
-    wanted = sweep.stage_settings(name)
-    for stage, entry in manifest.stages.items():
-        for key, value in entry.settings:
-            own = getattr(wanted[stage], key) if stage in wanted else value
+    wanted = {stage: dict(own) for stage, own in sweep.stage_settings(name).items()}
+    used = {stage: dict(entry.settings) for stage, entry in manifest.stages.items()}
+    if entry := manifest.lessons.get(sweep.lesson):
+        used[sweep.lesson] = defaults_of_lesson(sweep.lesson) | entry.settings
+    for stage, settings in used.items():
+        for key, value in settings.items():
+            own = wanted[stage][key] if stage in wanted else value
             if own != value and key not in OTHER_RUNS:
                 found[key] = f"{key} is {value!r} there, {own!r} in the sweep"
     return ", ".join(found.values())
@@ -101,8 +111,10 @@ def best_metric(sweep: Sweep) -> str:
 def best_row(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The finished run that is best on the validation data, as notebook 02 compares checkpoints.
 
-    None if no run was scored there.
+    None if no run was scored there, as where a lesson is run.
     """
+    if sweep.lesson:
+        return None
     from helpers.train.log import BEST as GOODNESS
 
     goodness = GOODNESS[best_metric(sweep)]
@@ -122,6 +134,8 @@ def _scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def results_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """The table, what to make of it, and where the rest is."""
+    if sweep.lesson:
+        return "\n".join([lesson_table(sweep, rows), *_messages(rows), "", *lesson_advice(rows)])
     best, measure = best_row(sweep, rows), measure_of(rows)
     scored = (f"validation, {measure} (95%)", "loss", f"test, {measure} (95%)")
     head = ["run", *sweep.swept, *scored, "time", "status"]
@@ -137,13 +151,18 @@ def results_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
         for i, name in enumerate(sweep.swept)
         if all(isinstance(row["settings"][name], (int, float)) for row in rows)
     }
-    text = [table(lines, right=numbers | {len(head) - 4, len(head) - 2})]
+    shown = table(lines, right=numbers | {len(head) - 4, len(head) - 2})
+    return "\n".join([shown, *_messages(rows), "", *_advice(sweep, rows, best)])
+
+
+def _messages(rows: list[dict[str, Any]]) -> list[str]:
+    found = []
     for row in rows:
         if row["message"]:
-            text.append(f"{row['run']} {row['status']}: {row['message']}")
+            found.append(f"{row['run']} {row['status']}: {row['message']}")
         if row["log"]:
-            text.append(f"    log: {row['log']}")
-    return "\n".join([*text, "", *_advice(sweep, rows, best)])
+            found.append(f"    log: {row['log']}")
+    return found
 
 
 def flags_text(rows: list[dict[str, Any]]) -> str:
@@ -213,7 +232,8 @@ def write_results(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
         RunError: the folder can't be written.
     """
     write_text(sweep.folder / RESULTS, csv_text(sweep, rows))
-    scored, best = _scored(rows), best_row(sweep, rows)
+    best = best_row(sweep, rows)
+    scored = [row for row in rows if row["scores"]] if sweep.lesson else _scored(rows)
     names = [name for name in sweep.swept if len({written(row["settings"][name]) for row in scored}) > 1]
     if names and best:
         from helpers.plots import sweep_panels
@@ -230,19 +250,24 @@ def write_results(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
 
 def csv_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """The rows as a table with one plain value a cell; shares between 0 and 1, times in seconds."""
-    best = best_row(sweep, rows)
+    best, cells = best_row(sweep, rows), lesson_cells(rows) if sweep.lesson else map(_cells, rows)
     lines = []
-    for row in rows:
+    for row, scores in zip(rows, cells, strict=True):
         line = {"run": row["run"], "status": row["status"], "best": "yes" if row is best else ""}
-        line |= row["settings"]
-        for kind in SCORES:
-            score = row[kind] or {"ci95": (None, None)}
-            line |= {f"{kind}_{key}": score.get(key) for key in ("correct", "total", "accuracy", "mean_f1")}
-            line |= {f"{kind}_low": score["ci95"][0], f"{kind}_high": score["ci95"][1]}
-        rest = ("measure", "validation_loss", "best_step", "seconds", "split_from", "base_from")
-        lines.append(line | {key: row[key] for key in (*rest, "flag", "message", "log")})
+        line |= row["settings"] | scores
+        lines.append(line | {key: row[key] for key in ("seconds", "flag", "message", "log")})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a row."""
+    line: dict[str, Any] = {}
+    for kind in SCORES:
+        score = row[kind] or {"ci95": (None, None)}
+        line |= {f"{kind}_{key}": score.get(key) for key in ("correct", "total", "accuracy", "mean_f1")}
+        line |= {f"{kind}_low": score["ci95"][0], f"{kind}_high": score["ci95"][1]}
+    return line | {key: row[key] for key in REST}

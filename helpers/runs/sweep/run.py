@@ -11,14 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
 from helpers.paths import ROOT
 from helpers.runs.base_answers import has_base_answers
 from helpers.runs.failures import record_failure
-from helpers.runs.run import Run, new_run, point_latest_at
-from helpers.runs.stages import stages_until
+from helpers.runs.run import Run, data_fingerprints, new_run, point_latest_at
+from helpers.runs.settings import written
+from helpers.runs.stages import STAGES, stages_until
 from helpers.runs.sweep.plan import Sweep
 from helpers.runs.sweep.progress import Watch
 from helpers.runs.sweep.results import LOG, best_row, collect, write_results
@@ -32,7 +34,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker does: bring a run up to a stage.
+    """What one worker does: bring a run up to a stage, or run a lesson on it.
 
     Attributes:
         run: its name.
@@ -102,7 +104,19 @@ def _make_runs(sweep: Sweep) -> None:
     for name, settings in sweep.settings.items():
         run = sweep.run(name) if sweep.run(name).manifest_path.is_file() else new_run(name, latest=False)
         if run.manifest.sweep is None:
-            run.update(settings=settings, sweep=sweep.name)
+            if sweep.lesson:
+                _copy(sweep.original(), run)
+                run.update(like=Path(sweep.like).name, sweep=sweep.name)
+            else:
+                run.update(settings=settings, sweep=sweep.name)
+
+
+def _copy(original: Run, run: Run) -> None:
+    """Take over all that a lesson stands on."""
+    for stage in stages_until("train"):
+        run.take_over(stage, original)
+    manifest = original.manifest
+    run.update(base_model=manifest.base_model, backend=manifest.backend, settings=manifest.settings)
 
 
 def _do_all(sweep: Sweep, jobs: int | None) -> None:
@@ -122,12 +136,14 @@ def _next_wave(sweep: Sweep, tried: set[str]) -> list[Job]:
         tried: runs that had their chance.
     """
     names = [name for name in sweep.settings if name not in tried and not sweep.is_done(name)]
+    if sweep.lesson:
+        return [Job(name, sweep.until, True) for name in names]
     if unsplit := [name for name in names if not _is_split(sweep, name)]:
         done = [name for name in sweep.settings if _is_split(sweep, name)]
         groups = leaders([*done, *unsplit], lambda name: split_key(sweep, name))
         for name in unsplit:
             if (leader := groups[name]) in done:
-                sweep.run(name).take_over("split", sweep.run(str(leader)))
+                _share_split(sweep.run(str(leader)), sweep.run(name))
         if first := [name for name in unsplit if groups[name] == name]:
             return [Job(name, "split", False) for name in first]
         names = [name for name in names if not sweep.is_done(name)]
@@ -140,6 +156,22 @@ def _next_wave(sweep: Sweep, tried: set[str]) -> list[Job]:
 
 def _is_split(sweep: Sweep, name: str) -> bool:
     return sweep.run(name).manifest.stages.is_done("split")
+
+
+def _share_split(leader: Run, run: Run) -> None:
+    """Take the leader's split over.
+
+    Raises:
+        RunError: the data files have changed since.
+    """
+    entry = leader.stage("split")
+    if entry.data and entry.data != data_fingerprints(entry.settings.data_files):
+        raise RunError(
+            f"the data files changed since run {leader.name} was split: "
+            + ", ".join(row.path for row in entry.data),
+            "get the old files back, or start anew under another name",
+        )
+    run.take_over("split", leader)
 
 
 def _hand_out(sweep: Sweep, wave: list[Job], jobs: int | None) -> list[int]:
@@ -163,38 +195,51 @@ def run_job(sweep: Sweep, job: Job, environment: dict[str, str]) -> int:
     Returns:
         The exit status of `course run`. If it is neither 0 nor 130, the run's manifest says why.
     """
-    key, run = base_key(sweep, job.run), sweep.run(job.run)
+    run = sweep.run(job.run)
+    if sweep.lesson:
+        return course_run(run, sweep.lesson, sweep.settings[job.run], environment)
+    key = base_key(sweep, job.run)
     mates = [other for other in sweep.settings if other != job.run and base_key(sweep, other) == key]
 
-    def donor() -> str | None:
-        """The run to take the answers from, empty if there is none; None if that is the user's choice."""
-        if key is None:
-            return None
+    def donor() -> str:
+        """The run to take the answers from, empty if there is none."""
         return next((other for other in mates if has_base_answers(sweep.run(other))), "")
 
+    def given() -> dict[str, Any]:
+        """The setting for it. An empty one counts too: the one it had before may be gone. Not where it is
+        the user's choice.
+        """
+        return {} if key is None else {"base_run": donor()}
+
     if job.until == "split":
-        return course_run(run, job.until, donor(), environment)
+        return course_run(run, job.until, given(), environment)
     if not job.may_ask and not donor():
         done = sweep.is_done(job.run, job.until)
-        status = 0 if done else course_run(run, job.until, donor(), environment)
+        status = 0 if done else course_run(run, job.until, given(), environment)
         if status or not donor():
             return status
-    return course_run(run, sweep.until, donor(), environment)
+    return course_run(run, sweep.until, given(), environment)
 
 
 _children: set[subprocess.Popen[bytes]] = set()
 
 
-def course_run(run: Run, until: str, base_run: str | None, environment: dict[str, str]) -> int:
+def course_run(run: Run, last: str, given: dict[str, Any], environment: dict[str, str]) -> int:
     """`course run --resume` in a process of its own, with all that it prints in the run's `course.log`.
+
+    Args:
+        last: the stage to go on to, or a lesson to run.
+        given: settings beside those that the run has.
 
     Returns:
         Its exit status. A failure that it could not record in the manifest itself is recorded here.
     """
-    before = run.manifest.failure
-    # An empty base_run counts too: the one it had before may be gone.
-    given = [] if base_run is None else ["-p", f"base_run={base_run}"]
-    command = [*COURSE, "run", "--name", run.name, "--until", until, "--resume", *given]
+    lesson = "" if last in STAGES else last
+    before = run.manifest.failure_of(lesson)
+    which = ["--lesson", lesson.partition("_")[0]] if lesson else ["--until", last]
+    command = [*COURSE, "run", "--name", run.name, *which, "--resume"]
+    for name, value in given.items():
+        command += ["-p", f"{name}={value if isinstance(value, str) else written(value)}"]
     with open(run.path / LOG, "w", encoding="utf-8") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then interrupts each of them once.
         process = subprocess.Popen(
@@ -214,9 +259,11 @@ def course_run(run: Run, until: str, base_run: str | None, environment: dict[str
         raise
     finally:
         _children.discard(process)
-    if status not in (0, INTERRUPTED) and run.manifest.failure in (None, before):
+    if status not in (0, INTERRUPTED) and run.manifest.failure_of(lesson) in (None, before):
         how = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
-        record_failure(run, _next_stage(run, until), RunError(f"its process {how}", f"see {run.path / LOG}"))
+        record_failure(
+            run, lesson or _next_stage(run, last), RunError(f"its process {how}", f"see {run.path / LOG}")
+        )
     return status
 
 
