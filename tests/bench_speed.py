@@ -81,15 +81,7 @@ def training(bench: Bench) -> dict:
             f"{grouped['PEFT, bfloat16']:.0f}, PEFT, bfloat16",
             f"{grouped['stub'] / grouped['PEFT, bfloat16']:.2f}×",
         ],
-        [
-            "largest difference of the loss",
-            f"{difference:.2%}",
-            f"bound {LOSS_DIFFERENCE:.0%}; to PEFT float32 over {steps} steps from the same weights",
-            "",
-        ],
-        ["… of the first 6 steps, PEFT bfloat16 to PEFT float32", "", f"{low_difference:.2%}", ""],
-        ["memory, idle with the model loaded", f"{idle:.2f} GiB", f"bound {IDLE_GIB}", ""],
-        ["memory, peak in training 16 × 256 tokens", f"{peak:.2f} GiB", f"bound {TRAINING_GIB}", ""],
+        *bound_rows(difference, steps, low_difference, idle, peak),
     ]
     return {
         "data": {
@@ -160,6 +152,23 @@ def training_rows(
             f"{rate / value:.0%}",
         ]
         for name, value in peaks.items()
+    ]
+
+
+def bound_rows(
+    difference: float, steps: int, low_difference: float, idle: float, peak: float
+) -> list[list[str]]:
+    """What has a bound: how far losses are from PEFT's, and GiB of a server."""
+    return [
+        [
+            "largest difference of the loss",
+            f"{difference:.2%}",
+            f"bound {LOSS_DIFFERENCE:.0%}; to PEFT float32 over {steps} steps from the same weights",
+            "",
+        ],
+        ["… of the first 6 steps, PEFT bfloat16 to PEFT float32", "", f"{low_difference:.2%}", ""],
+        ["memory, idle with the model loaded", f"{idle:.2f} GiB", f"bound {IDLE_GIB}", ""],
+        ["memory, peak in training 16 × 256 tokens", f"{peak:.2f} GiB", f"bound {TRAINING_GIB}", ""],
     ]
 
 
