@@ -62,8 +62,7 @@ def training(bench: Bench) -> dict:
         speeds = {}
         for size in (8, 16):
             batches = [bench.datums[256 + size * i : 256 + size * (i + 1)] for i in range(rounds)]
-            counts = list(map(token_count, batches))
-            speeds[size] = tokens_per_second(f"batch {size}", loops, batches, counts)
+            speeds[size] = tokens_per_second(f"batch {size}", loops, batches, [*map(token_count, batches)])
         groups = [bench.groups(12, 8, 20, 14)] * rounds
         del loops["PEFT, float32"]
         grouped = tokens_per_second("groups", loops, groups, list(map(token_count, groups)))

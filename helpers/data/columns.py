@@ -207,7 +207,8 @@ def apply_columns(row: dict[str, Any], columns: dict[str, str], instruction: str
         if is_conversation(row.get(column)):
             raise DataError(
                 f"column {column!r} holds a conversation, a list of messages, which can't be the {field}",
-                f"read the column as a conversation: messages={column}",
+                f"read the column as a conversation, messages={column}; if that is only a part of one, join "
+                "the parts in the file first",
             )
         needed = field in NEEDED or (field == "input" and bool(instruction))
         value = _text(row.get(column), field)
