@@ -1,5 +1,6 @@
-"""The committed notebooks by nbval, in a process beside the tests, since they take as long as the others."""
+"""The committed notebooks by nbval, in processes beside the tests, since they take as long as the others."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,47 +15,62 @@ from helpers.paths import ROOT
 from helpers.runs.stages import LESSONS, STAGES
 
 LONG = "09_break_it"  # up to 8 minutes; `make soak` runs it
-SHORT = [lesson for lesson in LESSONS[2] if lesson != LONG]
-NOTEBOOKS = ["00_start_here", *(kind.notebook for kind in STAGES.values()), *SHORT, "solutions"]
+ROAD = ["00_start_here", *(kind.notebook for kind in STAGES.values())]
+# They stand on the run of the road, and don't need each other.
+AFTER = [["07_tokens_and_templates"], ["08_lora_by_hand", "solutions"]]
+assert {LONG, *AFTER[0], *AFTER[1]} == {*LESSONS[2], "solutions"}
 NOTEBOOK_TESTS = "test_notebooks.py"
 SECONDS = 2400
 
 
 class Nbval:
-    """nbval over all notebooks, in order, from the start of this context on.
+    """nbval over the road from the start of this context on, and then over the notebooks that stand on it.
 
     Args:
         env: its environment, with the folder for runs.
-        cores: that it, and all that it starts, may use.
+        cores: that the road, and all that it starts, may use. All are free afterwards.
     """
 
     def __init__(self, env: dict[str, str], cores: list[int]):
-        self.runs, self._env, self._cores = Path(env["COURSE_RUNS_DIR"]), env, cores
+        self.runs, self._env = Path(env["COURSE_RUNS_DIR"]), env
+        self._all, self._cores = sorted(os.sched_getaffinity(0)), cores
 
     def __enter__(self) -> Self:
+        self._files, self._started = contextlib.ExitStack(), []
+        self._start(ROAD, self._cores)
+        return self
+
+    def _start(self, notebooks: list[str], cores: list[int]) -> None:
         command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
         command += ["--nbval-cell-timeout=1800", "--nbval-sanitize-with=tests/nbval_sanitize.cfg", "-q"]
-        command += ["-p", "no:cacheprovider", *(f"notebooks/{name}.ipynb" for name in NOTEBOOKS)]
-        self._output = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
+        command += ["-p", "no:cacheprovider", *(f"notebooks/{name}.ipynb" for name in notebooks)]
+        output = self._files.enter_context(tempfile.TemporaryFile("w+"))
+        process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=self._env,
-            stdout=self._output,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        psutil.Process(self._process.pid).cpu_affinity(self._cores)
-        return self
+        psutil.Process(process.pid).cpu_affinity(cores)
+        self._started.append((process, output))
 
     def result(self) -> tuple[int, str]:
-        """Its status and what it printed, once it has ended."""
-        status = self._process.wait(timeout=SECONDS)
-        self._output.seek(0)
-        return status, self._output.read()
+        """The first status that isn't 0, and what all of them printed, once they have ended."""
+        road, _ = self._started[0]
+        if road.wait(timeout=SECONDS) == 0:
+            half = len(self._all) // 2
+            for notebooks, cores in zip(AFTER, (self._all[:half], self._all[half:]), strict=True):
+                self._start(notebooks, cores or self._all)
+        statuses = [process.wait(timeout=SECONDS) for process, _ in self._started]
+        for _, output in self._started:
+            output.seek(0)
+        return next(filter(None, statuses), 0), "".join(output.read() for _, output in self._started)
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGINT)  # it ends its kernels
-            self._process.wait(timeout=60)
-        self._output.close()
+        for process, _ in self._started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)  # it ends its kernels
+                process.wait(timeout=60)
+        self._files.close()
