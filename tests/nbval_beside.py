@@ -44,7 +44,7 @@ class Nbval:
         command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
         command += ["--nbval-cell-timeout=1800", "--nbval-sanitize-with=tests/nbval_sanitize.cfg", "-q"]
         command += ["-p", "no:cacheprovider", *(f"notebooks/{name}.ipynb" for name in notebooks)]
-        output = self._files.enter_context(tempfile.TemporaryFile("w+"))
+        output = self._files.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (ExitStack)
         process = subprocess.Popen(
             command,
             cwd=ROOT,
