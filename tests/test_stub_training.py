@@ -8,7 +8,7 @@ from tiny_models import NARROW, disturb
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.losses import Example
 from helpers.stub_tinker.model import Adapters, Model, _attend
-from helpers.stub_tinker.packing import Packed, micro_batches
+from helpers.stub_tinker.packing import COPY, Packed, micro_batches
 from helpers.stub_tinker.training import forward_backward as passes
 
 
@@ -266,4 +266,4 @@ def test_families_stay_together_and_their_beginning_counts_once():
     for indices, families in small:
         chosen = [sequences[i] for i in indices]
         assert Packed(chosen, torch.device("cpu"), families=families).size <= 128
-        assert sum(map(len, chosen)) <= 256
+        assert sum(map(len, chosen)) <= 128 / COPY
