@@ -1,7 +1,8 @@
-"""Figures of loops without epochs: what to watch in notebooks 10 and 11.
+"""Figures of loops without epochs: what to watch in notebooks 10, 11 and 13.
 
 live.show(step_panels(log.metrics, RL_PANELS))            # while the loop runs
 gains(before=[-1.8, -1.1], after=[-0.8, -5.9])            # of one pair, the chosen answer first
+opinions(["7", " cards"], student=[-0.1, -0.4], teacher=[-3.2, -0.3])     # of one sample, token by token
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,11 @@ DPO_PANELS = {
     "loss": {"dpo_loss": ""},
     "share of pairs ranked right": {"accuracy": ""},
     "beta × gain": {"chosen_reward": "chosen", "rejected_reward": "rejected"},
+}
+
+DISTILLATION_PANELS = {
+    "KL to the teacher, nats a token": {"teacher_kl": ""},
+    "length, tokens": {"length": ""},
 }
 
 
@@ -87,4 +93,24 @@ def gains(before: Sequence[float], after: Sequence[float]) -> "Figure":
         ylim=(1.5, -0.7), xlim=(low - room, high + room), xlabel="logprob of the answer, nats (○: reference)"
     )
     axes.set_title(f"difference of the gains: {apart:+.2f} nats", fontsize=10)
+    return figure
+
+
+def opinions(tokens: Sequence[str], student: Sequence[float], teacher: Sequence[float]) -> "Figure":
+    """What two models say of one sample: a bar a token, down where the teacher finds it less likely.
+
+    Args:
+        tokens: their texts.
+        student, teacher: logprobs of these tokens, in nats.
+    """
+    figure = new_figure(9.3, 2.8)
+    axes = figure.subplots()
+    differences = [other - own for own, other in zip(student, teacher, strict=True)]
+    colours = [LINE_COLOURS[1] if value < 0 else LINE_COLOURS[0] for value in differences]
+    axes.bar(range(len(tokens)), differences, color=colours)
+    axes.axhline(0, color="gray", linewidth=0.8)
+    shown = [token.replace("\n", "\\n").replace(" ", "·").replace("$", r"\$") for token in tokens]
+    axes.set_xticks(range(len(tokens)), shown, rotation=90, fontsize=9)
+    axes.set(ylabel="teacher − student, nats", xlim=(-0.7, len(tokens) - 0.3))
+    axes.set_title("down: the teacher finds this token less likely than the student does", fontsize=10)
     return figure

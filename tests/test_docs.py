@@ -107,7 +107,7 @@ def test_named_sections_of_the_readme_exist(text):
 
 
 def test_every_notebook_and_every_page_is_in_the_readme():
-    assert len(LESSONS) == 13 and {kind.notebook for kind in STAGES.values()} <= {
+    assert len(LESSONS) == 14 and {kind.notebook for kind in STAGES.values()} <= {
         path.stem for path in NOTEBOOKS
     }
     linked = {target.partition("#")[0] for target in targets(README)}

@@ -23,6 +23,7 @@ from helpers.runs.run import Run, point_latest_at
 from helpers.runs.sweep import plan_sweep
 from helpers.train import build_datum, connect, get_renderer, plan_steps
 from helpers.train.backend import Backend
+from helpers.train.sft import sft
 
 BREAK_IT = ROOT / "notebooks" / "09_break_it.ipynb"
 SMALL = {  # about a minute on two cores each
@@ -44,6 +45,15 @@ SMALL = {  # about a minute on two cores each
         "learning_rate": 1e-3,
         "max_tokens": 10,
         "test_problems": 8,
+    },
+    "13_distillation": {
+        "start_examples": 16,
+        "problems": 12,
+        "prompts_a_step": 4,
+        "learning_rate": 1e-3,
+        "max_tokens": 10,
+        "test_problems": 8,
+        "kl_problems": 8,
     },
 }
 
@@ -192,6 +202,23 @@ def test_preferences_raise_the_margin(course_env, tmp_path, started_run):
         assert abs(margins[0]) < 0.5 and margins[-1] > 1, loop  # nats
 
 
+def test_distillation_comes_nearer_to_the_teacher(course_env, tmp_path, stub_backend, started_run):
+    """The teacher learns the form of answers here; the student sees it twice, then only its own samples."""
+    best = read_json(started_run.file("train/best_checkpoint.json"))
+    client = stub_backend.service_client.create_training_client_from_state(best["state_path"]).result()
+    rows, renderer = short_sums(48)[:40], get_renderer("guide", stub_backend.base_model())
+    sft(client, [rows[n : n + 8] for n in range(0, 40, 8)], renderer, 3e-3)
+    sampler = client.save_weights_for_sampler("teacher").result().path
+    write_json(started_run.file("train/best_checkpoint.json"), best | {"sampler_path": sampler})
+    run_small("13_distillation", course_env, tmp_path)
+    scores = read_json(started_run.file("13_distillation/scores.json"))
+    kl = {name: row["kl"] for name, row in scores.items()}  # nats an answer
+    assert abs(kl["teacher"]) < 0.5 < kl["start"]
+    assert kl["on-policy"] < kl["start"] and kl["SFT"] < kl["start"]
+    steps = read_jsonl(started_run.file("13_distillation/weak/metrics.jsonl"))
+    assert len(steps) == 3 and steps[-1]["teacher_kl"] < steps[0]["teacher_kl"]
+
+
 def run_as_committed(name: str, env: dict[str, str], runs: Path) -> None:
     nbval = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", "-q"]
     more = [f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg", "-p", "no:cacheprovider"]
@@ -226,6 +253,16 @@ def test_preferences_at_the_defaults(course_env, tmp_path):
         for loop, beta in loops.items()
     }
     assert nats["small_beta"] > nats["dpo"]  # it has no reason to stop
+
+
+@pytest.mark.soak  # 15 minutes, 5 of them for the run
+def test_distillation_at_the_defaults(course_env, tmp_path):
+    run(["helpers.course", "run", "--until", "train"], course_env, tmp_path, timeout=1800)
+    run_as_committed("13_distillation", course_env, tmp_path)
+    scores = read_json(tmp_path / "latest/13_distillation/scores.json")
+    kl, right = ({name: row[what] for name, row in scores.items()} for what in ("kl", "correct"))
+    assert kl["SFT"] < min(kl["start"], kl["on-policy"])  # nats an answer: arithmetic is learned from answers
+    assert kl["recovered"] < 0.5 * kl["forgot"] and right["recovered"] > right["forgot"]  # of 120
 
 
 @pytest.mark.soak  # 4 minutes

@@ -22,7 +22,7 @@ from helpers.data.lists import HELD_OUT, is_known, known_members, list_problems,
 from helpers.data.units import names_unit, unit_of, with_unit
 from helpers.errors import DataError
 from helpers.evaluate.grading import Verdict
-from helpers.loop_plots import DPO_PANELS, RL_PANELS, gains, step_panels
+from helpers.loop_plots import DISTILLATION_PANELS, DPO_PANELS, RL_PANELS, gains, opinions, step_panels
 from helpers.paths import ROOT
 from helpers.train import get_renderer
 from helpers.train.distillation import distill_loop, distillation_data
@@ -249,7 +249,9 @@ def test_figures_of_loops_draw_what_the_loops_record(groups):
     """Each axis holds 0, and a panel of two measures has a legend; the arrows are as long as the gains."""
     _, made = groups
     row = step_metrics(made, [group.logprobs for group in made])
-    for rows, panels in (([], RL_PANELS), ([{"step": 1} | row], RL_PANELS), ([DPO_ROW], DPO_PANELS)):
+    told = {"step": 1, "teacher_kl": 0.4, "length": 6.0}
+    known = (([{"step": 1} | row], RL_PANELS), ([DPO_ROW], DPO_PANELS), ([told], DISTILLATION_PANELS))
+    for rows, panels in (([], RL_PANELS), *known):
         axes = step_panels(rows, panels).axes
         assert [ax.get_title() for ax in axes] == list(panels)
         assert all(ax.get_ylim()[0] <= 0 < ax.get_ylim()[1] for ax in axes)
@@ -257,6 +259,9 @@ def test_figures_of_loops_draw_what_the_loops_record(groups):
     axes = gains([-2.0, -1.0], [-1.5, -4.0]).axes[0]
     assert axes.get_title() == "difference of the gains: +3.50 nats"
     assert {text.get_text() for text in axes.texts} >= {"gain +0.50", "gain -3.00"}
+    axes = opinions(["7", " cards\n"], [-0.1, -0.4], [-3.2, -0.3]).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([-3.1, 0.1])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["7", "·cards\\n"]
 
 
 def test_a_group_of_one_is_refused():

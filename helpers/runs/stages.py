@@ -23,7 +23,7 @@ STAGES = {
 # The notebooks of Parts 2 and 3. They are no stages: none reads what another makes.
 LESSONS = {
     2: ("07_tokens_and_templates", "08_lora_by_hand", "09_break_it"),
-    3: ("10_reinforcement_learning", "11_preferences", "12_your_own_data"),
+    3: ("10_reinforcement_learning", "11_preferences", "12_your_own_data", "13_distillation"),
 }
 
 

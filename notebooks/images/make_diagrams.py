@@ -136,6 +136,31 @@ RLHF_AND_DPO: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     ),
 )
 
+DISTILLATION_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
+    "One step of on-policy distillation: the student samples answers to a prompt, the teacher scores each of their "
+    "tokens, the student's logprobs are subtracted, and these advantages change the student.",
+    (
+        (10, 20, 120, "data", ("prompt", "a word problem")),
+        (180, 20, 140, "model", ("student", "samples answers")),
+        (370, 20, 150, "model", ("teacher", "scores every token")),
+        (570, 20, 190, "data", ("advantages", "teacher − student, a token")),
+        (
+            370,
+            120,
+            390,
+            "model",
+            ("forward_backward + optim_step", "teacher agrees: more likely, disagrees: less"),
+        ),
+    ),
+    (
+        ((130, 49), (180, 49), ""),
+        ((320, 49), (370, 49), ""),
+        ((520, 49), (570, 49), ""),
+        ((665, 78), (665, 120), ""),
+        ((370, 149), (250, 78), "the next step samples anew"),
+    ),
+)
+
 OWN_DATA: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
     "The checklist: check the data, prove the measure, try a prompt. If the prompt is good enough, stop. "
     "Otherwise train, choose a checkpoint on validation, test once, and decide.",
@@ -213,6 +238,7 @@ OWN = {
     "lora_sizes.svg": LORA_SIZES,
     "preference_step.svg": PREFERENCE_STEP,
     "rlhf_and_dpo.svg": RLHF_AND_DPO,
+    "distillation_step.svg": DISTILLATION_STEP,
     "own_data.svg": OWN_DATA,
     "break_it.svg": BREAK_IT,
 }
