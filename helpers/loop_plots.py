@@ -55,11 +55,12 @@ def step_panels(rows: list[dict], panels: dict[str, dict[str, str]]) -> "Figure"
             axes.plot([row["step"] for row in rows], values, style, color=colour, markersize=4, label=label)
             drawn += values
         room = 0.08 * (max(drawn) - min(drawn) or 1)
-        axes.set(title=title, xlabel="step", ylim=(min(drawn) - (min(drawn) < 0) * room, max(drawn) + room))
+        above = room if len(lines) == 1 else 4 * room  # for the legend
+        axes.set(title=title, xlabel="step", ylim=(min(drawn) - (min(drawn) < 0) * room, max(drawn) + above))
         axes.title.set_fontsize(10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         if len(lines) > 1:
-            axes.legend(fontsize=9)
+            axes.legend(fontsize=9, loc="upper left", ncols=len(lines), columnspacing=1)
     for spare in places:
         spare.remove()
     return figure

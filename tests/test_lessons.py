@@ -227,7 +227,7 @@ def run_as_committed(name: str, env: dict[str, str], runs: Path) -> None:
     run([*nbval, *more, f"{name}.ipynb"], env, runs, timeout=3600)
 
 
-@pytest.mark.soak  # 8 minutes
+@pytest.mark.soak  # 10 minutes
 def test_reinforcement_learning_at_the_defaults(course_env, tmp_path):
     name, runs = "10_reinforcement_learning", tmp_path
     run_as_committed(name, course_env, runs)
