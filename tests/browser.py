@@ -25,6 +25,7 @@ class Tab:
     def __init__(self, socket: ClientConnection):
         self._socket, self._number = socket, 0
         self.problems: list[str] = []
+        self._requests: dict[str, str] = {}
         for domain in ("Page", "Runtime", "Network"):
             self.call(f"{domain}.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # as if its window were in front
@@ -47,8 +48,16 @@ class Tab:
             }:
                 if status >= 400:
                     self.problems.append(f"{status} {url}")
-            case {"method": "Network.loadingFailed", "params": {"errorText": text}} if "ABORTED" not in text:
-                self.problems.append(f"not loaded: {text}")
+            case {
+                "method": "Network.requestWillBeSent",
+                "params": {"requestId": request, "request": {"url": url}},
+            }:
+                self._requests[request] = url
+            case {
+                "method": "Network.loadingFailed",
+                "params": {"requestId": request, "errorText": text},
+            } if "ABORTED" not in text and request in self._requests:  # not what the browser's first page sent
+                self.problems.append(f"not loaded: {text}: {self._requests[request]}")
             case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
                 self.problems.append(details.get("exception", {}).get("description", details["text"]))
 
