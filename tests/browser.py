@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 
 
 class Tab:
-    """One page of a browser.
+    """One page of a browser. What the browser's own first page asked for before isn't looked at.
 
     Attributes:
         problems: answers of a status of 400 or more, requests that failed, and exceptions that no script of
@@ -56,7 +56,7 @@ class Tab:
             case {
                 "method": "Network.loadingFailed",
                 "params": {"requestId": request, "errorText": text},
-            } if "ABORTED" not in text and request in self._requests:  # not what the browser's first page sent
+            } if "ABORTED" not in text and request in self._requests:
                 self.problems.append(f"not loaded: {text}: {self._requests[request]}")
             case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
                 self.problems.append(details.get("exception", {}).get("description", details["text"]))
