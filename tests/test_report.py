@@ -57,7 +57,7 @@ def test_a_complete_run(folder):
         "Gained: 6 (only the tuned model is right)",
         "Lost: 1 (only the base model is right)",
         "All 10 are in evaluate/samples.jsonl",
-        "All 60 settings, by stage",
+        "All 61 settings, by stage",
         "0:54 in all",
     ):
         assert words in page.text, words

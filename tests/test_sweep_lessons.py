@@ -46,7 +46,7 @@ def test_each_run_is_a_copy_with_its_own_settings(capsys, base, notebooks, folde
     assert (own.like, own.sweep) == ("mine", "rl") and open_run("latest").name == "mine"
 
     assert "sweep rl: 4 runs of 10_reinforcement_learning, each on a copy of mine" in out
-    assert "time      about 32:00 (min:s), one run after the other" in out
+    assert "time      about 40:00 (min:s), one run after the other" in out
     assert f"[4/4] rl-04  group_size=8 kl=0.02  {RL}  1:03" in out and "4 of 4 done after" in out
     assert re.search(r"after right +4/100 4% \[2%, 10%\] +4/100 4% \[2%, 10%\] +8/100 8% \[4%, 15%\]", out)
     assert re.search(r"\nafter KL +0.0625 +0.0625 +0.125 +0.125\n", out) and "with another seed" in out
