@@ -174,7 +174,7 @@ def test_columns_that_cant_be_had(tmp_path, columns, instruction, parts):
     assert [part for part in ("→", *parts) if part not in str(caught.value)] == [], caught.value
 
 
-@pytest.mark.parametrize("talk", [TALK, SHAREGPT])
+@pytest.mark.parametrize("talk", [TALK, SHAREGPT, json.dumps(TALK)])
 @pytest.mark.parametrize("columns", ["instruction=mail,output=chosen", "instruction=chosen,output=mail"])
 def test_a_conversation_is_no_text(tmp_path, talk, columns):
     """Sets of preferences have lists of messages as `chosen`, and as JSON text they would spoil a model."""
@@ -184,6 +184,13 @@ def test_a_conversation_is_no_text(tmp_path, talk, columns):
     ):
         load_data(file, columns)
     assert load_data(file, "messages=chosen").records[0]["output"] == "Ho"
+
+
+@pytest.mark.parametrize("talk", [TALK[1], [{"role": "Expert", "content": "Ho"}]])
+def test_what_a_conversation_might_be_is_no_text_either(tmp_path, talk):
+    file = write(tmp_path / "a.json", json.dumps([{"mail": "Hi", "chosen": talk}]))
+    with pytest.raises(DataError, match="column 'chosen' holds a conversation"):
+        load_data(file, "instruction=mail,output=chosen")
 
 
 def test_a_list_of_other_objects_is_an_answer(tmp_path):

@@ -8,7 +8,7 @@ from tiny_models import NARROW, disturb
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.losses import Example
 from helpers.stub_tinker.model import Adapters, Model, _attend
-from helpers.stub_tinker.packing import COPY, Packed, micro_batches
+from helpers.stub_tinker.packing import PLACE, Packed, micro_batches
 from helpers.stub_tinker.training import forward_backward as passes
 
 
@@ -261,9 +261,11 @@ def test_families_stay_together_and_their_beginning_counts_once():
     answers = sum(2 * (5 + n) for n in range(16))
     assert packed.size == 40 + 50 + answers - 14 + 80 < len(packed.places)  # [3] begins all eight answers
 
-    small = micro_batches(sequences, 128)
-    assert sorted(i for indices, _ in small for i in indices) == list(range(17))
+    outlier = [prompts[0] + [5] * 60]
+    small = micro_batches(sequences + outlier, 128)
+    assert sorted(i for indices, _ in small for i in indices) == list(range(18))
     for indices, families in small:
-        chosen = [sequences[i] for i in indices]
-        assert Packed(chosen, torch.device("cpu"), families=families).size <= 128
-        assert sum(map(len, chosen)) <= 128 / COPY
+        packed = Packed([(sequences + outlier)[i] for i in indices], torch.device("cpu"), families=families)
+        grid = len(indices) * packed.longest
+        assert packed.size <= 128
+        assert packed.size == len(packed.places) or packed.size + PLACE * (grid - packed.size) <= 128

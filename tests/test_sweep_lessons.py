@@ -93,10 +93,11 @@ def test_failures_are_done_again_on_the_same_copy(capsys, base, notebooks, folde
     assert course(capsys, *SWEEP[:3], "--resume")[0] == 0
     with run.edit() as manifest:
         manifest.lessons[RL].settings = {"group_size": 2}
-    run.file(f"{RL}/scores.json").write_text("{}")
     assert_one_message(
         course(capsys, *SWEEP[:3], "--resume")[2], "rl-02", "group_size is 2 there, 8 in the sweep"
     )
+    run.file(f"{RL}/scores.json").write_text("{}")
+    assert_one_message(course(capsys, *SWEEP[:3], "--resume")[2], "rl-02", "saved no scores")
     assert notebooks.calls == []
 
 

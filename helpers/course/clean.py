@@ -4,6 +4,7 @@ A run is renamed to a hidden folder beside it, and then deleted from there. So a
 interrupted deletion leaves is hidden, and the next `course clean` offers to end it.
 """
 
+import contextlib
 import difflib
 import os
 import shutil
@@ -214,9 +215,11 @@ def _delete(folder: Path) -> None:
         RunError: part of it can't be deleted.
     """
     try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:  # another `course clean` was faster
-        pass
+        while folder.exists():
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # another `course clean` was faster with a file: go on
+                shutil.rmtree(folder)
     except OSError as error:
         raise RunError(
             f"can't delete all of {folder}: {error.strerror} ({error.filename})",

@@ -12,6 +12,7 @@ from helpers.data.conversation import Message
 from helpers.data.tool_calls import call_from_text, list_of, read_calls
 from helpers.data.values import kind_of, text_of
 from helpers.errors import DataError
+from helpers.files import parse_json
 
 COLUMNS = ("messages", "conversations", "conversation")
 ROLES = {
@@ -54,6 +55,24 @@ def read_chat(messages: Any, system: str = "") -> list[Message]:
         turns.insert(0, {"role": "system", "content": system})
     _check_turns(turns)
     return turns
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a cell holds messages: a list of them, JSON text of one as in tables, or a single one."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = parse_json(value)
+        except ValueError:
+            return False  # any text may begin with a bracket
+    rows = value if isinstance(value, list) else [value]
+    return bool(rows) and all(isinstance(row, dict) and _looks_said(row) for row in rows)
+
+
+def _looks_said(row: dict[str, Any]) -> bool:
+    openai = isinstance(row.get("role"), str) and bool(
+        row.keys() & {"content", "tool_calls", "function_call"}
+    )
+    return openai or (isinstance(row.get("from"), str) and "value" in row)
 
 
 def with_turns_before(history: Any, system: str, question: str, answer: str) -> list[Message]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from helpers.data.chat import ROLES
+from helpers.data.chat import is_conversation
 from helpers.data.csv_files import split_cells
 from helpers.data.values import kind_of, plain_text
 from helpers.errors import DataError
@@ -222,14 +222,6 @@ def apply_columns(row: dict[str, Any], columns: dict[str, str], instruction: str
         if value.strip() or field == "input":
             record[field] = value
     return record
-
-
-def is_conversation(value: Any) -> bool:
-    """Whether a cell is a list of messages: objects with a role, in one of the forms of `read_chat`."""
-    if not isinstance(value, list):
-        return False
-    roles = [each.get("role", each.get("from")) if isinstance(each, dict) else None for each in value]
-    return bool(roles) and all(isinstance(role, str) and role in ROLES for role in roles)
 
 
 def _text(value: Any, field: str) -> str | None:

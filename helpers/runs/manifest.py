@@ -292,7 +292,8 @@ class Manifest(Part):
         return self.evaluated.controls.flag(self.task) if self.evaluated else ""
 
     def lesson_is_done(self, lesson: str) -> bool:
-        return lesson in self.lessons and self.lessons[lesson].status == "done"
+        entry = self.lessons.get(lesson)
+        return entry is not None and entry.status == "done" and entry.failure is None
 
     def failure_of(self, name: str) -> Failure | None:
         """Why the last try of a lesson failed; with a stage's name, or none, that of a stage."""

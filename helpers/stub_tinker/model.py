@@ -299,6 +299,7 @@ class Model:
         """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own
         then.
         """
+        assert len(batch.places) == batch.size, "rows are shared in training only"
         c, parts = self.config, []
         for i, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=False)):
             q, k, v = heads[start : start + length].split([c.heads, c.kv_heads, c.kv_heads], dim=1)

@@ -16,8 +16,8 @@ from helpers.stub_tinker.kernels import STEP, Copies, Gather, Spread, round_up, 
 from helpers.stub_tinker.prefixes import Piece
 
 # Of the memory for a row, up to so much is for its place in attention's grid: with 512 tokens, where the
-# probabilities take most. A token that shares its row takes only that.
-COPY = 0.4
+# probabilities take most. A place without a row of its own takes only that.
+PLACE = 0.4
 
 
 class Packed:
@@ -117,21 +117,29 @@ def micro_batches(sequences: list[list[int]], max_tokens: int) -> list[tuple[lis
     """Which sequences go through the model together, families side by side and short ones first.
 
     Returns:
-        (indices of sequences, their families), of up to `max_tokens` rows, or fewer where rows are shared, or
-        one longer sequence.
+        (indices of sequences, their families), of up to `max_tokens` rows or one longer sequence. Where rows
+        are shared, there are fewer, since attention's grid still has a place for each token and for padding.
     """
     batches: list[tuple[list[int], list[int]]] = []
-    room = 0.0
+    rows = longest = 0
     for index, family, shared in _in_order(sequences):
         length = len(sequences[index])
         again = shared if batches and batches[-1][1][-1] == family else 0
-        if not batches or length - again + COPY * again > room:
+        if not batches or _too_many(
+            rows + length - again, batches[-1][0], max(longest, length), again, max_tokens
+        ):
             batches.append(([], []))
-            room, again = max_tokens, 0
+            rows = longest = again = 0
         batches[-1][0].append(index)
         batches[-1][1].append(family)
-        room -= length - again + COPY * again
+        rows, longest = rows + length - again, max(longest, length)
     return batches
+
+
+def _too_many(rows: int, batch: list[int], longest: int, again: int, max_tokens: int) -> bool:
+    """Whether a micro-batch with one sequence more takes more memory than `max_tokens` rows."""
+    grid = (len(batch) + 1) * round_up(longest, STEP)
+    return rows > max_tokens or (again > 0 and rows + PLACE * (grid - rows) > max_tokens)
 
 
 def _in_order(sequences: list[list[int]]) -> list[tuple[int, int, int]]:
@@ -141,15 +149,20 @@ def _in_order(sequences: list[list[int]]) -> list[tuple[int, int, int]]:
     one in common.
     """
     ordered = sorted(range(len(sequences)), key=lambda i: sequences[i])
-    families: list[list[tuple[int, int]]] = []
+    families: list[list[int]] = []
     for place, index in enumerate(ordered):
         before, sequence = sequences[ordered[place - 1]] if place else [], sequences[index]
-        common = common_beginning(before, sequence)
-        if not families or 2 * common < min(len(before), len(sequence)):
+        if not families or 2 * common_beginning(before, sequence) < min(len(before), len(sequence)):
             families.append([])
-        families[-1].append((index, common))
-    families.sort(key=lambda family: (max(len(sequences[i]) for i, _ in family), min(family)))
-    return [(index, number, common) for number, family in enumerate(families) for index, common in family]
+        families[-1].append(index)
+    for family in families:
+        family.sort(key=lambda i: (len(sequences[i]), i))
+    families.sort(key=lambda family: (len(sequences[family[-1]]), min(family)))
+    return [
+        (index, number, common_beginning(sequences[before], sequences[index]))
+        for number, family in enumerate(families)
+        for before, index in zip([family[0], *family], family, strict=False)
+    ]
 
 
 def common_beginning(one: list[int], other: list[int]) -> int:

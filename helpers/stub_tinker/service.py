@@ -8,6 +8,7 @@ follows from who asked and the sequence number, so that a retried request finds 
 not done twice.
 """
 
+import contextlib
 import itertools
 import logging
 import shutil
@@ -216,8 +217,10 @@ class Service:
         session = model_id.split(":")[0]
 
         def begin() -> Future:
-            with self.budgets.hold(owner, waiting=1, queued=WORK_BYTES) as waits:
-                room = take_room() if take_room else None
+            with (
+                self.budgets.hold(owner, waiting=1, queued=WORK_BYTES) as waits,
+                take_room() if take_room else contextlib.nullcontext() as room,
+            ):
                 self.usage.count(session, requests=1)
                 noted = self.timeline.note(owner, session, model_id, name)
                 future = self.engine.submit(model_id, session, owner, noted.timed(work))

@@ -199,11 +199,11 @@ def _step(
 def _kept_bytes(model: Model, packed: Packed, keep: bool) -> int:
     """About what a pass holds: inputs of layers, or of each step of a layer, and the probabilities."""
     c, size = model.config, model.dtype.itemsize
-    row, token = 4 * c.hidden * (c.layers + 1), 0
+    row, place = 4 * c.hidden * (c.layers + 1), 0
     if keep:
-        token = c.layers * size * (2 * (c.heads + c.kv_heads) * c.head_dim + c.heads * packed.longest)
+        place = c.layers * size * (2 * (c.heads + c.kv_heads) * c.head_dim + c.heads * packed.longest)
         row += c.layers * (4 * c.hidden + size * 2 * c.intermediate) + size * c.vocab
-    return round_up(packed.size, 64) * row + round_up(len(packed.places), 64) * token
+    return round_up(packed.size, 64) * row + packed.count * packed.longest * place
 
 
 def _targets(examples: list[Example]) -> np.ndarray:

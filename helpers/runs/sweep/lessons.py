@@ -7,6 +7,7 @@ affair: it saves scores under names of its own, and these are the columns.
 import re
 from typing import Any
 
+from helpers.errors import RunError
 from helpers.runs.lesson_scores import LessonScore, read_scores, score_rows
 from helpers.runs.lessons import says_of_itself
 from helpers.runs.manifest import Manifest
@@ -81,10 +82,18 @@ def lesson_time_line(plan: dict[str, Any], done: list[str] | tuple[str, ...] = (
 
 
 def lesson_row(sweep: Sweep, run: Run, manifest: Manifest) -> dict[str, Any]:
-    """What a run measured, for `collect`: `scores`, empty before the notebook is done, and `seconds`."""
+    """What a run measured, for `collect`: `scores`, empty before the notebook is done, and `seconds`.
+
+    Raises:
+        RunError: the scores of a notebook that is done are damaged, or not there.
+    """
     if not manifest.lesson_is_done(sweep.lesson):
         return {"scores": {}}
     found = read_scores(run, sweep.lesson)
+    if not found:
+        raise RunError(
+            f"{sweep.lesson} is done and saved no scores", f"run notebooks/{sweep.lesson}.ipynb again"
+        )
     return {
         "scores": {name: score.model_dump(exclude_none=True) for name, score in found.items()},
         "seconds": manifest.lessons[sweep.lesson].seconds,
