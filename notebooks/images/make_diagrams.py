@@ -149,7 +149,7 @@ DISTILLATION_STEP: tuple[str, tuple[Box, ...], tuple[Arrow, ...]] = (
             120,
             390,
             "model",
-            ("forward_backward + optim_step", "teacher agrees: more likely, disagrees: less"),
+            ("forward_backward + optim_step", "above 0: more likely, below 0: less likely"),
         ),
     ),
     (
