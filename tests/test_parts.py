@@ -27,6 +27,8 @@ def test_a_setting_goes_to_the_lessons_that_take_it():
     assert chosen["10_reinforcement_learning"] == {"rank": 8, "kl": 1.0, "loss_fn": "ppo"}
     assert isinstance(chosen["10_reinforcement_learning"]["kl"], float)
     assert "loss_fn" not in chosen["11_preferences"]
+    quoted = choose_lessons(LESSONS[3], ['loss_fn="ppo"'])
+    assert quoted["10_reinforcement_learning"] == {"loss_fn": "ppo"}  # as in a setting of Part 1
 
 
 def test_a_lesson_goes_to_the_backend_of_its_run():

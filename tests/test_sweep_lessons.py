@@ -10,7 +10,7 @@ from commands import assert_one_message, course, tree
 from html_page import Page
 from runs_for_tests import make_run
 
-from helpers.errors import RunError
+from helpers.errors import CourseError, RunError
 from helpers.evaluate.paired import WinRate
 from helpers.evaluate.score import Score
 from helpers.files import read_json
@@ -162,6 +162,21 @@ def test_scores_of_any_kind(base):
     path.write_text('{"right": {"value": "high"}}')
     with pytest.raises(RunError, match=r"lesson/scores.json is damaged: right value"):
         read_scores(base, "lesson")
+
+
+@pytest.mark.parametrize(
+    ("scores", "fault"),
+    [
+        ({"KL": float("nan")}, "the score 'KL' is nan"),
+        ({"won": {"T=1": True}}, "the score 'won T=1' is True"),
+        ({"KL": "0.1"}, "the score 'KL' is '0.1'"),
+        ({"a b": 1, "a": {"b": 2}}, "two scores are called 'a b'"),
+    ],
+)
+def test_what_is_no_score_is_refused(scores, fault, tmp_path):
+    with pytest.raises(CourseError, match=re.escape(fault)):
+        save_scores(tmp_path, scores)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_a_worker_starts(capsys, base, monkeypatch):

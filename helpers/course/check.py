@@ -206,22 +206,9 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     )
 
 
-def machine_memory() -> tuple[int, int]:
-    """Total and free memory in bytes, within the container's limit if there is one."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        total, free = min(total, limit), min(free, limit - used)
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        pass
-    return total, free
-
-
 def check_memory() -> Check:
+    from helpers.memory import machine_memory
+
     total, free = machine_memory()
     found = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} free"
     if total < 0.95 * MEMORY_NEEDED * 2**30:  # a machine sold with 6 GiB shows a little less

@@ -311,7 +311,7 @@ def _own_address() -> str:
 
 def capacity(learners: int) -> str:
     """How many learners this machine carries, and how long they take for notebook 02."""
-    from helpers.course.check import machine_memory
+    from helpers.memory import machine_memory
 
     free, cores = machine_memory()[1], os.cpu_count()
     fit = max(0, int((free - SERVER_BYTES) / LEARNER_BYTES))

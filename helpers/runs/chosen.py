@@ -76,11 +76,16 @@ def checked(chosen: dict[str, Any]) -> dict[str, Any]:
 def parse_value(name: str, text: str) -> Any:
     """A value as its setting has it. A text setting keeps the text as typed, without the quotes around it."""
     kinds = {field.annotation for field in fields_named(name).values()}
+    return value_of(text, not kinds & {int, float, bool})
+
+
+def value_of(text: str, wants_text: bool) -> Any:
+    """What a text says in TOML; as typed if that's nothing, or if it says no text where that is wanted."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # a TOMLDecodeError, or a number of thousands of digits
         return text
-    return value if isinstance(value, str) or kinds & {int, float, bool} else text
+    return text if wants_text and not isinstance(value, str) else value
 
 
 def profiles() -> dict[str, dict[str, Any]]:

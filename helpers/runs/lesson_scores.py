@@ -4,13 +4,15 @@ save_scores(folder, {"before": {"T=1": {"count": Score(74, 216), "sense": 0.29}}
 read_scores(run, "10_reinforcement_learning")["before T=1 count"].value     # 0.34
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
-from helpers.errors import RunError
+from helpers.errors import CourseError, RunError
 from helpers.evaluate.paired import WinRate
 from helpers.evaluate.score import Score
 from helpers.files import read_json, write_json
@@ -50,9 +52,16 @@ def save_scores(folder: Path, scores: Mapping[str, Any]) -> Path:
     Args:
         scores: by name, which may be nested: the names of a score are then joined. A score is a number, a
             `Score`, a `WinRate`, or what `mcnemar` gives.
+
+    Raises:
+        CourseError: a score is something else, or not finite, or two have the same joined name.
     """
-    found = LessonScores(dict(_flat(scores)))
-    return write_json(folder / SCORES, found.model_dump(exclude_none=True))
+    found: dict[str, LessonScore] = {}
+    for name, score in _flat(scores):
+        if name in found:
+            raise CourseError(f"two scores are called {name!r}", "give each a name of its own")
+        found[name] = score
+    return write_json(folder / SCORES, LessonScores(found).model_dump(exclude_none=True))
 
 
 def _flat(scores: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, LessonScore]]:
@@ -60,10 +69,10 @@ def _flat(scores: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Less
         if isinstance(found, Mapping) and "difference" not in found:
             yield from _flat(found, f"{head}{name} ")
         else:
-            yield f"{head}{name}", _score(found)
+            yield f"{head}{name}", _score(f"{head}{name}", found)
 
 
-def _score(found: Any) -> LessonScore:
+def _score(name: str, found: Any) -> LessonScore:
     match found:
         case Score():
             return LessonScore(
@@ -73,7 +82,12 @@ def _score(found: Any) -> LessonScore:
             return LessonScore(value=found.rate, ci95=found.ci95)
         case {"difference": value, "ci95": ends}:
             return LessonScore(value=value, ci95=ends)
-    return LessonScore(value=found)
+    if isinstance(found, bool) or not isinstance(found, Real) or not math.isfinite(found):
+        raise CourseError(
+            f"the score {name!r} is {found!r}",
+            "it must be a finite number, a Score, a WinRate or mcnemar's result",
+        )
+    return LessonScore(value=float(found))
 
 
 def read_scores(run: Run, lesson: str) -> dict[str, LessonScore]:

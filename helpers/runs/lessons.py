@@ -10,13 +10,13 @@ import ast
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import CourseError
 from helpers.paths import NOTEBOOKS
+from helpers.runs.chosen import value_of
 from helpers.runs.run import Run
 
 PLACES = ("run_name", "folder_name")  # where a lesson reads and writes: the run decides
@@ -84,11 +84,8 @@ def _typed(name: str, given: Any, default: Any) -> Any:
     kind, value = type(default), given
     if kind is str and type(given) in (int, float):
         return str(given)
-    if isinstance(given, str) and kind is not str:
-        try:
-            value = tomllib.loads(f"value = {given}")["value"]
-        except ValueError:
-            value = given
+    if isinstance(given, str):
+        value = value_of(given, wants_text=kind is str)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:

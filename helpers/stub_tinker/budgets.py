@@ -3,24 +3,20 @@
 The memory that clients may use is one number. Each row below that counts bytes of memory is a share of it.
 """
 
-import contextlib
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
-
+from helpers.memory import machine_memory
 from helpers.stub_tinker.errors import BadRequest
 
 GIB = 1 << 30
 SERVER_BYTES = 3 * GIB  # for a small base model and one piece of work at a time
-CGROUP = Path("/sys/fs/cgroup/memory.max")
 WORK_BYTES = 4096  # of a request that waits, beside what it brings
 KEPT_RESULTS = 5000  # of a key
 
@@ -92,11 +88,9 @@ def table(memory: int, disk: int) -> dict[str, Limit]:
     }
 
 
-def machine_memory() -> int:
+def default_memory() -> int:
     """Bytes that clients may use if nobody says otherwise: all but what the server needs itself."""
-    total = psutil.virtual_memory().total
-    with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit: "max"
-        total = min(total, int(CGROUP.read_text()))
+    total, _ = machine_memory()
     return max(total - SERVER_BYTES, GIB)
 
 

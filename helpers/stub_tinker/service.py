@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from helpers.stub_tinker.budgets import WORK_BYTES, Budgets, DiskUse, Hold, machine_memory
+from helpers.stub_tinker.budgets import WORK_BYTES, Budgets, DiskUse, Hold, default_memory
 from helpers.stub_tinker.checkpoint_store import Store
 from helpers.stub_tinker.disk import Records
 from helpers.stub_tinker.engine import Base, Engine, best_precision
@@ -105,7 +105,7 @@ class Service:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = precision or best_precision(self.device)
         records = Records(earlier_owners)
-        self.budgets = Budgets(memory or machine_memory(), disk or shutil.disk_usage(folder).total)
+        self.budgets = Budgets(memory or default_memory(), disk or shutil.disk_usage(folder).total)
         use = DiskUse(self.budgets.limits["disk"])
         self.store, self.session_store = Store(folder, records, use), SessionStore(folder, records, use)
         self.signed_urls = SignedUrls(folder, self.store)
