@@ -81,6 +81,7 @@ def test_failures_are_done_again_on_the_same_copy(capsys, base, notebooks, folde
     notebooks.broken, notebooks.calls = {}, []
     assert course(capsys, *SWEEP[:3], "--resume", "--json")[0] == 0
     assert notebooks.calls == [("rl-01", RL, {"group_size": 4})]
+    assert course(capsys, *SWEEP, "--grid", "group_size=4,8", "--resume")[0] == 0
     assert open_run("rl-01").stage("train").settings.rank == 16  # as in rl-02
     found = json.loads(course(capsys, "show", "rl", "--json")[1])
     assert found["best"] is None and found["runs"][0]["scores"]["after right"]["correct"] == 4
