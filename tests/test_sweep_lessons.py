@@ -16,6 +16,8 @@ from helpers.evaluate.score import Score
 from helpers.files import read_json
 from helpers.runs import open_run, save_scores
 from helpers.runs.lesson_scores import read_scores
+from helpers.runs.lessons import saves_scores, says_of_itself
+from helpers.runs.stages import lessons_by_number
 from helpers.runs.sweep.results import write_results
 from helpers.runs.sweep.run import course_run
 
@@ -130,6 +132,11 @@ def test_refused_before_anything_starts(arguments, status, parts, capsys, base, 
     assert "Traceback" not in err
     _, _, err = course(capsys, "sweep", "--name", "s", "--grid", "rank=4,8", "--like", "mine")
     assert "--like goes with --lesson" in err
+
+
+@pytest.mark.parametrize("lesson", filter(saves_scores, lessons_by_number().values()))
+def test_a_lesson_says_how_many_minutes_it_takes(lesson):
+    assert re.match(r"about \d+ minutes", says_of_itself(lesson, "Time"))
 
 
 def test_a_plan_says_what_the_notebook_says_of_itself(capsys, base, notebooks, tmp_path):
