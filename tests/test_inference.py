@@ -133,6 +133,20 @@ def test_vllm_that_can_not_be_imported_says_what_to_do(made, monkeypatch, failur
     assert "→" in str(caught.value)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_an_engine_on_a_gpu_has_a_process_of_its_own_and_exact_products(made, monkeypatch, on_cpu):
+    """Its end gives the GPU's memory back, and float32 is not rounded to TF32."""
+    platform = SimpleNamespace(is_cpu=lambda: on_cpu)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=None, SamplingParams=None))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+    monkeypatch.setattr(engine, "vllm_is_for_cpu", lambda: on_cpu)
+    monkeypatch.setattr(engine.os, "environ", {})
+    with starting_vllm(made["base"]) as found:
+        assert found is on_cpu
+    assert engine.os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == ("0" if on_cpu else None)
+    assert engine.os.environ["TRITON_F32_DEFAULT"] == "ieee"
+
+
 def test_a_cpu_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(engine.Path, "read_text", lambda self, **_: "flags : sse4_2 avx")
     assert "AVX2" in engine.vllm_advice(True)

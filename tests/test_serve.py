@@ -169,6 +169,16 @@ def test_what_can_not_be_served_is_a_clear_error(tmp_path, base_model):
             pass
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float"])
+def test_adapters_on_a_gpu_need_16_bits(tmp_path, base_model, monkeypatch, dtype):
+    monkeypatch.setattr("helpers.serve.server.vllm_is_for_cpu", lambda: False)
+    with (
+        pytest.raises(ModelError, match=r'16 bits only.*\n.*dtype="bfloat16"'),
+        serve_vllm(base_model, adapters={"tuned": tmp_path}, dtype=dtype),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("program", "message"),
     [

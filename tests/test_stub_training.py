@@ -73,6 +73,16 @@ def make_family(vocab: int) -> list[Example]:
     return examples
 
 
+def make_soft_family(vocab: int) -> list[Example]:
+    """The same with two weighted targets a token, which differ between the examples."""
+    found = []
+    for place, example in enumerate(make_family(vocab)):
+        weights = example.inputs["weights"]
+        targets = np.hstack([example.targets, (example.targets + 1 + place) % vocab])
+        found.append(Example(example.tokens, targets, {"weights": np.hstack([weights, weights / 2])}))
+    return found
+
+
 class Reference:
     """The same LoRA through PEFT, one example at a time, no padding."""
 
@@ -117,7 +127,7 @@ def pair(request, tmp_path):
     return model, state, Reference(base, state)
 
 
-@pytest.mark.parametrize("make", [make_examples, make_family])
+@pytest.mark.parametrize("make", [make_examples, make_family, make_soft_family])
 def test_logprobs_gradients_and_parameters_match_peft(pair, make):
     model, state, reference = pair
     examples = make(model.config.vocab)

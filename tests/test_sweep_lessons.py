@@ -16,6 +16,8 @@ from helpers.evaluate.score import Score
 from helpers.files import read_json
 from helpers.runs import open_run, save_scores
 from helpers.runs.lesson_scores import read_scores
+from helpers.runs.lessons import saves_scores, says_of_itself
+from helpers.runs.stages import lessons_by_number
 from helpers.runs.sweep.results import write_results
 from helpers.runs.sweep.run import course_run
 
@@ -81,6 +83,7 @@ def test_failures_are_done_again_on_the_same_copy(capsys, base, notebooks, folde
     notebooks.broken, notebooks.calls = {}, []
     assert course(capsys, *SWEEP[:3], "--resume", "--json")[0] == 0
     assert notebooks.calls == [("rl-01", RL, {"group_size": 4})]
+    assert course(capsys, *SWEEP, "--grid", "group_size=4,8", "--resume")[0] == 0
     assert open_run("rl-01").stage("train").settings.rank == 16  # as in rl-02
     found = json.loads(course(capsys, "show", "rl", "--json")[1])
     assert found["best"] is None and found["runs"][0]["scores"]["after right"]["correct"] == 4
@@ -129,6 +132,11 @@ def test_refused_before_anything_starts(arguments, status, parts, capsys, base, 
     assert "Traceback" not in err
     _, _, err = course(capsys, "sweep", "--name", "s", "--grid", "rank=4,8", "--like", "mine")
     assert "--like goes with --lesson" in err
+
+
+@pytest.mark.parametrize("lesson", filter(saves_scores, lessons_by_number().values()))
+def test_a_lesson_says_how_many_minutes_it_takes(lesson):
+    assert re.match(r"about \d+ minutes", says_of_itself(lesson, "Time"))
 
 
 def test_a_plan_says_what_the_notebook_says_of_itself(capsys, base, notebooks, tmp_path):

@@ -28,7 +28,7 @@ class SweepRequest:
         common: settings of all runs.
         last: the stage to end with.
         lesson: the notebook of Part 2 or 3 to run instead of the stages; empty for none.
-        like: the run that a lesson stands on.
+        like: the run that a lesson stands on; empty: the latest, or that of the sweep to go on with.
         resume: go on with a sweep that was begun before.
         jobs: runs at a time.
         dry_run: say what would happen, and do nothing.
@@ -40,7 +40,7 @@ class SweepRequest:
     common: dict[str, Any]
     last: str
     lesson: str = ""
-    like: str = "latest"
+    like: str = ""
     resume: bool = False
     jobs: int | None = None
     dry_run: bool = False
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         common=_common(options) if varied else {},
         last=options.last or "evaluate",
         lesson=lessons_by_number()[options.lesson] if options.lesson else "",
-        like=options.like or "latest",
+        like=options.like or "",
         resume=options.resume,
         jobs=options.jobs,
         dry_run=options.dry_run,
@@ -227,13 +227,16 @@ def choose_sweep(request: SweepRequest) -> "Sweep":
     Raises:
         CourseError: the settings can't be used, or are not those that the sweep was started with.
     """
-    from helpers.runs.sweep.plan import open_sweep, plan_sweep
+    from helpers.runs.sweep.plan import open_sweep, plan_sweep, standing
 
     old = open_sweep(request.name) if request.resume else None
     if old and not request.varied:
         return old
+    like = request.like or "latest"
+    if old:  # whatever is latest by now
+        like = standing(request.lesson, request.like) if request.like else old.like
     settings = request.name, request.varied, request.common, request.last
-    new = plan_sweep(*settings, new=old is None, lesson=request.lesson, like=request.like)
+    new = plan_sweep(*settings, new=old is None, lesson=request.lesson, like=like)
     if old and old != new:
         raise RunError(
             f"sweep {old.name} was started with other settings: {_difference(old, new)}",

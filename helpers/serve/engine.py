@@ -35,7 +35,8 @@ def starting_vllm(model_folder: str | Path, kv_cache_gib: int = 1) -> Iterator[b
             llm = LLM(model="merged_model", enforce_eager=on_cpu)
 
     The model is checked first. What vLLM reads from the environment is set before it is imported, since later
-    is too late: the engine runs in this process, so nothing is left when that ends. Its log is kept quiet.
+    is too late. On a CPU the engine runs in this process, so nothing is left when that ends. On a GPU it gets
+    a process of its own, with whose end the GPU's memory is free again. Its log is kept quiet.
 
     Args:
         model_folder: the merged model.
@@ -184,6 +185,8 @@ def vllm_settings(kv_cache_gib: int) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "VLLM_NO_USAGE_STATS": "1",
+        # Else vLLM's attention in float32 rounds its factors to 10 bits on a GPU (TF32).
+        "TRITON_F32_DEFAULT": "ieee",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a warning on memory binding that asks for nothing
         # Pinned threads stall when anything else wants their core (helpers/__init__.py has the numbers).
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -204,9 +207,8 @@ def _import_vllm(kv_cache_gib: int) -> bool:
     """Import vLLM with the settings that must stand before the import; says whether it runs on the CPU."""
     for name, value in vllm_settings(kv_cache_gib).items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault(
-        "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
-    )  # in this process: nothing is left when it ends
+    if vllm_is_for_cpu():  # in this process: nothing is left when it ends
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(

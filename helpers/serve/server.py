@@ -154,10 +154,10 @@ def serve_vllm(
         options: anything else for the command line of `vllm serve`.
 
     Raises:
-        ModelError: the model is not there or damaged, `check_peft_adapter` refuses an adapter, vLLM is not
-            installed, or the server ended or did not answer in time, with the end of its log.
+        ModelError: the model is not there or damaged, an adapter is refused, vLLM is not installed, or the
+            server ended or did not answer in time, with the end of its log.
     """
-    _check_model(model_folder)
+    _check_what_is_served(model_folder, dtype, adapters)
     environment = vllm_settings(kv_cache_gib) | os.environ
     key, port = secrets.token_urlsafe(16), free_port()
     arguments = {
@@ -186,13 +186,19 @@ def serve_vllm(
             _end(process)
 
 
-def _check_model(model_folder: str | Path) -> None:
+def _check_what_is_served(model_folder: str | Path, dtype: str, adapters: dict[str, Any] | None) -> None:
     folder = Path(model_folder)
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model_folder)) and not folder.exists()
     if not on_hub:
         check_served_folder(folder)
     if importlib.util.find_spec("vllm") is None:
         raise ModelError("vLLM is not installed", NOT_INSTALLED)
+    # vLLM's kernels for adapters on a GPU refuse float32, but after a minute and without naming the cause.
+    if adapters and dtype in ("float32", "float") and not vllm_is_for_cpu():
+        raise ModelError(
+            "on a GPU vLLM serves adapters in 16 bits only, not in float32",
+            'use dtype="bfloat16", or merge the adapter and serve the merged model',
+        )
 
 
 def _command(arguments: dict[str, Any]) -> list[str]:

@@ -166,7 +166,7 @@ def plan_sweep(
         settings: by name, one dictionary a run, from `grid`, `read_settings` or by hand.
         common: what all runs get; a run's own settings beat it.
         until: the last stage.
-        new: False if a sweep of this name may exist, to be compared with.
+        new: False if a sweep of this name may exist, to be compared with; `like` is then as there.
         lesson: a notebook of Part 2 or 3 to run instead of the stages, such as `11_preferences`.
         like: the run that a lesson stands on; each run is a copy of it, up to its trained model.
 
@@ -180,7 +180,7 @@ def plan_sweep(
     if not own:
         raise CourseError("a sweep needs settings", "give --grid or --settings")
     if lesson:
-        sweep = Sweep(runs_dir() / name, "train", swept, own, lesson, _standing(lesson, like))
+        sweep = Sweep(runs_dir() / name, "train", swept, own, lesson, standing(lesson, like) if new else like)
         _check_lesson(sweep)
     else:
         sweep = Sweep(runs_dir() / name, until, swept, own)
@@ -191,7 +191,7 @@ def plan_sweep(
     return sweep
 
 
-def _standing(lesson: str, like: str) -> str:
+def standing(lesson: str, like: str) -> str:
     """The run that a lesson is to stand on, as `open_run` finds it again.
 
     Raises:
