@@ -11,9 +11,7 @@ def machine_memory() -> tuple[int, int]:
     """Total and free bytes, within the container's limit if there is one."""
     memory = psutil.virtual_memory()
     try:
-        limit, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except FileNotFoundError:  # no container
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no container that we could see, or one without a limit: "max"
         return memory.total, memory.available
-    if limit == "max":
-        return memory.total, memory.available
-    return min(memory.total, int(limit)), min(memory.available, int(limit) - int(used))
+    return min(memory.total, limit), min(memory.available, limit - used)

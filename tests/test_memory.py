@@ -8,7 +8,7 @@ from helpers import memory
 
 @pytest.mark.parametrize(
     ("limit", "used", "expected"),
-    [("1000\n", "400\n", (1000, 600)), ("max\n", "400\n", None), (None, None, None)],
+    [("1000\n", "400\n", (1000, 600)), ("max\n", "400\n", None), ("1000\n", "", None), (None, None, None)],
 )
 def test_a_containers_limit_counts(limit, used, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)

@@ -83,7 +83,8 @@ def test_failures_are_done_again_on_the_same_copy(capsys, base, notebooks, folde
     notebooks.broken, notebooks.calls = {}, []
     assert course(capsys, *SWEEP[:3], "--resume", "--json")[0] == 0
     assert notebooks.calls == [("rl-01", RL, {"group_size": 4})]
-    assert course(capsys, *SWEEP, "--grid", "group_size=4,8", "--resume")[0] == 0
+    for like in ((), ("--like", "latest"), ("--like", "mine")):
+        assert course(capsys, *SWEEP, "--grid", "group_size=4,8", *like, "--resume")[0] == 0
     assert open_run("rl-01").stage("train").settings.rank == 16  # as in rl-02
     found = json.loads(course(capsys, "show", "rl", "--json")[1])
     assert found["best"] is None and found["runs"][0]["scores"]["after right"]["correct"] == 4
@@ -134,7 +135,7 @@ def test_refused_before_anything_starts(arguments, status, parts, capsys, base, 
     assert "--like goes with --lesson" in err
 
 
-@pytest.mark.parametrize("lesson", filter(saves_scores, lessons_by_number().values()))
+@pytest.mark.parametrize("lesson", [*filter(saves_scores, lessons_by_number().values())])
 def test_a_lesson_says_how_many_minutes_it_takes(lesson):
     assert re.match(r"about \d+ minutes", says_of_itself(lesson, "Time"))
 
@@ -178,6 +179,8 @@ def test_scores_of_any_kind(base):
         ({"KL": float("nan")}, "the score 'KL' is nan"),
         ({"won": {"T=1": True}}, "the score 'won T=1' is True"),
         ({"KL": "0.1"}, "the score 'KL' is '0.1'"),
+        ({"change": {"difference": float("nan"), "ci95": [0.1, 0.2]}}, "the score 'change' is nan"),
+        ({"change": {"difference": 0.1, "ci95": [0.1, float("inf")]}}, "the score 'change' is inf"),
         ({"a b": 1, "a": {"b": 2}}, "two scores are called 'a b'"),
     ],
 )

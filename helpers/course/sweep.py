@@ -233,8 +233,8 @@ def choose_sweep(request: SweepRequest) -> "Sweep":
     if old and not request.varied:
         return old
     like = request.like or "latest"
-    if old:  # whatever is latest by now
-        like = standing(request.lesson, request.like) if request.like else old.like
+    if old:  # whatever is latest by now, and though the run may be gone
+        like = old.like if like in ("latest", old.like) else standing(request.lesson, like)
     settings = request.name, request.varied, request.common, request.last
     new = plan_sweep(*settings, new=old is None, lesson=request.lesson, like=like)
     if old and old != new:

@@ -179,7 +179,7 @@ def size_and_change(path: Path) -> tuple[int, float]:
         for name in [".", *files, *(name for name in folders if os.path.islink(os.path.join(folder, name)))]:
             try:
                 entry = os.lstat(os.path.join(folder, name))
-            except FileNotFoundError:  # gone since
+            except OSError:  # gone since
                 continue
             total += entry.st_size if name != "." else 0
             newest = max(newest, entry.st_mtime)

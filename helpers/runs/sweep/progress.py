@@ -103,7 +103,7 @@ class Watch:
         """What is under way: `1:25  ranks-02 train, step 12; ranks-03 evaluate`."""
         under_way = []
         for run in map(self._sweep.run, self._sweep.settings):
-            with contextlib.suppress(RunError, FileNotFoundError):  # deleted; a loop that begins anew
+            with contextlib.suppress(RunError, OSError):  # deleted by somebody; a loop that begins anew
                 entries = [*run.manifest.stages.items(), *run.manifest.lessons.items()]
                 begun = [name for name, entry in entries if entry.status == "started"]
                 if begun and is_under_way(run.path):
