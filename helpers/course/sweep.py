@@ -28,7 +28,7 @@ class SweepRequest:
         common: settings of all runs.
         last: the stage to end with.
         lesson: the notebook of Part 2 or 3 to run instead of the stages; empty for none.
-        like: the run that a lesson stands on; empty: the latest, or that of the sweep to go on with.
+        like: the run that a lesson stands on.
         resume: go on with a sweep that was begun before.
         jobs: runs at a time.
         dry_run: say what would happen, and do nothing.
@@ -40,7 +40,7 @@ class SweepRequest:
     common: dict[str, Any]
     last: str
     lesson: str = ""
-    like: str = ""
+    like: str = "latest"
     resume: bool = False
     jobs: int | None = None
     dry_run: bool = False
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         common=_common(options) if varied else {},
         last=options.last or "evaluate",
         lesson=lessons_by_number()[options.lesson] if options.lesson else "",
-        like=options.like or "",
+        like=options.like or "latest",
         resume=options.resume,
         jobs=options.jobs,
         dry_run=options.dry_run,
@@ -232,7 +232,7 @@ def choose_sweep(request: SweepRequest) -> "Sweep":
     old = open_sweep(request.name) if request.resume else None
     if old and not request.varied:
         return old
-    like = request.like or "latest"
+    like = request.like
     if old:  # whatever is latest by now, and though the run may be gone
         like = old.like if like in ("latest", old.like) else standing(request.lesson, like)
     settings = request.name, request.varied, request.common, request.last
