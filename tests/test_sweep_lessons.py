@@ -14,11 +14,13 @@ from helpers.errors import CourseError, RunError
 from helpers.evaluate.paired import WinRate
 from helpers.evaluate.score import Score
 from helpers.files import read_json
+from helpers.paths import runs_dir
 from helpers.runs import open_run, save_scores
 from helpers.runs.lesson_scores import read_scores
 from helpers.runs.lessons import saves_scores, says_of_itself
 from helpers.runs.stages import lessons_by_number
-from helpers.runs.sweep.results import write_results
+from helpers.runs.sweep.plan import Sweep
+from helpers.runs.sweep.results import collect, csv_text, write_results
 from helpers.runs.sweep.run import course_run
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -188,6 +190,26 @@ def test_what_is_no_score_is_refused(scores, fault, tmp_path):
     with pytest.raises(CourseError, match=re.escape(fault)):
         save_scores(tmp_path, scores)
     assert not [*tmp_path.iterdir()]
+
+
+def test_each_score_has_a_column_of_its_own():
+    """Also one that is called as a setting, as another column, or as the end of another's interval."""
+    scores = {
+        "kl": {"value": 1.0},
+        "seconds": {"value": 2.0},
+        "won": {"value": 3.0},
+        "won, low": {"value": 4.0},
+    }
+    sweep = Sweep(runs_dir() / "rl", "train", ("kl",), {"rl-01": {"kl": 0.5}}, RL)
+    [row] = csv.DictReader(csv_text(sweep, [collect(sweep)[0] | {"scores": scores}]).splitlines())
+    shown = {name: value for name, value in row.items() if value and not name.startswith(("run", "status"))}
+    assert shown == {
+        "kl": "0.5",
+        "kl (score)": "1.0",
+        "seconds (score)": "2.0",
+        "won": "3.0",
+        "won, low (score)": "4.0",
+    }
 
 
 def test_what_a_worker_starts(capsys, base, monkeypatch):

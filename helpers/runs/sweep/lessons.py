@@ -5,6 +5,7 @@ affair: it saves scores under names of its own, and these are the columns.
 """
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from helpers.errors import RunError
@@ -129,15 +130,19 @@ def scores_of(row: dict[str, Any]) -> dict[str, LessonScore]:
     return {name: LessonScore.model_validate(score) for name, score in row["scores"].items()}
 
 
-def lesson_cells(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The scores of each row for results.csv: one plain value a cell."""
-    names = dict.fromkeys(name for row in rows for name in row["scores"])
-    lines = []
-    for row in rows:
-        line: dict[str, Any] = {}
-        for name in names:
+def lesson_cells(rows: list[dict[str, Any]], taken: Collection[str]) -> list[dict[str, Any]]:
+    """The scores of each row for results.csv: one plain value a cell.
+
+    Args:
+        taken: columns that hold something else. A score of that name gets " (score)" behind it.
+    """
+    lines: list[dict[str, Any]] = [{} for _ in rows]
+    for name in dict.fromkeys(name for row in rows for name in row["scores"]):
+        head = name
+        while {head, f"{head}, low", f"{head}, high"} & {*taken, *lines[0]}:
+            head += " (score)"
+        for line, row in zip(lines, rows, strict=True):
             score = row["scores"].get(name, {})
             low, high = score.get("ci95") or (None, None)
-            line |= {name: score.get("value"), f"{name}, low": low, f"{name}, high": high}
-        lines.append(line)
+            line |= {head: score.get("value"), f"{head}, low": low, f"{head}, high": high}
     return lines

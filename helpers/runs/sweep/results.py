@@ -250,12 +250,14 @@ def write_results(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
 
 def csv_text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """The rows as a table with one plain value a cell; shares between 0 and 1, times in seconds."""
-    best, cells = best_row(sweep, rows), lesson_cells(rows) if sweep.lesson else map(_cells, rows)
-    lines = []
-    for row, scores in zip(rows, cells, strict=True):
-        line = {"run": row["run"], "status": row["status"], "best": "yes" if row is best else ""}
-        line |= row["settings"] | scores
-        lines.append(line | {key: row[key] for key in ("seconds", "flag", "message", "log")})
+    best = best_row(sweep, rows)
+    begin = [
+        {"run": row["run"], "status": row["status"], "best": "yes" if row is best else ""} | row["settings"]
+        for row in rows
+    ]
+    end = [{key: row[key] for key in ("seconds", "flag", "message", "log")} for row in rows]
+    cells = lesson_cells(rows, {*begin[0], *end[0]}) if sweep.lesson else map(_cells, rows)
+    lines = [own | scores | rest for own, scores, rest in zip(begin, cells, end, strict=True)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
