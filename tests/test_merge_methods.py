@@ -113,10 +113,10 @@ def test_tokenizer_chat_template_and_generation_config_come_along(made, tmp_path
 
 def test_size_decides_how_to_merge_and_the_report_says_so(made, tmp_path, monkeypatch, capsys):
     need = memory_needed(made["base"])
-    monkeypatch.setattr("helpers.weights.merge.free_memory", lambda: need)
+    monkeypatch.setattr("helpers.weights.merge.machine_memory", lambda: (2 * need, need))
     report = merge_adapter(made["base"], made["adapter"], tmp_path / "small")
     assert report["method"] == "memory" and "GiB" in report["why"] and capsys.readouterr().out == ""
-    monkeypatch.setattr("helpers.weights.merge.free_memory", lambda: need - 1)
+    monkeypatch.setattr("helpers.weights.merge.machine_memory", lambda: (2 * need, need - 1))
     report = merge_adapter(made["base"], made["adapter"], tmp_path / "large")
     assert report["method"] == "shards" and report["why"] in capsys.readouterr().out
     with pytest.raises(ModelError, match="auto, memory, shards"):

@@ -23,6 +23,7 @@ from typing import Any
 from helpers.clock import worked
 from helpers.errors import ModelError
 from helpers.files import write_text
+from helpers.memory import machine_memory
 from helpers.weights.adapter import lora_pairs, trains_output_layer
 from helpers.weights.archive import GIB
 from helpers.weights.base_model import (
@@ -183,7 +184,7 @@ def choose_method(folder: Path, adapter_folder: str | Path, method: str = "auto"
         return method, "as asked"
     if any(".experts" in module for module in lora_pairs(adapter_folder)):
         return "shards", "the adapter changes experts, whose form in the files transformers changes in memory"
-    need, free = memory_needed(folder), free_memory()
+    need, free = memory_needed(folder), machine_memory()[1]
     compared = f"the model needs {need / GIB:.1f} GiB in float32, and {free / GIB:.1f} GiB are free"
     return ("memory" if need <= free else "shards"), compared
 
@@ -203,18 +204,6 @@ def parameter_count(folder: Path) -> int:
 def memory_needed(folder: Path) -> int:
     """Bytes for a merge in memory: the parameters in float32, the files they come from, and 1 GiB more."""
     return 4 * parameter_count(folder) + sum(file.stat().st_size for file in shard_files(folder)) + GIB
-
-
-def free_memory() -> int:
-    """Bytes that this process can still use, within the container's limit if there is one."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        return free
-    return min(free, limit - used)
 
 
 def _check_tokenizer(folder: Path) -> None:
