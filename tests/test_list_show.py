@@ -1,6 +1,8 @@
 """`course list` and `course show`, on made-up runs."""
 
+import errno
 import json
+import os
 import re
 from datetime import datetime
 
@@ -10,7 +12,7 @@ from runs_for_tests import begin_stage, finish_stage, make_run, make_text_run
 
 from helpers.errors import DataError
 from helpers.runs.failures import record_failure
-from helpers.runs.info import find_runs
+from helpers.runs.info import find_runs, is_under_way
 from helpers.runs.run import Run, open_run
 from helpers.text import size_text
 
@@ -119,6 +121,21 @@ def test_a_run_under_way(capsys):
         assert status == 1
         assert_one_message(err, "busy", "under way")
     assert run.path.is_dir() and listed(capsys)["busy"]["state"] == "unfinished"
+
+
+def test_a_lock_that_can_not_be_asked_for_does_not_count_as_free(monkeypatch):
+    run = make_run("busy", done=("split",))
+    assert not is_under_way(run.path)
+    with run.in_use():
+        assert is_under_way(run.path)
+    assert not is_under_way(run.path)
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+        is_under_way(run.path)
 
 
 def test_sizes_are_short():

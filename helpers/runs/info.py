@@ -4,6 +4,7 @@
 or made by another version of the course is shown as such.
 """
 
+import fcntl
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -159,17 +160,14 @@ def latest_name() -> str | None:
 
 def is_under_way(path: Path) -> bool:
     """Whether a `course run` works in this run folder now. Makes no file."""
-    from filelock import FileLock, Timeout
-
-    if not (path / RUN_LOCK).is_file():
-        return False
     try:
-        with FileLock(str(path / RUN_LOCK), timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:
+        with open(path / RUN_LOCK) as lock:  # to read: that is enough, and the folder may be another user's
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, PermissionError):  # none, or not for us to see
         return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def size_and_change(path: Path) -> tuple[int, float]:
