@@ -8,6 +8,7 @@ from commands import assert_one_message, course, real_course
 from runs_for_tests import make_run
 from stub import GREEDY, train
 
+from helpers.course.ask import Conversation
 from helpers.files import write_json
 from helpers.runs.manifest import BackendUsed
 from helpers.serve import generate_with_transformers
@@ -91,6 +92,23 @@ def test_of_a_run_with_one_instruction_the_question_is_the_input(asked, renderer
     expected = answer(renderer, merged, {"instruction": "Say it in words.", "input": QUESTION})
     assert expected != answer(renderer, merged, own)
     assert course(capsys, "ask", "asked", QUESTION, "--model", "merged")[1] == printable(f"{expected}\n")
+
+
+@pytest.mark.parametrize("renderer", ["guide"], indirect=True)
+@pytest.mark.parametrize("more", ["", "It is short."])
+def test_in_a_chat_the_instruction_stands_before_the_first_question_only(renderer, more):
+    prompts = []
+
+    def sample(tokens):
+        prompts.append(renderer.tokenizer.decode(tokens, skip_special_tokens=True))
+        return renderer.tokenizer.encode(" Glad.", add_special_tokens=False), "stop"
+
+    talk = Conversation(renderer, sample, "", "Glad or sad?")
+    talk.ask("Good soup.", more)
+    talk.ask("Why?")
+    first = f"Good soup.\nInput: {more}" if more else "Glad or sad?\nInput: Good soup."
+    assert prompts[0] == f"Instruction: {first}\nResponse:"
+    assert prompts[1] == f"{prompts[0]} Glad.\n\nInstruction: Why?\nResponse:"
 
 
 @pytest.mark.parametrize("renderer", ["guide"], indirect=True)

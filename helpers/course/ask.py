@@ -26,8 +26,8 @@ def add(commands: Any) -> None:
         run,
         "ask a run's model a question, or talk to it",
         "The question is put as in training, the answer ends as in training, and the most likely token is "
-        "taken each time, as for the scores. If the run has one instruction for all records, the question is "
-        "their input.",
+        "taken each time, as for the scores. If the run has one instruction for all records, the first "
+        "question is its input; what follows in a chat is put as you type it.",
         'course ask latest "What is 7 + 5?"',
         'course ask my-run "What is 7 + 5?" --model base    # what did training change?',
         'course ask reviews "评价是好评还是差评？" --input "很好用"',
@@ -100,7 +100,7 @@ class Conversation:
         renderer: of training.
         sample: asks the model.
         system: a system message; may be empty.
-        instruction: the run's one for all records; may be empty.
+        instruction: the run's one for all records; may be empty. The first question is its input.
     """
 
     def __init__(self, renderer: Any, sample: Sampler, system: str, instruction: str):
@@ -114,6 +114,7 @@ class Conversation:
 
         if self.instruction.strip() and not more:
             question, more = self.instruction, question
+        self.instruction = ""  # it is said once: later turns have it before them
         record = {"instruction": question, "input": more}
         self.messages += messages_before_answer(record, self.renderer)
         tokens, ended = self.sample(prompt_tokens({**record, "messages": self.messages}, self.renderer))
