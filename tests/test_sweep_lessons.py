@@ -107,6 +107,16 @@ def test_failures_are_done_again_on_the_same_copy(capsys, base, notebooks, folde
     assert notebooks.calls == []
 
 
+def test_a_damaged_copy_is_named_and_made_again_from_another(capsys, base, notebooks):
+    course(capsys, *SWEEP, "--grid", "group_size=4,8")
+    course(capsys, "clean", "mine", "--yes")
+    open_run("rl-01").manifest_path.write_text("{")
+    resume = (*SWEEP[:3], "--resume")
+    assert_one_message(course(capsys, *resume)[2], "run rl-01 is damaged", "made again: course clean rl-01")
+    course(capsys, "clean", "rl-01", "--yes")
+    assert course(capsys, *resume)[0] == 0 and open_run("rl-01").stage("train").settings.rank == 16
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "parts"),
     [

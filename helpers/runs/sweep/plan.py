@@ -70,8 +70,11 @@ class Sweep:
         Raises:
             RunError: there is neither.
         """
-        copies = (run for run in map(self.run, self.settings) if run.manifest_path.is_file())
-        return next((run for run in copies if run.manifest.sweep), None) or open_run(self.like)
+        for run in map(self.run, self.settings):
+            with contextlib.suppress(RunError):  # not made yet; or damaged, which `run_sweep` says
+                if run.manifest.sweep:
+                    return run
+        return open_run(self.like)
 
     def setting(self, name: str) -> dict[str, Any]:
         """The swept settings of a run, with today's default where it sets none."""
