@@ -1,6 +1,7 @@
 """How much one key may hold, and all keys together: a request for more is refused before any of it is made.
 
-The memory that clients may use is one number. Each row below that counts bytes of memory is a share of it.
+The memory that clients may use is one number. The rows below that count bytes in memory are shares of it,
+except those of requests being read.
 """
 
 import threading
@@ -124,7 +125,7 @@ class Hold:
 
 
 class Budgets:
-    """What each key holds of what is counted here: memory, positions, queued, reading."""
+    """What each key holds, except sessions, samplers, results and disk: those are counted where they are."""
 
     def __init__(self, memory: int, disk: int):
         self.limits = table(memory, disk)

@@ -105,15 +105,16 @@ def _make_runs(sweep: Sweep) -> None:
         run = sweep.run(name) if sweep.run(name).manifest_path.is_file() else new_run(name, latest=False)
         if run.manifest.sweep is None:
             if sweep.lesson:
-                _copy(sweep.original(), run)
+                _copy(sweep, run)
                 run.update(like=Path(sweep.like).name, sweep=sweep.name)
             else:
                 run.update(settings=settings, sweep=sweep.name)
 
 
-def _copy(original: Run, run: Run) -> None:
+def _copy(sweep: Sweep, run: Run) -> None:
     """Take over all that a lesson stands on."""
-    for stage in stages_until("train"):
+    original = sweep.original()
+    for stage in sweep.stages:
         run.take_over(stage, original)
     manifest = original.manifest
     run.update(base_model=manifest.base_model, backend=manifest.backend, settings=manifest.settings)
