@@ -149,6 +149,10 @@ def test_why_a_stage_failed_is_kept_in_its_own_fields_until_it_is_begun_again():
         "row 3 has no output",
         "add one",
     )
+    record_failure(open_run(), "11_preferences", DataError("no pairs", "make some"))
+    manifest = open_run().manifest
+    assert [manifest.failure_of(name) for name in ("split", "train")] == [failure, None]
+    assert manifest.failures == [failure, manifest.failure_of("11_preferences")]
     open_stage("split", "latest", SplitSettings().model_dump())
     assert open_run().manifest.failure is None
 

@@ -295,11 +295,15 @@ class Manifest(Part):
         entry = self.lessons.get(lesson)
         return entry is not None and entry.status == "done" and entry.failure is None
 
+    @property
+    def failures(self) -> list[Failure]:
+        """Those of the last tries: one of the stages at most, and one of each lesson."""
+        found = [self.failure, *(entry.failure for entry in self.lessons.values())]
+        return [failure for failure in found if failure]
+
     def failure_of(self, name: str) -> Failure | None:
-        """Why the last try of a lesson failed; with a stage's name, or none, that of a stage."""
-        if not name or name in STAGES:
-            return self.failure
-        return self.lessons[name].failure if name in self.lessons else None
+        """Why the last try of this stage or lesson failed."""
+        return next((failure for failure in self.failures if failure.stage == name), None)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":

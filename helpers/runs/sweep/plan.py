@@ -17,7 +17,7 @@ from helpers.runs.chosen import checked
 from helpers.runs.hosted import settled
 from helpers.runs.info import readable_run
 from helpers.runs.lessons import check_lesson, defaults_of_lesson, saves_scores
-from helpers.runs.manifest import now
+from helpers.runs.manifest import Failure, Manifest, now
 from helpers.runs.preflight import check_run
 from helpers.runs.run import SWEEP_FILE, Run, check_new_run, open_run
 from helpers.runs.settings import OTHER_RUNS, defaults_of, settings_until
@@ -103,6 +103,10 @@ class Sweep:
             return manifest.lesson_is_done(self.lesson)
         failed = manifest.failure is not None and manifest.failure.stage in stages
         return not failed and all(manifest.stages.is_done(stage) for stage in stages)
+
+    def failure(self, manifest: Manifest) -> Failure | None:
+        """Why what the sweep does in a run failed at its last try."""
+        return manifest.failure_of(self.lesson) if self.lesson else manifest.failure
 
     def save(self) -> None:
         """Write it into its folder, once.

@@ -84,7 +84,7 @@ class Watch:
             entry = manifest.lessons[sweep.lesson]
             line = f"{head}  {sweep.lesson}  {clock(entry.seconds)}"
             found.append(((name, sweep.lesson, entry.started), line, ""))
-        if failure := manifest.failure_of(sweep.lesson):
+        if failure := sweep.failure(manifest):
             line = f"{head}  {failure.stage:8} FAILED: {failure.what}"
             found.append(((name, failure.stage, failure.time), line, ""))
         elif sweep.is_done(name) and name not in self._finished:

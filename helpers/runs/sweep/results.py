@@ -62,7 +62,7 @@ def _status(sweep: Sweep, run: Run, manifest: Manifest) -> dict[str, Any]:
         return {"status": "under way"}
     if sweep.is_done(run.name):
         return {"status": "done"}
-    if failure := manifest.failure_of(sweep.lesson):
+    if failure := sweep.failure(manifest):
         message = f"{failure.stage}: {failure.what}"
         return {"status": "failed", "message": message, "log": str(run.path / LOG)}
     begun = sweep.lesson in manifest.lessons if sweep.lesson else dict(manifest.stages.items())

@@ -236,7 +236,7 @@ def course_run(run: Run, last: str, given: dict[str, Any], environment: dict[str
         Its exit status. A failure that it could not record in the manifest itself is recorded here.
     """
     lesson = "" if last in STAGES else last
-    before = run.manifest.failure_of(lesson)
+    before = run.manifest.failures
     which = ["--lesson", lesson.partition("_")[0]] if lesson else ["--until", last]
     command = [*COURSE, "run", "--name", run.name, *which, "--resume"]
     for name, value in given.items():
@@ -260,7 +260,7 @@ def course_run(run: Run, last: str, given: dict[str, Any], environment: dict[str
         raise
     finally:
         _children.discard(process)
-    if status not in (0, INTERRUPTED) and run.manifest.failure_of(lesson) in (None, before):
+    if status not in (0, INTERRUPTED) and all(failure in before for failure in run.manifest.failures):
         how = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
         record_failure(
             run, lesson or _next_stage(run, last), RunError(f"its process {how}", f"see {run.path / LOG}")
