@@ -10,6 +10,7 @@ from runs_for_tests import begin_stage, make_run
 from helpers.errors import DataError
 from helpers.files import write_jsonl
 from helpers.runs.info import look_at
+from helpers.runs.manifest import LessonEntry, now
 from helpers.runs.report.comparison import holm, write_comparison
 from helpers.runs.report.comparison_tables import compare_settings
 
@@ -122,6 +123,18 @@ def test_a_setting_that_differs_in_one_stage_only():
     different, same = compare_settings([look_at(a.path), look_at(b.path)])
     assert different == {"max_tokens (evaluate)": ["24", "48"]}
     assert same["max_tokens (train)"] == "24"
+
+
+def test_what_a_lesson_was_not_told_it_had_by_default():
+    """Also where a run is older than a notebook's name."""
+    runs = [make_run("a", done=()), make_run("b", done=())]
+    for run, told in zip(runs, ({}, {"steps": 4}), strict=True):
+        entry = LessonEntry(status="done", started=now(), settings=told)
+        run.update(lessons={"11_preferences": entry, "11_older": entry})
+    different, same = compare_settings([look_at(run.path) for run in runs])
+    assert different == {"steps (11_preferences)": ["8", "4"]}
+    assert (same["steps (11_older)"], same["dpo_beta"]) == ("4", "0.5")
+    assert "run_name" not in same
 
 
 def test_holm_allows_for_several_tests():

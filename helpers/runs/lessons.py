@@ -18,6 +18,7 @@ from helpers.errors import CourseError
 from helpers.paths import NOTEBOOKS
 from helpers.runs.chosen import value_of
 from helpers.runs.run import Run
+from helpers.runs.stages import lessons_by_number
 
 PLACES = ("run_name", "folder_name")  # where a lesson reads and writes: the run decides
 
@@ -66,6 +67,12 @@ def check_lesson(lesson: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settable(lesson: str) -> dict[str, Any]:
     return {name: value for name, value in defaults_of_lesson(lesson).items() if name not in PLACES}
+
+
+def settings_had(lesson: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a lesson that was run: those chosen, else today's defaults if the notebook is there."""
+    there = lesson in lessons_by_number().values()
+    return {**(_settable(lesson) if there else {}), **chosen}
 
 
 def _no_setting(what: str, name: str, lessons: Sequence[str]) -> CourseError:

@@ -8,6 +8,7 @@ from typing import Any
 from helpers.evaluate.score import Headline
 from helpers.runs.info import RunInfo
 from helpers.runs.lesson_scores import LessonScore, score_rows
+from helpers.runs.lessons import settings_had
 from helpers.runs.report.page import backend_kind, model_name
 from helpers.runs.report.render import MEAN_F1, NONE, Table, minute, p_text, score_cells, small, told
 from helpers.runs.result_forms import Checkpoint, Parity, Step
@@ -93,7 +94,7 @@ def _settings(runs: list[RunInfo]) -> dict[str, dict[str, list[str]]]:
                     values = found.setdefault(name, {}).setdefault(stage, [NONE] * len(runs))
                     values[place] = written(value)
         for lesson, entry in run.manifest.lessons.items():
-            for name, value in entry.settings.items():
+            for name, value in settings_had(lesson, entry.settings).items():
                 values = found.setdefault(name, {}).setdefault(lesson, [NONE] * len(runs))
                 values[place] = written(value)
     return found
