@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from commands import assert_one_message, course, tree
@@ -19,7 +20,7 @@ from helpers.runs import open_run, save_scores
 from helpers.runs.lesson_scores import read_scores
 from helpers.runs.lessons import saves_scores, says_of_itself
 from helpers.runs.stages import lessons_by_number
-from helpers.runs.sweep.plan import Sweep
+from helpers.runs.sweep.plan import Sweep, open_sweep
 from helpers.runs.sweep.results import collect, csv_text, write_results
 from helpers.runs.sweep.run import course_run
 
@@ -102,6 +103,15 @@ def test_failures_are_done_again_on_the_same_copy(capsys, base, notebooks, folde
     assert_one_message(
         course(capsys, *SWEEP[:3], "--resume")[2], "rl-02", "group_size is 2 there, 8 in the sweep"
     )
+    for there, here, said in (  # a parameter that the notebook has no longer
+        ({"old": 3}, {}, "old is 3 there, not set in the sweep"),
+        ({}, {"old": 3}, "old is not set there, 3 in the sweep"),
+    ):
+        sweep = replace(open_sweep("rl"), swept=("group_size", "old"))
+        sweep.settings["rl-02"] |= here
+        with run.edit() as manifest:
+            manifest.lessons[RL].settings = there
+        assert collect(sweep)[1]["message"] == said
     run.file(f"{RL}/scores.json").write_text("{}")
     assert_one_message(course(capsys, *SWEEP[:3], "--resume")[2], "rl-02", "saved no scores")
     assert notebooks.calls == []

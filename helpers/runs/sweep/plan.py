@@ -83,7 +83,7 @@ class Sweep:
 
     def _default(self, key: str) -> Any:
         if self.lesson:
-            return defaults_of_lesson(self.lesson)[key]
+            return defaults_of_lesson(self.lesson).get(key)
         return next(iter(defaults_of(key).values()), None)
 
     def text(self, name: str) -> str:

@@ -77,10 +77,11 @@ def _changes(sweep: Sweep, name: str, manifest: Manifest) -> str:
     if entry := manifest.lessons.get(sweep.lesson):
         used[sweep.lesson] = defaults_of_lesson(sweep.lesson) | entry.settings
     for stage, settings in used.items():
-        for key, value in settings.items():
-            own = wanted[stage][key] if stage in wanted else value
-            if own != value and key not in OTHER_RUNS:
-                found[key] = f"{key} is {value!r} there, {own!r} in the sweep"
+        own = wanted.get(stage, settings)
+        for key in {**settings, **own}:  # one may be of a setting that the notebook has no longer
+            there, here = (values.get(key, "not set") for values in (settings, own))
+            if there != here and key not in OTHER_RUNS:
+                found[key] = f"{key} is {written(there)} there, {written(here)} in the sweep"
     return ", ".join(found.values())
 
 
