@@ -12,6 +12,7 @@ from helpers.data.split import Split
 from helpers.errors import DataError
 from helpers.evaluate import choose_task
 from helpers.paths import ROOT
+from helpers.train.guide import guide_prompt
 
 USER, ANSWER = {"role": "user", "content": "And 3?"}, {"role": "assistant", "content": "4."}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -142,6 +143,16 @@ def test_every_form_of_chat_becomes_the_same_messages(row, messages):
     assert normalise_record(json.loads(json.dumps(record))) == record  # as a split's file has it
 
 
+def test_an_input_is_put_as_in_a_record_of_one_turn():
+    plain = ALPACA | {"instruction": "And", "input": "3?"}
+    told = normalise_record(plain | {"system": "Be brief."})
+    assert conversation(told) == [SYSTEM, turn("user", "And\n3?"), ANSWER]
+    assert guide_prompt(plain) == "Instruction: And\nInput: 3?\nResponse:"
+    assert guide_prompt(told) == f"Be brief.\n\n{guide_prompt(plain)}"
+    later = normalise_record(plain | {"input": "5?", "history": [["And\n3?", "4."]]})
+    assert [group.indices for group in find_duplicates([plain, later])] == [(0, 1)]  # asked on the way
+
+
 @pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [TOOL["function"]], [TOOL | {"strict": None}]])
 @pytest.mark.parametrize("row", [{"messages": PAIR}, {"prompt": [USER], "completion": [ANSWER]}, ALPACA])
 def test_tools_make_a_conversation(row, tools):
@@ -172,6 +183,7 @@ def test_tools_make_a_conversation(row, tools):
         ({"messages": [USER, ANSWER | {"weight": 1, "trainable": False}]}, ["message 1", "weight 1"]),
         ({"messages": [USER, ANSWER | {"thinking": "a", "reasoning": "b"}]}, ["'reasoning' and 'thinking'"]),
         ({"messages": [SYSTEM, *PAIR], "system": "Be long."}, ["different system messages"]),
+        ({"messages": PAIR, "instruction": "And", "input": "4?"}, ["'instruction' is 'And'"]),
         ({"messages": PAIR, "output": "5."}, ["'output' is '5.'", "by 'messages' it is '4.'"]),
         ({"messages": [USER, turn("tool", "4"), ANSWER]}, ["message 1", "tool's answer", "no call"]),
         ({"messages": [USER, NAMED, RESULT | {"tool_call_id": "c2"}, ANSWER]}, ["message 2", "'c2'"]),

@@ -5,8 +5,8 @@ conversation(record)                  # the same messages; for a one-turn record
 
 A record of one question and one answer holds `instruction`, `input` and `output`. One with more (a system
 message, several exchanges, tools, thinking, marks on what to train on) also holds `messages`, in OpenAI's
-form, and perhaps `tools`. Its `instruction` is then the last thing that the user said, and its `output` the
-last answer, for graders and listings.
+form, and perhaps `tools`. Its `instruction` is then the last thing that the user said, apart from its `input`
+if its source has one, and its `output` the last answer, for graders and listings.
 """
 
 import json
@@ -57,16 +57,24 @@ def conversation(record: dict[str, Any], before_input: str = "\n") -> list[Messa
     """The messages of a record of either form; the last is the answer.
 
     Args:
-        before_input: what stands between the instruction and the input of a one-turn record.
+        before_input: what stands between the instruction and the input.
     """
-    if has_conversation(record):
-        return record["messages"]
+    if not has_conversation(record):
+        return [
+            {"role": "user", "content": question_of(record, before_input)},
+            {"role": "assistant", "content": record["output"].strip()},
+        ]
+    messages = list(record["messages"])
+    if record.get("input"):
+        last = max(place for place, message in enumerate(messages) if message["role"] == "user")
+        messages[last] = {**messages[last], "content": question_of(record, before_input)}
+    return messages
+
+
+def question_of(record: dict[str, Any], before_input: str = "\n") -> str:
+    """Instruction and input of a record as one text."""
     more = (record.get("input") or "").strip()
-    question = record["instruction"].strip() + (f"{before_input}{more}" if more else "")
-    return [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": record["output"].strip()},
-    ]
+    return record["instruction"].strip() + (f"{before_input}{more}" if more else "")
 
 
 def conversation_record(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _groups(firsts: Iterable[int]) -> list[tuple[int, ...]]:
 def _questions(records: Sequence[dict[str, Any]], heads: Counter[str]) -> list[str]:
     """What each record asks, in the form in which questions are compared."""
     shared = len({record["instruction"] for record in records}) == 1 and all(
-        record.get("input") for record in records
+        record.get("input") and not has_conversation(record) for record in records
     )
     return [
         _prompts(record, heads)[-1]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.data import chat, choices
-from helpers.data.conversation import Message, conversation, conversation_record
+from helpers.data.conversation import Message, conversation, conversation_record, question_of
 from helpers.data.tool_calls import read_tools
 from helpers.data.values import kind_of, text_of
 from helpers.errors import DataError
@@ -194,12 +194,17 @@ def _from_guide(row: dict[str, Any]) -> dict[str, Any]:
     system, history = text_of(row, "system", needed=False), _filled(row, "history")
     question, answer = conversation(record)
     earlier = row["history"] if history else []
-    return _talk(row, chat.with_turns_before(earlier, system, question["content"], answer["content"]))
+    talk = _talk(row, chat.with_turns_before(earlier, system, question["content"], answer["content"]))
+    return talk | {name: record[name].strip() for name in ("instruction", "input")}
 
 
 def _from_chat(row: dict[str, Any]) -> dict[str, Any]:
     column = _chat_column(row)
     record = _talk(row, chat.read_chat(row[column], text_of(row, "system", needed=False)))
+    asked = {name: row.get(name) for name in ("instruction", "input")}
+    texts = all(isinstance(text, str) and text for text in asked.values())
+    if texts and question_of(asked) == record["instruction"]:  # as in a split's file
+        record |= asked
     for field in VIEW:
         if row.get(field) is not None and row[field] != record[field]:
             raise DataError(
