@@ -21,7 +21,8 @@ import helpers  # noqa: F401  (sets how idle threads wait, before torch is loade
 from helpers.local_model import LOCAL_MODEL
 
 # The SDK's clients of servers that a test has ended warn for minutes, into the output of whatever test is on.
-logging.getLogger("tinker.lib.internal_client_holder").setLevel(logging.ERROR)
+for _module in ("internal_client_holder", "telemetry"):
+    logging.getLogger(f"tinker.lib.{_module}").setLevel(logging.ERROR)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
