@@ -75,7 +75,12 @@ def test_runs_and_their_failures(capsys):
     run.update(settings={"export_name": EVIL}, base_model=EVIL)
     assert_shown(course(capsys, "show")[1])
     sweep: Any = SimpleNamespace(
-        settings={"mine": {}}, text=lambda _: EVIL, run=lambda _: run, is_done=lambda _: False, lesson=""
+        settings={"mine": {}},
+        text=lambda _: EVIL,
+        run=lambda _: run,
+        is_done=lambda _: False,
+        failure=lambda manifest: manifest.failure,
+        lesson="",
     )
     with Watch(sweep, print) as watch:
         watch._seen.clear()
