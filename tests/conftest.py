@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tinker
+import torch
 from nbval_beside import NOTEBOOK_TESTS, Nbval
 from sdk_world import World
 from stub import Remote, Server, remote
@@ -72,6 +73,7 @@ def committed_notebooks(request, tmp_path_factory) -> Iterator[Nbval | None]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("OMP_NUM_THREADS", str(len(half)))  # of what the other tests start
+        torch.set_num_threads(len(half))  # a second one waits for the notebooks' core at every product
         yield run
 
 

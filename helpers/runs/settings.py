@@ -178,7 +178,7 @@ class MergeSettings(Settings):
 
     backend_name: BackendName = Field("auto", description=BACKEND)
     dtype: Precision = Field("float32", description="precision of the saved weights")
-    parity_prompts: OneOrMore = Field(64, description="test examples whose logprobs are compared")
+    parity_prompts: OneOrMore = Field(32, description="test examples whose logprobs are compared")
     sampler_precision: Precision = Field("float32", description="precision in which the service scores")
     test_limit: ZeroOrMore = Field(0, description="test examples to answer; 0 takes all")
     max_tokens: OneOrMore = Field(96, description="longest answer, in tokens")
@@ -197,7 +197,7 @@ class VllmSettings(Settings):
         "", description="ray spreads the engine over machines; empty leaves it to vLLM"
     )
     max_tokens: OneOrMore = Field(96, description="longest answer, in tokens")
-    parity_prompts: OneOrMore = Field(64, description="test examples whose logprobs are compared")
+    parity_prompts: OneOrMore = Field(32, description="test examples whose logprobs are compared")
     throughput_tokens: ZeroOrMore = Field(
         32, description="length of each answer in the speed test; 0: no test"
     )
