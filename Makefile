@@ -28,5 +28,5 @@ notebooks: install  ## developers: run the notebooks and keep their outputs, to 
 lock:            ## developers: resolve pyproject.toml into requirements.lock and requirements-gpu.lock
 	@$(PYTHON) tests/make_lock.py
 
-bench: install   ## developers: measure the stub backend beside PEFT, transformers and vLLM on this machine (about 20 minutes)
+bench: install   ## developers: measure the stub backend beside PEFT, transformers and vLLM on this machine (20 to 27 minutes)
 	$(BIN)/python tests/bench.py $(ARGS)

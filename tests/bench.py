@@ -1,7 +1,7 @@
 """`make bench`: the stub Tinker backend through the real SDK, beside what else one would run on the same
 machine.
 
-    make bench                                  every part, about 20 minutes on two quiet cores
+    make bench                                  every part, 20 to 27 minutes on two quiet cores
     make bench ARGS="--quick"                   small sizes, to see that it works; its numbers mean nothing
     make bench ARGS="--only sampling wire"      some parts; the others keep the numbers they have
     make bench ARGS="--only --readme"           measure nothing; write the table into the READMEs

@@ -235,9 +235,10 @@ def test_a_port_that_is_taken(served, capsys, tmp_path):
 
 def test_the_estimate_says_what_does_not_fit(monkeypatch):
     monkeypatch.setattr("helpers.memory.machine_memory", lambda: (8 * 2**30, 4 * 2**30))
-    assert "enough for about 4 learners" in serve_class.capacity(4) and "note:" not in serve_class.capacity(4)
-    assert "12 learners at once train notebook 02 in about 27 min on 2 cores" in serve_class.capacity(12)
-    assert "note:   5 learners may need more memory" in serve_class.capacity(5)
+    fits, too_many = serve_class.capacity(11), serve_class.capacity(12)
+    assert "enough for about 11 learners" in fits and "note:" not in fits
+    assert "12 learners at once train notebook 02 in about 50 min on 2 cores" in too_many
+    assert "note:   12 learners may need more memory" in too_many
 
 
 def test_the_address_that_learners_type():

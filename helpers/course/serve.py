@@ -30,12 +30,12 @@ from helpers.text import minutes
 COLUMNS = ("learner", "key", "first line to type", "second line to type")
 MOST = 500
 
-# From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-25, 2 cores): memory while it trains 16
+# From helpers/stub_tinker/README.md, "Speed" (make bench of 2026-11-27, 2 cores): memory while it trains 16
 # × 256 tokens, and what a client with a LoRA of rank 32 and its optimizer adds; tokens a second that 16
 # clients train together, and sample together, each with weights of its own.
-SERVER_BYTES = 2.97 * 2**30
-LEARNER_BYTES = 226 * 2**20
-MEASURED_CORES, TRAINED_PER_SECOND, SAMPLED_PER_SECOND = 2, 757, 309
+SERVER_BYTES = 1.79 * 2**30
+LEARNER_BYTES = 196 * 2**20
+MEASURED_CORES, TRAINED_PER_SECOND, SAMPLED_PER_SECOND = 2, 407, 166
 # What notebook 02 asks of the server, in tokens: course run --dry-run --until train.
 TRAINED, SAMPLED = 72526, 11925
 
