@@ -3,6 +3,7 @@
 About a thousand in the plain run, and more than ten thousand in the soak.
 """
 
+import errno
 import re
 import socket
 from collections.abc import Iterator
@@ -198,10 +199,11 @@ def send_and_close(siege: Siege, stream: bytes) -> socket.socket:
         connection.shutdown(socket.SHUT_WR)
         while block := connection.recv(65536):
             received += block
-    except (BrokenPipeError, ConnectionResetError):
-        received = b""
     except TimeoutError:
         siege.faults.append(("a half-closed connection was left hanging", repr(stream[:200])))
+    except OSError as error:  # the server has closed it; which of the three it is depends on the moment
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+            raise
     siege.sent += 1
     if re.search(rb"HTTP/1.1 5\d\d", received) or b"Traceback" in received:
         siege.faults.append((f"answer {received[:300]!r}", repr(stream[:200])))
