@@ -194,6 +194,29 @@ def test_spoilt_weights_reach_no_other_prompt(model):
     assert sampled(sampler, healthy) == expected
 
 
+def attend_alone(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`attend_in_pieces` of one prompt, from (positions, heads, dim) each."""
+    grids = [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -len(q) % STEP))[None] for x in (q, keys, values)]
+    return attend_in_pieces(grids[0], *(x.transpose(1, 2) for x in grids[1:]))[0, : len(q)]
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_to_the_last_bit_prompts_that_are_read_together_have_the_attention_they_have_alone(
+    heads, kv_heads, dtype
+):
+    generator = torch.Generator().manual_seed(0)
+    for known in (0, 2 * PIECE):
+        for count in (2, 7, 40):
+            q = torch.randn(count, 80, heads, 32, generator=generator).to(dtype)
+            keys, values = torch.randn(2, count, kv_heads, known + 80, 32, generator=generator).to(dtype)
+            together = attend_in_pieces(q, keys, values)
+            for i in range(count):
+                assert (
+                    attend_in_pieces(q[i : i + 1], keys[i : i + 1], values[i : i + 1])[0] == together[i]
+                ).all()
+
+
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (1, 1)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_to_the_last_bit_a_piece_has_the_attention_it_has_in_any_prompt(heads, kv_heads, dtype):
@@ -212,9 +235,7 @@ def test_to_the_last_bit_a_piece_has_the_attention_it_has_in_any_prompt(heads, k
         (192, 256),
     ]:
         q, keys, values = rows.split([heads, kv_heads, kv_heads], dim=1)
-        filler = keys.new_zeros(-last % STEP, *keys.shape[1:])
-        keys, values = (torch.cat([x[:last], filler]) for x in (keys, values))
-        attended = attend_in_pieces(q[first:last], keys, values)
+        attended = attend_alone(q[first:last], keys[:last], values[:last])
         for start in range(first, last // PIECE * PIECE, PIECE):
             piece = attended[start - first :][:PIECE]
             assert (piece == whole.setdefault(start, piece)).all(), (first, last, start)
@@ -226,9 +247,8 @@ def test_attention_in_pieces_is_attention(known, length):
     q, k, v = torch.randn(3, 6, known + length, 32, generator=torch.Generator().manual_seed(0))
     k, v = k[:2], v[:2]
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    filler = (0, 0, 0, 0, 0, -length % STEP)
-    keys, values = (torch.nn.functional.pad(x.transpose(0, 1), filler) for x in (k * 32**-0.5, v))
-    attended = attend_in_pieces(q.transpose(0, 1)[known:], keys, values)
+    keys, values = ((k * 32**-0.5).transpose(0, 1), v.transpose(0, 1))
+    attended = attend_alone(q.transpose(0, 1)[known:], keys, values)
     torch.testing.assert_close(attended.view(length, 6, 32), expected.transpose(0, 1)[known:])
 
 

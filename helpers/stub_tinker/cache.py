@@ -37,6 +37,7 @@ class Shelf:
 
     def __init__(self, config, dtype: torch.dtype, device: torch.device, capacity: int):
         self.capacity, self.jobs, self.slots = capacity, [], 0
+        self.most = max(LEAST_SLOTS, SHELF_POSITIONS // capacity // 4 * 4)  # sequences
         self.group = config.heads // config.kv_heads
         self.keys = torch.zeros(
             config.layers, 0, config.kv_heads, capacity, config.head_dim, dtype=dtype, device=device
@@ -57,10 +58,12 @@ class Shelf:
 
     def fit(self, count: int) -> None:
         """Slots for `count` sequences and the filler beside them; memory that is not needed any more is given
-        back.
+        back. A shelf that has some already grows by half of them at least, since all is copied then.
         """
         slots = max(map(sum, self.sizes(count)), default=0)
-        if slots > self.slots or slots <= self.slots // 2:
+        if slots > self.slots:
+            self.resize(max(slots, min(self.slots * 3 // 2, self.most)))
+        elif slots <= self.slots // 2:
             self.resize(slots)
 
     def resize(self, slots: int) -> None:
@@ -203,9 +206,8 @@ class Cache:
         none.
         """
         capacity = capacity_for(length)
-        most = max(LEAST_SLOTS, SHELF_POSITIONS // capacity // 4 * 4)
         for shelf in self._shelves:
-            if shelf.capacity == capacity and len(shelf.jobs) + more[shelf] + count <= most:
+            if shelf.capacity == capacity and len(shelf.jobs) + more[shelf] + count <= shelf.most:
                 return shelf
         self._shelves.append(self._new(capacity))
         return self._shelves[-1]

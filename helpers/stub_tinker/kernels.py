@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from helpers.stub_tinker.steady import Steady, by_rows, fill, in_sizes, trial_operands
+from helpers.stub_tinker.steady import Steady, batched, by_rows, in_sizes, trial_operands
 
 PIECE = 64  # tokens of a prompt whose attention is computed at once
 STEP = 16  # positions by which lengths are rounded for attention
@@ -359,31 +359,41 @@ def causal_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def attend_in_pieces(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Causal attention of a prompt's last positions, `PIECE` of them at a time. The numbers of a piece depend
-    on what is up to its end, and on nothing else.
+    """Causal attention of the last positions of prompts with the same length, `PIECE` of them at a time. The
+    numbers of a piece depend on what is up to its end, and on nothing else, nor on the other prompts.
 
     Args:
-        q: (rows, heads, dim), from the beginning of a piece to the end of the prompt.
-        keys: (positions, kv_heads, dim), contiguous, times 1/√dim: of the whole prompt and zeros after it, up
-            to a multiple of `STEP`.
+        q: (prompts, rows, heads, dim), from the beginning of a piece to the end of the prompts; rows are a
+            multiple of `STEP`.
+        keys: (prompts, kv_heads, positions, dim), times 1/√dim: of the whole prompts.
         values: the same.
 
     Returns:
-        (rows, heads·dim)
+        (prompts, rows, heads·dim)
     """
-    rows, heads, dim = q.shape
-    kv_heads, group = keys.shape[1], heads // keys.shape[1]
-    q = fill(q, round_up(rows, STEP)).transpose(0, 1)
-    keys, values, mask = keys.permute(1, 2, 0), values.transpose(0, 1), piece_mask(q.dtype, q.device)
-    before, parts = keys.shape[2] - q.shape[1], []
-    for part in q.split(PIECE, dim=1):
-        count = part.shape[1]
+    prompts, rows, heads, dim = q.shape
+    kv_heads, q = keys.shape[1], q.transpose(1, 2)
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    before, parts, mask = keys.shape[1] - rows, [], piece_mask(q.dtype, q.device)
+    for part in q.split(PIECE, dim=2):
+        count = part.shape[2]
         before += count
-        scores = torch.bmm(part.reshape(kv_heads, -1, dim).contiguous(), keys[..., :before])
-        scores.view(kv_heads, group, count, before)[..., -count:].add_(mask[:count, :count])
-        attended = torch.bmm(torch.softmax(scores, dim=-1), values[:, :before])
-        parts.append(attended.view(heads, count, dim).transpose(0, 1).reshape(count, -1))
-    return torch.cat(parts)[:rows]
+        part = part.reshape(prompts * kv_heads, -1, dim)
+        scores = _apart(part, keys[:, :before].transpose(1, 2), kv_heads, True)
+        scores.view(prompts, heads, count, before)[..., -count:].add_(mask[:count, :count])
+        attended = _apart(torch.softmax(scores, dim=-1), values[:, :before], kv_heads, False)
+        parts.append(attended.view(prompts, heads, count, dim).transpose(1, 2).flatten(2))
+    return torch.cat(parts, dim=1)
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor, each: int, transposed: bool) -> torch.Tensor:
+    """Of (slots·each, m, k) and (slots·each, k, n), the product that each slot has alone."""
+    if len(a) == each:
+        return torch.bmm(a, b)
+    where = a.dtype, a.device, torch.get_num_threads()
+    trial = batched(each, *a.shape[1:], b.shape[2], transposed, *where, alone=True)
+    parts = [size * each for size in trial.sizes(len(a) // each)]
+    return torch.cat([torch.bmm(x, y) for x, y in zip(a.split(parts), b.split(parts), strict=True)])
 
 
 class Attention(torch.autograd.Function):

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 
 from helpers.stub_tinker.cache import Cache
 from helpers.stub_tinker.kernels import (
-    STEP,
     Attention,
     Before,
     Frozen,
@@ -32,7 +31,6 @@ from helpers.stub_tinker.kernels import (
     causal_weights,
     log_softmax,
     rotate,
-    round_up,
 )
 from helpers.stub_tinker.packing import Packed
 from helpers.stub_tinker.steady import fill
@@ -296,21 +294,20 @@ class Model:
         return self._normed(x[: batch.size], self.norm, adapters)
 
     def _attend_apart(self, n: int, heads, batch: Packed, on_layer) -> torch.Tensor:
-        """Attention of layer `n`, (tokens, heads·head_dim), one sequence at a time: its shapes are its own
-        then.
-        """
-        assert len(batch.places) == batch.size, "rows are shared in training only"
-        c, parts = self.config, []
-        for i, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=False)):
-            q, k, v = heads[start : start + length].split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            k = k * c.head_dim**-0.5
-            if on_layer:
-                on_layer(n, i, k, v)
-            filler = k.new_zeros(round_up(length, STEP) - length, *k.shape[1:])
-            keys = torch.cat([*(piece.keys[n] for piece in batch.known[i]), k, filler])
-            values = torch.cat([*(piece.values[n] for piece in batch.known[i]), v, filler])
-            parts.append(attend_in_pieces(q, keys, values))
-        return fill(torch.cat(parts), len(heads))
+        """Attention of layer `n`, (tokens, heads·head_dim). What a sequence gets is what it gets alone."""
+        c = self.config
+        q, keys, values = heads.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+        keys = keys * c.head_dim**-0.5
+        if on_layer:
+            for i, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=False)):
+                on_layer(n, i, keys[start : start + length], values[start : start + length])
+        rows, attended = torch.cat([q, keys, values], dim=1), q.new_zeros(len(q), c.heads * c.head_dim)
+        for alike in batch.alike:
+            q, keys, values = alike.spread(rows).split([c.heads, c.kv_heads, c.kv_heads], dim=2)
+            keys = _whole([piece.keys[n] for piece in alike.known], keys)
+            values = _whole([piece.values[n] for piece in alike.known], values)
+            attended[alike.rows] = attend_in_pieces(q, keys, values).flatten(0, 1)[alike.places]
+        return attended
 
     def target_logprobs(
         self, hidden: torch.Tensor, targets: torch.Tensor, adapters: Adapters
@@ -366,6 +363,16 @@ def _deltas(x: torch.Tensor, width: int, adapters: Adapters, name: str) -> torch
             result = x.new_zeros(len(x), width)
         result[rows] = lora.delta(x[rows], scale)[0]
     return result
+
+
+def _whole(known: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
+    """(prompts, kv_heads, positions, dim) of the (tokens, kv_heads, dim) pieces that all prompts begin with,
+    and of what is each prompt's own after them, (prompts, tokens, kv_heads, dim).
+    """
+    if not known:
+        return own.transpose(1, 2).contiguous()
+    pieces = torch.cat(known).transpose(0, 1).expand(len(own), -1, -1, -1)
+    return torch.cat([pieces, own.transpose(1, 2)], dim=2)
 
 
 def _attend(q, k, v):

@@ -6,7 +6,10 @@ row, where their gradients add up.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +21,28 @@ from helpers.stub_tinker.prefixes import Piece
 # Of the memory for a row, up to so much is for its place in attention's grid: with 512 tokens, where the
 # probabilities take most. A place without a row of its own takes only that.
 PLACE = 0.4
+
+
+@dataclass
+class Alike:
+    """Sequences that begin with the same known pieces and have, up to `STEP`, as many tokens of their own:
+    attention takes them at once, in a grid of (members, length).
+
+    Attributes:
+        rows: of the pass, (tokens,).
+        places: of those rows in the grid.
+    """
+
+    known: Sequence[Piece]
+    members: int
+    length: int
+    rows: torch.Tensor
+    places: torch.Tensor
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, dim) of a pass -> (members, length, heads, dim), zeros where there is no token."""
+        grid = rows.new_zeros(self.members * self.length, *rows.shape[1:])
+        return grid.index_copy_(0, self.places, rows[self.rows]).unflatten(0, (-1, self.length))
 
 
 class Packed:
@@ -80,6 +105,23 @@ class Packed:
     def unpad(self, grid: torch.Tensor) -> torch.Tensor:
         """(sequences, heads, longest, dim) -> (rows, heads·dim)."""
         return Gather.apply(grid.transpose(1, 2).reshape(self.count * self.longest, -1), self.slots)
+
+    @cached_property
+    def alike(self) -> list[Alike]:
+        assert len(self.places) == self.size, "rows are shared in training only"
+        members = defaultdict(list)
+        for i, (pieces, length) in enumerate(zip(self.known, self.lengths, strict=True)):
+            members[*map(id, pieces), round_up(length, STEP)].append(i)
+        return [self._alike(some, length) for (*_, length), some in members.items()]
+
+    def _alike(self, members: list[int], length: int) -> Alike:
+        own = [torch.arange(self.lengths[i]) for i in members]
+        rows, places = (
+            torch.cat([first + within for first, within in zip(firsts, own, strict=True)])
+            for firsts in ([self.starts[i] for i in members], [n * length for n in range(len(members))])
+        )
+        device = self.tokens.device
+        return Alike(self.known[members[0]], len(members), length, rows.to(device), places.to(device))
 
     def distinct(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The first token of each pair of a row and its targets, in the rows' order, and the pair of each

@@ -30,18 +30,19 @@ class Steady:
         run: `run(n)` gives the results, (n, …), of one row at each of n places.
         like: another kind of product whose bits this one must give. If None, the row must give what it gives
             among 16, or alone if even that varies from place to place.
+        alone: the row must give what it gives alone, and filler costs as much as a row.
     """
 
-    def __init__(self, run: Callable[[int], torch.Tensor], like: "Steady | None" = None):
-        self._run = run
+    def __init__(self, run: Callable[[int], torch.Tensor], like: "Steady | None" = None, alone: bool = False):
+        self._run, self._alone = run, alone
         self._agrees: dict[int, bool] = {}
         self._sizes: dict[int, tuple[int, ...]] = {}
         if like:
             self.base, self.expected = like.base, like.expected
         else:
-            self.base = REFERENCE
-            self.expected = run(REFERENCE)[0].clone()
-            if not self._try(REFERENCE):
+            self.base = 1 if alone else REFERENCE
+            self.expected = run(self.base)[0].clone()
+            if not alone and not self._try(REFERENCE):
                 self.base, self.expected = 1, run(1)[0].clone()
         self.usable = self._try(self.base)
 
@@ -58,7 +59,7 @@ class Steady:
 
     def _cover(self, rows: int) -> Iterator[int]:
         while rows > 0:
-            size = self._agreeing(_wanted(rows))
+            size = self._agreeing(_at_most(rows) if self._alone else _wanted(rows))
             yield size
             rows -= size
 
@@ -69,6 +70,10 @@ class Steady:
             if self._try(candidate):
                 return candidate
         return self.base
+
+
+def _at_most(rows: int) -> int:
+    return max(size for size in (1, *SIZES) if size <= rows)
 
 
 def _wanted(rows: int) -> int:
@@ -127,11 +132,13 @@ def batched(
     dtype: torch.dtype,
     device: torch.device,
     threads: int,
+    alone: bool = False,
 ) -> Steady:
     """The numbers of slots for products (slots·each, m, k) @ (slots·each, k, n), with as many threads.
 
     Args:
         transposed: the second factor lies in memory as (slots·each, n, k).
+        alone: as `Steady` takes it.
     """
 
     @torch.inference_mode()
@@ -142,7 +149,7 @@ def batched(
             return torch.bmm(a, matrix.expand(slots * each, n, k).contiguous().transpose(1, 2))
         return torch.bmm(a, matrix.T.expand(slots * each, k, n).contiguous())
 
-    return Steady(run)
+    return Steady(run, alone=alone)
 
 
 def by_rows(operation: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
