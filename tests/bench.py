@@ -23,6 +23,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from bench_growth import evaluation, growth, wire
 from bench_loop import loop
+from bench_profile import profile
 from bench_speed import sampling, training
 from bench_tools import MARKS, MINUTES, Bench, machine, say, serve_vllm
 
@@ -33,6 +34,7 @@ from helpers.paths import ROOT
 PARTS = {
     "training": training,
     "sampling": sampling,
+    "profile": profile,
     "wire": wire,
     "growth": growth,
     "evaluation": evaluation,

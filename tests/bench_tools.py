@@ -35,6 +35,7 @@ IDLE_GIB, TRAINING_GIB, LOSS_DIFFERENCE = 1.2, 4.0, 0.03  # bounds; of the loss 
 MINUTES = {
     "training": 5.5,
     "sampling": 7,
+    "profile": 0.5,
     "wire": 1,
     "growth": 7,
     "evaluation": 1,

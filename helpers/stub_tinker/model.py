@@ -353,16 +353,15 @@ class Model:
 
 def _deltas(x: torch.Tensor, width: int, adapters: Adapters, name: str) -> torch.Tensor | None:
     """What the adapters' groups `name` make of their rows of x, (rows, width); None if there are none."""
-    result = None
-    for groups, scale, rows in adapters.segments:
-        if (lora := groups.get(name)) is None:
-            continue
-        if rows is None:
-            return lora.delta(x, scale)[0]
-        if result is None:
-            result = x.new_zeros(len(x), width)
-        result[rows] = lora.delta(x[rows], scale)[0]
-    return result
+    loras = [(groups[name], scale, rows) for groups, scale, rows in adapters.segments if name in groups]
+    if not loras:
+        return None
+    if loras[0][2] is None:
+        return loras[0][0].delta(x, loras[0][1])[0]
+    every = torch.cat([rows for *_, rows in loras if rows is not None])
+    parts = x[every].split([len(rows) for *_, rows in loras if rows is not None])
+    deltas = [lora.delta(part, scale)[0] for (lora, scale, _), part in zip(loras, parts, strict=True)]
+    return x.new_zeros(len(x), width).index_copy_(0, every, torch.cat(deltas))
 
 
 def _whole(known: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
