@@ -18,12 +18,21 @@ from helpers.stub_tinker import losses, model
 from helpers.stub_tinker.cache import Step
 from helpers.stub_tinker.engine import best_precision
 from helpers.stub_tinker.jobs import SampleJob
-from helpers.stub_tinker.kernels import Attention, Frozen, LoraGroup, LoraLinear, SteadyLora
+from helpers.stub_tinker.kernels import (
+    Attention,
+    Frozen,
+    LoraGroup,
+    LoraLinear,
+    RmsNorm,
+    Rotate,
+    SteadyLora,
+    SwiGlu,
+)
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.sampling import Sampler
 from helpers.stub_tinker.training import forward_backward
 
-FROZEN, LORA, ATTENTION = "frozen products", "LoRA", "attention"
+FROZEN, LORA, ATTENTION, SMALL = "frozen products", "LoRA", "attention", "norms, rotation, activation"
 WHERE: list[tuple[str, Any, str]] = [
     (FROZEN, Frozen, "__call__"),
     (FROZEN, Frozen, "pull"),
@@ -33,6 +42,10 @@ WHERE: list[tuple[str, Any, str]] = [
     (ATTENTION, model, "_attend"),
     (ATTENTION, Attention, "backward"),
     (ATTENTION, Step, "attend"),
+    *((SMALL, kind, name) for kind in (RmsNorm, SwiGlu) for name in ("__call__", "again", "pull")),
+    (SMALL, model, "rotate"),
+    (SMALL, Rotate, "forward"),
+    (SMALL, Rotate, "backward"),
 ]
 KINDS = tuple(dict.fromkeys(kind for kind, *_ in WHERE))
 TOKENS = 20  # of each sequence, that are timed
