@@ -1,5 +1,6 @@
 """A part of the benchmark: where the time of a training step and of a sampled token goes, in the stub's own
-code without a server. It shows how much faster either could become, and by what.
+code without a server. It bounds what could be gained, and
+shows where.
 """
 
 import functools
@@ -52,7 +53,9 @@ TOKENS = 20  # of each sequence, that are timed
 
 
 class Shares:
-    """Seconds by kind of work, each of them at its outermost call, and the operations of frozen products."""
+    """Seconds by kind of work, where a call inside another counts for the outer one, and the operations of
+    frozen products.
+    """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -144,8 +147,8 @@ def training_step(base: model.Model, datums: list[types.Datum]) -> Callable[[], 
 
 
 def decoding(base: model.Model, prompts: list[list[int]], adapters: int) -> Callable[[], Any]:
-    """`TOKENS` greedy tokens more for each of the prompts, which are read, and some tokens sampled. They take
-    turns with so many adapters.
+    """Samples `TOKENS` greedy tokens more for each prompt; reading them and the first few tokens come before.
+    The prompts are dealt out over so many adapters.
     """
     sampler, loras = Sampler(base, None), [new_lora(base, i).snapshot(base.dtype) for i in range(adapters)]
     for i, prompt in enumerate(prompts):

@@ -58,7 +58,7 @@ class Shelf:
 
     def fit(self, count: int) -> None:
         """Slots for `count` sequences and the filler beside them; memory that is not needed any more is given
-        back. A shelf that has some already grows by half of them at least, since all is copied then.
+        back. A shelf that has slots already grows by half of them at least, up to `most`: all is copied then.
         """
         slots = max(map(sum, self.sizes(count)), default=0)
         if slots > self.slots:

@@ -360,7 +360,7 @@ def causal_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 def attend_in_pieces(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Causal attention of the last positions of prompts with the same length, `PIECE` of them at a time. The
-    numbers of a piece depend on what is up to its end, and on nothing else, nor on the other prompts.
+    numbers of a piece depend on what is up to its end, and on nothing else, the other prompts included.
 
     Args:
         q: (prompts, rows, heads, dim), from the beginning of a piece to the end of the prompts; rows are a

@@ -25,8 +25,8 @@ PLACE = 0.4
 
 @dataclass
 class Alike:
-    """Sequences that begin with the same known pieces and have, up to `STEP`, as many tokens of their own:
-    attention takes them at once, in a grid of (members, length).
+    """Sequences that begin with the same known pieces, or none, and have as many tokens of their own, rounded
+    up to a multiple of `STEP`: attention takes them at once, in a grid of (members, length).
 
     Attributes:
         rows: of the pass, (tokens,).
