@@ -36,6 +36,7 @@ from helpers.stub_tinker.training import forward_backward
 FROZEN, LORA, ATTENTION, SMALL = "frozen products", "LoRA", "attention", "norms, rotation, activation"
 WHERE: list[tuple[str, Any, str]] = [
     (FROZEN, Frozen, "__call__"),
+    (FROZEN, Frozen, "steady"),
     (FROZEN, Frozen, "pull"),
     (LORA, LoraGroup, "delta"),
     (LORA, LoraLinear, "_pull_lora"),
@@ -65,10 +66,10 @@ class Shares:
     def watch(self, kind: str, function: Callable) -> Callable:
         @functools.wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if kind == FROZEN:
-                self.flops += 2 * len(args[1]) * args[0].shape.numel()
             if self._within:
                 return function(*args, **kwargs)
+            if kind == FROZEN:
+                self.flops += 2 * len(args[1]) * args[0].shape.numel()
             self._within, start = True, time.perf_counter()
             try:
                 return function(*args, **kwargs)

@@ -83,6 +83,17 @@ def test_little_is_copied_when_shelves_grow(sampler, monkeypatch):
     assert {capacity for *_, capacity in grown} == {1280} and max(slots for _, slots, _ in grown) == 8
 
 
+def test_a_shelf_that_grows_one_by_one_is_copied_a_few_times(sampler):
+    """By half of its slots at a time, and to no more sequences than it may hold."""
+    shelf = sampler.cache.alone(100)
+    seen = []
+    for count in range(1, shelf.most + 1):
+        shelf.fit(count)
+        seen.append(shelf.slots)
+        assert count <= shelf.slots <= max(shelf.most, sum(shelf.sizes(count)[0]))
+    assert len(set(seen)) <= 9
+
+
 def test_what_waiting_prompts_share_is_read_once(sampler, read):
     sample(sampler, *map(asked, sharing(10, 150, 20)))
     assert read == [170, 9 * (170 - 2 * PIECE)]

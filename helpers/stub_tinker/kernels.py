@@ -378,10 +378,12 @@ def attend_in_pieces(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) 
     for part in q.split(PIECE, dim=2):
         count = part.shape[2]
         before += count
-        part = part.reshape(prompts * kv_heads, -1, dim)
-        scores = _apart(part, keys[:, :before].transpose(1, 2), kv_heads, True)
+        part = part.reshape(prompts * kv_heads, -1, dim).contiguous()
+        # Both contiguous, or a piece's layout, and so its kernel, would depend on what comes after it.
+        known_keys, known_values = keys[:, :before].contiguous(), values[:, :before].contiguous()
+        scores = _apart(part, known_keys.transpose(1, 2), kv_heads, True)
         scores.view(prompts, heads, count, before)[..., -count:].add_(mask[:count, :count])
-        attended = _apart(torch.softmax(scores, dim=-1), values[:, :before], kv_heads, False)
+        attended = _apart(torch.softmax(scores, dim=-1), known_values, kv_heads, False)
         parts.append(attended.view(prompts, heads, count, dim).transpose(1, 2).flatten(2))
     return torch.cat(parts, dim=1)
 
@@ -393,6 +395,8 @@ def _apart(a: torch.Tensor, b: torch.Tensor, each: int, transposed: bool) -> tor
     where = a.dtype, a.device, torch.get_num_threads()
     trial = batched(each, *a.shape[1:], b.shape[2], transposed, *where, alone=True)
     parts = [size * each for size in trial.sizes(len(a) // each)]
+    if len(parts) == 1:
+        return torch.bmm(a, b)
     return torch.cat([torch.bmm(x, y) for x, y in zip(a.split(parts), b.split(parts), strict=True)])
 
 

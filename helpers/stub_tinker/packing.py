@@ -21,12 +21,14 @@ from helpers.stub_tinker.prefixes import Piece
 # Of the memory for a row, up to so much is for its place in attention's grid: with 512 tokens, where the
 # probabilities take most. A place without a row of its own takes only that.
 PLACE = 0.4
+TOGETHER = 512  # positions up to which prompts are read together: of longer ones, one is a large product
 
 
 @dataclass
 class Alike:
     """Sequences that begin with the same known pieces, or none, and have as many tokens of their own, rounded
-    up to a multiple of `STEP`: attention takes them at once, in a grid of (members, length).
+    up to a multiple of `STEP`, or one long sequence: attention takes them at once, in a grid of (members,
+    length).
 
     Attributes:
         rows: of the pass, (tokens,).
@@ -111,8 +113,10 @@ class Packed:
         assert len(self.places) == self.size, "rows are shared in training only"
         members = defaultdict(list)
         for i, (pieces, length) in enumerate(zip(self.known, self.lengths, strict=True)):
-            members[*map(id, pieces), round_up(length, STEP)].append(i)
-        return [self._alike(some, length) for (*_, length), some in members.items()]
+            own = round_up(length, STEP)
+            apart = i if sum(map(len, pieces)) + own > TOGETHER else -1
+            members[*map(id, pieces), apart, own].append(i)
+        return [self._alike(some, own) for (*_, own), some in members.items()]
 
     def _alike(self, members: list[int], length: int) -> Alike:
         own = [torch.arange(self.lengths[i]) for i in members]

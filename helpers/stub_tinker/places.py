@@ -16,7 +16,7 @@ from helpers.stub_tinker.cache import Cache, capacity_for
 
 SLOTS = 96  # sequences that are decoded at once
 OWNER_SLOTS = 64  # of one owner at most, so that a newcomer need not wait
-# Of all slots together. With the prefixes that are kept, 1.5 GiB of keys and values at 135M parameters.
+# Of all slots in use. With the prefixes that are kept, 1.5 GiB of keys and values at 135M parameters.
 POSITIONS = 64 * 1024 - prefixes.POSITIONS
 PRESENT_SECONDS = 5  # for which an owner without samples counts as there: who comes back soon finds its place
 

@@ -1,9 +1,9 @@
 """What was read of prompts, kept for prompts that begin with the same tokens.
 
 Prompts are read in pieces of `PIECE` tokens, of which the last may be shorter. The attention of a piece is
-computed for it alone, in a shape that depends only on where it stands and on its own length. So its keys and
-values are the same, to the last bit, whatever comes after it, and whether the pieces before it were read with
-it or earlier.
+computed in a shape that depends only on where it stands and on its own length, or beside other prompts' where
+that gives the same bits. So its keys and values are the same, to the last bit, whatever comes after it, and
+whether the pieces before it were read with it or earlier.
 
 A prompt is found again only with the same weights and the same key. Otherwise, by the time that an answer
 takes, one key could tell what another's prompts were.

@@ -7,8 +7,9 @@ Its random numbers are its
 own, and from its tokens to its logprobs no operation's result for it depends on the others:
 
 - Products with matrices, frozen or LoRA's, take only numbers of rows that agree to the last bit: `steady.py`.
-- A prompt's attention is computed for it alone, a piece at a time, so that it doesn't matter either which
-  pieces are known from earlier prompts: `prefixes.py`. That of a new token is computed on a shelf whose
+- A prompt's attention is what it is for it alone, a piece at a time, so that it doesn't matter either which
+  pieces are known from earlier prompts: `prefixes.py`. Short prompts are computed together, in numbers that
+  agree with one alone. That of a new token is computed on a shelf whose
   capacity depends on the sequence's own length, in numbers of sequences that agree to the last bit:
   `cache.py`.
 - Sums and softmax are over the last dimension, which PyTorch computes row by row once there are several;

@@ -4,7 +4,8 @@ oneDNN, MKL and cuBLAS choose a kernel by the whole shape: with other rows besid
 in another order, and its last digit changes. Which numbers of rows agree is up to the processor: with AVX-512
 all do, with AMX some don't. So nothing is taken for granted. A number of rows is used only after a trial on
 this very machine, in which a product with that many rows gave the bits of one with 16, at every place. What
-doesn't agree is put together from smaller products that do.
+doesn't agree is put together from smaller products that do. The attention of prompts is tried
+likewise, by the number of prompts, against one prompt alone.
 """
 
 import functools
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 SIZES = (4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 REFERENCE = 16  # rows; a tile of AMX has as many, and few enough to be quick with one row
 ONE_PRODUCT = 32  # rows up to which filler costs less than a second pass over the weights
+TOGETHER = (1, 4, 16)  # slots of a product that must give what each has alone: few, as each is a new shape
 FILLER = 8  # rows that cost less than another product, beyond that
 GRAIN = (
     32768  # elements from which PyTorch cuts an element-wise operation into parts for its threads, anywhere
@@ -30,7 +32,7 @@ class Steady:
         run: `run(n)` gives the results, (n, …), of one row at each of n places.
         like: another kind of product whose bits this one must give. If None, the row must give what it gives
             among 16, or alone if even that varies from place to place.
-        alone: the row must give what it gives alone, and filler costs as much as a row.
+        alone: the row must give what it gives alone, in numbers of `TOGETHER` and without filler.
     """
 
     def __init__(self, run: Callable[[int], torch.Tensor], like: "Steady | None" = None, alone: bool = False):
@@ -52,7 +54,9 @@ class Steady:
         return self._agrees[size]
 
     def sizes(self, rows: int) -> tuple[int, ...]:
-        """Numbers of rows, one after the other, of products that together take `rows` rows, and filler."""
+        """Numbers of rows, one after the other, of products that together take `rows` rows, and filler unless
+        `alone`.
+        """
         if rows not in self._sizes:
             self._sizes[rows] = tuple(self._cover(rows))
         return self._sizes[rows]
@@ -65,7 +69,8 @@ class Steady:
 
     def _agreeing(self, size: int) -> int:
         """`size`, or the next one towards the base that agrees with it."""
-        between = [s for s in SIZES if min(size, self.base) <= s <= max(size, self.base)]
+        sizes = TOGETHER if self._alone else SIZES
+        between = [s for s in sizes if min(size, self.base) <= s <= max(size, self.base)]
         for candidate in sorted(between, reverse=size > self.base):
             if self._try(candidate):
                 return candidate
@@ -73,7 +78,7 @@ class Steady:
 
 
 def _at_most(rows: int) -> int:
-    return max(size for size in (1, *SIZES) if size <= rows)
+    return max(size for size in TOGETHER if size <= rows)
 
 
 def _wanted(rows: int) -> int:
