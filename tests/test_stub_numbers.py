@@ -12,10 +12,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.stub_tinker import kernels, steady
-from helpers.stub_tinker.kernels import PIECE, STEP, attend_in_pieces
+from helpers.stub_tinker.kernels import PIECE, STEP
 from helpers.stub_tinker.lora import Layout, LoraState
 from helpers.stub_tinker.losses import Example
 from helpers.stub_tinker.model import Model
+from helpers.stub_tinker.pieces import attend_in_pieces
 from helpers.stub_tinker.sampling import SampleJob, Sampler, ScoreJob
 from helpers.stub_tinker.steady import SIZES, Steady, by_rows, trial_operands
 from helpers.stub_tinker.training import forward_backward

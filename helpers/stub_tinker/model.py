@@ -27,12 +27,12 @@ from helpers.stub_tinker.kernels import (
     SteadyLora,
     SwiGlu,
     TargetLogprob,
-    attend_in_pieces,
     causal_weights,
     log_softmax,
     rotate,
 )
 from helpers.stub_tinker.packing import Packed
+from helpers.stub_tinker.pieces import attend_in_pieces
 from helpers.stub_tinker.steady import fill
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
