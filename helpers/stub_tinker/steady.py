@@ -18,7 +18,7 @@ import torch.nn.functional as F
 SIZES = (4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 REFERENCE = 16  # rows; a tile of AMX has as many, and few enough to be quick with one row
 ONE_PRODUCT = 32  # rows up to which filler costs less than a second pass over the weights
-TOGETHER = (1, 4, 16)  # slots of a product that must give what each has alone: few, as each is a new shape
+SLOT_SIZES = (1, 4, 16)  # slots of a product that must give what each has alone: few, as each is a new shape
 FILLER = 8  # rows that cost less than another product, beyond that
 GRAIN = (
     32768  # elements from which PyTorch cuts an element-wise operation into parts for its threads, anywhere
@@ -32,7 +32,7 @@ class Steady:
         run: `run(n)` gives the results, (n, …), of one row at each of n places.
         like: another kind of product whose bits this one must give. If None, the row must give what it gives
             among 16, or alone if even that varies from place to place.
-        alone: the row must give what it gives alone, in numbers of `TOGETHER` and without filler.
+        alone: the row must give what it gives alone, in numbers of `SLOT_SIZES` and without filler.
     """
 
     def __init__(self, run: Callable[[int], torch.Tensor], like: "Steady | None" = None, alone: bool = False):
@@ -69,7 +69,7 @@ class Steady:
 
     def _agreeing(self, size: int) -> int:
         """`size`, or the next one towards the base that agrees with it."""
-        sizes = TOGETHER if self._alone else SIZES
+        sizes = SLOT_SIZES if self._alone else SIZES
         between = [s for s in sizes if min(size, self.base) <= s <= max(size, self.base)]
         for candidate in sorted(between, reverse=size > self.base):
             if self._try(candidate):
@@ -78,7 +78,7 @@ class Steady:
 
 
 def _at_most(rows: int) -> int:
-    return max(size for size in TOGETHER if size <= rows)
+    return max(size for size in SLOT_SIZES if size <= rows)
 
 
 def _wanted(rows: int) -> int:
