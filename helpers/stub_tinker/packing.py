@@ -26,8 +26,9 @@ TOGETHER = 512  # positions up to which prompts are read together: of longer one
 
 @dataclass
 class Alike:
-    """Either one long sequence, or several that share a known beginning, if any, and have equally many tokens of
-    their own, rounded up to a multiple of `STEP`: attention takes them at once, in a grid of (members, length).
+    """Either one long sequence, or several that share a known beginning, if any, and have equally many tokens
+    of their own, rounded up to a multiple of `STEP`: attention takes them at once, in a grid of (members,
+    length).
 
     Attributes:
         rows: of the pass, (tokens,).

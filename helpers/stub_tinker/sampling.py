@@ -3,14 +3,14 @@ stop.
 
 One prompt at a time wastes most of each pass over the weights, so everything that waits is decoded together,
 whatever client or adapter it comes from. What a sequence gets does not depend on what else is in the batch.
-Its random numbers are its own, and from its tokens to its logprobs no operation's result for it depends on the others:
+Its random numbers are its own, and from its tokens to its logprobs no operation's result for it depends on
+the others:
 
 - Products with matrices, frozen or LoRA's, take only numbers of rows that agree to the last bit: `steady.py`.
 - A prompt's attention is what it is for it alone, a piece at a time, so that it doesn't matter either which
-  pieces are known from earlier prompts: `prefixes.py`. Short prompts' attention is computed together, in group sizes whose bits agree with one
-  alone. A new token's is computed on a shelf whose
-  capacity depends on the sequence's own length, in numbers of sequences that agree to the last bit:
-  `cache.py`.
+  pieces are known from earlier prompts: `prefixes.py`. Short prompts' attention is computed together, in
+  group sizes whose bits agree with one alone. A new token's is computed on a shelf whose capacity depends
+  on the sequence's own length, in numbers of sequences that agree to the last bit: `cache.py`.
 - Sums and softmax are over the last dimension, which PyTorch computes row by row once there are several;
   their lengths are the model's, or the sequence's own.
 - silu and the rotation are cut between rows: `steady.by_rows`. All else that is element-wise is exactly
