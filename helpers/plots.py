@@ -3,6 +3,7 @@ itself.
 """
 
 from collections import Counter
+from html import escape
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from helpers.evaluate.score import Score
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from IPython.display import HTML
     from matplotlib.figure import Figure
 
     from helpers.weights import Scores
@@ -324,6 +326,28 @@ def curves(
 
 
 MODEL_LOOKS = [("#767676", "s"), ("tab:blue", "o"), ("#b84a00", "D"), ("#1b7837", "^")]
+
+
+def token_strips(strips: dict[str, list[tuple[str, float]]]) -> "HTML":
+    """Texts token by token, a line each, the darker the likelier. Hovering over a token shows the percentage.
+
+    Args:
+        strips: for each label, the tokens' texts and probabilities, 0 to 1.
+    """
+    from IPython.display import HTML
+
+    lines = []
+    for label, tokens in strips.items():
+        spans = [_token(*token) for token in tokens]
+        lines.append(f"<div style='line-height: 1.9'>{escape(label)}: {''.join(spans)}</div>")
+    return HTML("".join(lines))
+
+
+def _token(text: str, probability: float) -> str:
+    red, green, blue = (round(255 - (255 - full) * probability) for full in (31, 119, 180))
+    style = f"color: {'white' if probability > 0.6 else 'black'}; padding: 2px; margin: 1px; "
+    style += f"background: rgb({red}, {green}, {blue})"
+    return f'<span style="{style}" title="{probability:.0%}">{escape(text.replace(chr(10), "⏎"))}</span>'
 
 
 def accuracy_dots(rows: dict[str, dict[str, dict]], title: str = "") -> "Figure":

@@ -27,12 +27,12 @@ from helpers.train.sft import sft
 
 BREAK_IT = ROOT / "notebooks" / "09_break_it.ipynb"
 SMALL = {  # about a minute on two cores each
-    "09_break_it": {"examples": 16, "many_epochs": 5.0, "problems": 6, "jobs": 2},
+    "09_break_it": {"examples": 16, "many_epochs": 5.0, "problems": 4, "jobs": 2},
     "10_reinforcement_learning": {
         "problems_a_step": 6,
         "steps": 4,
         "learning_rate": 6e-4,
-        "held_out_problems": 24,
+        "held_out_problems": 6,
         "max_tokens": 32,
     },
     "11_preferences": {
@@ -52,6 +52,7 @@ SMALL = {  # about a minute on two cores each
         "prompts_a_step": 4,
         "learning_rate": 1e-3,
         "max_tokens": 10,
+        "new_examples": 8,
         "test_problems": 8,
         "kl_problems": 8,
     },
@@ -213,10 +214,10 @@ def test_distillation_comes_nearer_to_the_teacher(course_env, tmp_path, stub_bac
     run_small("13_distillation", course_env, tmp_path)
     scores = read_json(started_run.file("13_distillation/scores.json"))
     kl = {
-        name: scores[f"{name} KL"]["value"] for name in ("start", "on-policy", "SFT", "teacher")
+        name: scores[f"{name} KL"]["value"] for name in ("start", "on-policy", "copying", "SFT", "teacher")
     }  # nats an answer
     assert abs(kl["teacher"]) < 0.5 < kl["start"]
-    assert kl["on-policy"] < kl["start"] and kl["SFT"] < kl["start"]
+    assert all(kl[name] < kl["start"] for name in ("on-policy", "copying", "SFT"))
     steps = read_jsonl(started_run.file("13_distillation/weak/metrics.jsonl"))
     assert len(steps) == 3 and steps[-1]["teacher_kl"] < steps[0]["teacher_kl"]
 
@@ -267,7 +268,8 @@ def test_distillation_at_the_defaults(course_env, tmp_path):
         for what in (" KL", " right")
     )
     assert kl["SFT"] < min(kl["start"], kl["on-policy"])  # nats an answer: arithmetic is learned from answers
-    assert kl["recovered"] < 0.5 * kl["forgot"] and right["recovered"] > right["forgot"]
+    assert kl["recovered"] < 0.5 * kl["learned"] and right["recovered"] > right["learned"]
+    assert scores["bookings recovered"]["value"] > 0.8 * scores["bookings learned"]["value"]
 
 
 @pytest.mark.soak  # 4 minutes

@@ -97,3 +97,8 @@ def _spellings(item: str) -> set[str]:
     """An item as it is, and what it may be the plural of."""
     endings = {"s": "", "es": "", "ies": "y", "ves": "f"}
     return {item} | {item.removesuffix(end) + own for end, own in endings.items() if item.endswith(end)}
+
+
+def repeats(items: list[str]) -> bool:
+    """Whether two of the items may be the same thing, in the singular and the plural."""
+    return any(_spellings(one) & _spellings(other) for one, other in itertools.combinations(items, 2))

@@ -40,6 +40,16 @@ def distillation_data(groups: Sequence[Group], differences: Sequence[list[list[f
     ]
 
 
+def step_metrics(groups: Sequence[Group], differences: Sequence[list[list[float]]]) -> dict[str, float]:
+    """What to watch: `teacher_kl` (nats a token), `length` (tokens a sample), `tokens` (trained on)."""
+    lengths = [len(tokens) for group in groups for tokens in group.tokens]
+    return {
+        "teacher_kl": mean_of(differences),
+        "length": sum(lengths) / len(lengths),
+        "tokens": sum(lengths),
+    }
+
+
 def distill_loop(
     training_client: Any,
     teacher_client: Any,
@@ -53,8 +63,8 @@ def distill_loop(
     seed: int,
     save_every: int = 8,
 ) -> Iterator[dict[str, float]]:
-    """Train a student, step by step; gives `teacher_kl` (nats a token), `length` and `tokens` (trained on) of
-    each step. It goes on after the last checkpoint of the log.
+    """Train a student, step by step; gives the `step_metrics` of each. It goes on after the last checkpoint
+    of the log.
 
     Args:
         teacher_client: a sampling client of the teacher, which has the student's tokenizer.
@@ -76,12 +86,6 @@ def distill_loop(
         )
         forward.result()
         update.result()
-        lengths = [len(tokens) for group in groups for tokens in group.tokens]
-        yield log.step(
-            step,
-            teacher_kl=mean_of(differences),
-            length=sum(lengths) / len(lengths),
-            tokens=sum(lengths),
-        )
+        yield log.step(step, **step_metrics(groups, differences))
         if save_every and (step % save_every == 0 or step == len(batches)):
             log.save(training_client, step)

@@ -6,13 +6,16 @@ The loop to lift is in notebook 02.
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 from helpers.train.renderers import build_datum
 
+Record = dict[str, Any]
+
 
 def sft(
-    training_client: Any, batches: Sequence[Sequence[dict[str, Any]]], renderer: Any, learning_rate: float
+    training_client: Any, batches: Sequence[Sequence[Record]], renderer: Any, learning_rate: float
 ) -> Any:
     """Train on the answers of records, one batch a step. The learning rate falls linearly to zero.
 
@@ -29,3 +32,17 @@ def sft(
         forward.result()
         update.result()
     return training_client.save_weights_and_get_sampling_client().result()
+
+
+def in_batches(records: Sequence[Record], size: int) -> list[Sequence[Record]]:
+    """The records in their order, `size` at a time; the last batch may be smaller."""
+    return [records[n : n + size] for n in range(0, len(records), size)]
+
+
+def until_tokens(records: Sequence[Record], tokens: float, renderer: Any) -> list[Record]:
+    """As many records as it takes to train on so many answer tokens: again from the first after the last."""
+    endless, chosen = cycle(records), []
+    while tokens > 0:
+        chosen.append(next(endless))
+        tokens -= sum(build_datum(chosen[-1], renderer).loss_fn_inputs["weights"].tolist())
+    return chosen
