@@ -267,8 +267,8 @@ def test_distillation_at_the_defaults(course_env, tmp_path):
         {name.removesuffix(what): score["value"] for name, score in scores.items() if name.endswith(what)}
         for what in (" KL", " right")
     )
-    assert kl["SFT"] < min(kl["start"], kl["on-policy"])  # nats an answer: arithmetic is learned from answers
-    assert kl["recovered"] < 0.5 * kl["learned"] and right["recovered"] > right["learned"]
+    assert kl["SFT"] < kl["start"] and kl["copying"] < kl["start"]  # nats an answer
+    assert right["learned"] < 0.7 * right["teacher"] and right["recovered"] > right["learned"]
     assert scores["bookings recovered"]["value"] > 0.8 * scores["bookings learned"]["value"]
 
 
