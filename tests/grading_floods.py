@@ -1,11 +1,13 @@
-"""Give every grader texts of 100 kB that degenerate models write: one piece over and over. Run as a process.
+"""Give every grader long texts that degenerate models write: one piece over and over. Run as a process.
 
-Prints a line of JSON for each call that is too slow or raises, out of memory included, and then the count.
+Takes how many kB, of which 100 may take a second. Prints a line of JSON for each call that is too slow or
+raises, out of memory included, and then the count.
 """
 
 import itertools
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -20,8 +22,8 @@ from helpers.evaluate.grading import (
     check_text,
 )
 
-SIZE = 100_000
-SECONDS = 1.0
+SIZE = 1000 * int(sys.argv[1])
+SECONDS = SIZE / 100_000
 MEMORY = 200 << 20
 _SOLID = r"""
 1 , . ( { [ $ = 1+ 1= - * ** | ^ \ \frac \frac{ \boxed{ answer: <answer> <think> <| 1,111,111 1/7^2000+

@@ -223,7 +223,7 @@ class Siege:
         while self.ask(Case("GET", "/")).json()["queued"] and time.monotonic() < deadline:
             time.sleep(0.2)
         seen = []
-        for _ in range(6):  # the server gives memory back when it has been idle for a second
+        for _ in range(3):  # the server gives memory back when it has been idle for a second
             time.sleep(0.5)
             seen.append(self.process.memory_info().rss // MIB)
         self.memory[number] = min(seen)

@@ -40,13 +40,13 @@ GREEDY = {"max_tokens": 12, "temperature": 0.0}
 # One process imports the libraries, and forks a server for each line it reads: a start then takes a fraction
 # of a second, and the first use of a model no import of transformers.
 FORKING = """
-import json, os, signal, sys
+import json, os, resource, signal, sys
 import helpers.stub_tinker.serving
 from transformers import AutoTokenizer
 from helpers.stub_tinker import __main__ as stub
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
-    log, *arguments = json.loads(line)
+    log, files, *arguments = json.loads(line)
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -54,7 +54,11 @@ for line in sys.stdin:
         os.dup2(1, 2)
         sys.argv = ["stub_tinker", *arguments]
         try:
-            os._exit(stub.main())
+            if files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+            status = stub.main()
+            print("exit status", status, flush=True)
+            os._exit(status)
         finally:
             os._exit(1)
     print(pid, flush=True)
@@ -119,6 +123,8 @@ def remote(url: str, model: str | None) -> Remote:
 class Server(Remote):
     """A stub, forked from a process that has imported all it needs. Each of `KEYS` is a client of its own."""
 
+    files = 0  # that it may have open; 0: as many as this process
+
     def __init__(self, model: Path, state: Path, *arguments: str, precision: str = "float32"):
         super().__init__("", str(model), KEYS)
         self.state = state
@@ -136,7 +142,7 @@ class Server(Remote):
 
     def start(self, words: list[str]) -> None:
         fork = forking()
-        fork.stdin.write(json.dumps([str(self.log), *words]) + "\n")
+        fork.stdin.write(json.dumps([str(self.log), self.files, *words]) + "\n")
         fork.stdin.flush()
         self.process = psutil.Process(int(fork.stdout.readline()))
 

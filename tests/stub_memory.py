@@ -1,10 +1,12 @@
 """The memory of a process, and what a LoRA of the wide model takes of it."""
 
 import json
+import re
 import time
 from pathlib import Path
 
 import psutil
+from stub import Server
 
 RANK, MIB = 64, 1 << 20
 
@@ -31,3 +33,16 @@ def settled(process: psutil.Process) -> int:
         if abs(process.memory_info().rss - before) < MIB:
             return process.memory_info().rss
     raise AssertionError("the memory of the process does not settle")
+
+
+def peak(server: Server) -> int:
+    """The most bytes that a server has held since `forget_peak`."""
+    with open(f"/proc/{server.process.pid}/status") as file:
+        return int(re.findall(r"VmHWM:\s+(\d+)", file.read())[0]) * 1024
+
+
+def forget_peak(server: Server) -> int:
+    """The peak starts anew. Returns the bytes that the server holds."""
+    with open(f"/proc/{server.process.pid}/clear_refs", "w") as file:
+        file.write("5")
+    return server.process.memory_info().rss

@@ -1,16 +1,20 @@
-"""Help that teaches, and the Tab key as bash asks for it: argcomplete in the real command."""
+"""Help that teaches, and the Tab key as bash asks for it, by argcomplete."""
 
+import argparse
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+from typing import Any
 
+import argcomplete
 import pytest
 from commands import COURSE, course
 from runs_for_tests import make_run
 
-from helpers.course.main import COMMANDS, make_parser
+from helpers.course.main import COMMANDS, main, make_parser
 from helpers.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -30,28 +34,62 @@ def test_help_teaches(capsys):
             make_parser().parse_args(shlex.split(line)[1:])
 
 
-def offered(line: str, **variables: str) -> list[str]:
-    """What a press of the Tab key at the end of `course LINE` offers, asked as bash asks."""
+def asked(line: str) -> dict[str, str]:
+    """What bash puts into the environment for a press of the Tab key at the end of `course LINE`."""
     text = f"course {line}"
-    # Descriptor 8 is where argcomplete answers.
-    script = f'exec {" ".join(COURSE)} 8>"$ANSWER" 9>&2 >/dev/null </dev/null'
-    read, write = os.pipe()
-    os.set_inheritable(write, True)
-    asked = {
+    return {
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_SHELL": "bash",
         "_ARGCOMPLETE_IFS": "\n",
         "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
         "COMP_LINE": text,
         "COMP_POINT": str(len(text.encode())),
-        "ANSWER": f"/dev/fd/{write}",
     }
-    subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=os.environ | asked | variables, pass_fds=[write], timeout=60
-    )
+
+
+def words_in(answer: str) -> list[str]:
+    return sorted(word.strip() for word in answer.split("\n") if word.strip())
+
+
+def offered_by_bash(line: str) -> str:
+    """What the real command answers."""
+    # Descriptor 8 is where argcomplete answers.
+    script = f'exec {" ".join(COURSE)} 8>"$ANSWER" 9>&2 >/dev/null </dev/null'
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    environment = os.environ | asked(line) | {"ANSWER": f"/dev/fd/{write}"}
+    subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, pass_fds=[write], timeout=60)
     os.close(write)
     with os.fdopen(read) as answer:
-        return [word.strip() for word in answer.read().split("\n") if word.strip()]
+        return answer.read()
+
+
+class Finder(argcomplete.CompletionFinder):
+    """argcomplete in this process, whose descriptors 8 and 9 are something else."""
+
+    answer: io.StringIO
+
+    def _init_debug_stream(self) -> None:
+        argcomplete.io.debug_stream = sys.stderr
+
+    def autocomplete(self, parser: argparse.ArgumentParser, **options: Any) -> None:
+        self(parser, exit_method=sys.exit, output_stream=self.answer, **options)
+
+
+@pytest.fixture
+def finder(monkeypatch) -> Finder:
+    finder = Finder()
+    finder.answer = io.StringIO()
+    monkeypatch.setattr(argcomplete, "autocomplete", finder.autocomplete)
+    return finder
+
+
+@pytest.fixture
+def three(folder) -> None:
+    """A run and a sweep in the runs folder, and the link to the newest run."""
+    make_run("mine", done=())
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "sweep.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -69,17 +107,23 @@ def offered(line: str, **variables: str) -> list[str]:
         ("run --backend st", ["stub"]),
         ("run --resume --name m", ["mine"]),
         ("show ", ["latest", "mine", "sweep"]),
-        ("clean mine ", ["latest", "mine", "sweep"]),
         ("sweep --name ", ["sweep"]),
         ("stub st", ["status", "stop"]),
         ("lab 03", ["03_evaluate"]),
     ],
 )
-def test_the_tab_key(line, expected, folder):
-    make_run("mine", done=())
-    (folder / "sweep").mkdir()
-    (folder / "sweep" / "sweep.json").write_text("{}")
-    assert sorted(offered(line)) == sorted(expected)
+@pytest.mark.usefixtures("three")
+def test_the_tab_key(line, expected, finder, monkeypatch):
+    for name, value in asked(line).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0 and words_in(finder.answer.getvalue()) == sorted(expected)
+
+
+@pytest.mark.usefixtures("three")
+def test_the_tab_key_in_bash():
+    assert words_in(offered_by_bash("clean mine ")) == ["latest", "mine", "sweep"]
 
 
 def test_the_tab_key_loads_nothing_that_takes_long(folder):
@@ -96,7 +140,6 @@ def test_the_tab_key_loads_nothing_that_takes_long(folder):
 
 
 def test_the_scripts(capsys):
-    pytest.importorskip("argcomplete")
     assert (
         "complete -o nospace -o default -o bashdefault -F _python_argcomplete course"
         in (course(capsys, "completion", "bash")[1])

@@ -92,9 +92,8 @@ def test_parquet_keeps_values_and_conversations(tmp_path):
 def bomb(suffix: str) -> bytes:
     """A file of few bytes that holds 256 MiB or more."""
     if suffix == "-wide.parquet":
-        return parquet(
-            [{f"column{number}": "x" * (1 << 20) for number in range(12)}] * 256, compression="zstd"
-        )
+        row = {f"column{number}": "x" * (1 << 20) for number in range(12)}
+        return parquet([row] * 48, compression="zstd")
     if suffix == "-dictionary.parquet":
         texts = pa.array(["x" * (1 << 20)] * 1400).dictionary_encode()
         sink = pa.BufferOutputStream()

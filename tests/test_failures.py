@@ -32,16 +32,17 @@ def assert_nothing_half_written(folder: Path) -> None:
             json.loads(line)
 
 
-# Through the real command. test_data.py has what else can be wrong with data.
+# test_data.py has what else can be wrong with data.
 
 
-def test_bad_data_is_refused_before_a_run_is_made(tmp_path, folder):
+def test_bad_data_is_refused_before_a_run_is_made(tmp_path, folder, capsys):
     good = {"instruction": "2 + 2 = ?", "input": "", "output": "Final answer: 4"}
     (tmp_path / "data.json").write_text(json.dumps([good, {"instruction": "a"}]))
-    result = real_course("run", "--name", "mine", "--until", "split", "--data", tmp_path / "data.json")
-    assert result.returncode == 1 and not folder.exists()
-    assert_one_message(result.stderr, "data.json", "index 1", "'output'")
-    assert "--resume" not in result.stderr, "there is nothing to go on with"
+    words = ["--name", "mine", "--until", "split", "--data", tmp_path / "data.json"]
+    status, _, err = course(capsys, "run", *words)
+    assert status == 1 and not folder.exists()
+    assert_one_message(err, "data.json", "index 1", "'output'")
+    assert "--resume" not in err, "there is nothing to go on with"
 
 
 def test_a_file_in_place_of_a_stage_folder(capsys):

@@ -170,9 +170,12 @@ def test_no_text_raises(text, reference):
     assert check_completeness(text).passed in (True, False)
 
 
-def test_a_flood_of_text_takes_a_second_and_200_mb_at_most():
+@pytest.mark.parametrize("kilobytes", [20, pytest.param(100, marks=pytest.mark.soak)])
+def test_a_flood_of_100_kb_takes_a_second_and_200_mb_at_most(kilobytes):
+    """And one of 20 kB a fifth of a second."""
     script = Path(__file__).parent / "grading_floods.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    run = [sys.executable, script, str(kilobytes)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
     *faults, calls = done.stdout.splitlines() or [""]
     assert not faults and int(calls) > 400, (faults, done.stderr[-2000:])
 

@@ -213,8 +213,9 @@ print("RESULT" + json.dumps({"tokens": tokens, "logprobs": scores.logprobs, "gre
 """
 
 
+@pytest.mark.soak  # in every run, notebooks 05 and 06 and `test_serve.py` start vLLM
 def test_vllm_answers_and_scores_as_transformers_does(tmp_path):
-    """The one test that starts vLLM, in a process of its own (20 to 40 s)."""
+    """In a process of its own (20 to 40 s)."""
     model = make_model(tmp_path / "base", head_dim=32)  # vLLM's attention has no kernel for 8
     pairs = [(prompt, step_by_step(model, prompt, 6)) for prompt in PROMPTS]
     run = subprocess.run(

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import COURSE, assert_one_message, real_course, set_ctrl_c, start
 from runs_for_tests import make_run
@@ -18,13 +19,15 @@ from test_failures import assert_nothing_half_written
 from helpers import local_model
 from helpers.paths import ROOT
 from helpers.runs.run import Run
+from helpers.stub_folder import running_server
+from helpers.stub_tinker import status
 
 SHORT = [
     word
     for setting in (
         "epochs=2.5",
         "batch_size=4",
-        "eval_every=16",
+        "eval_every=10",
         "max_tokens=16",
         "rank=4",
         "learning_rate=0.02",
@@ -70,10 +73,17 @@ def start_training(run: Run, ignoring_ctrl_c: bool = False) -> subprocess.Popen[
     process = start(command, ignoring_ctrl_c)
     deadline = time.monotonic() + 240
     path = run.file("train/metrics.jsonl")
-    while not path.exists() or path.read_text().count("\n") < 18:
+    while not path.exists() or path.read_text().count("\n") < 12:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process
+
+
+def kernel_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The process that runs the notebook of this `course run`."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    [kernel] = [one for one in below if "ipykernel_launcher" in one.cmdline()]
+    return kernel
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +130,7 @@ def test_control_c_in_mid_training(home):
     """Started with SIGINT ignored, as from `nohup make test &`. Nothing failed, so the manifest is silent."""
     run = make_run("interrupted", done=("split",))
     process = start_training(run, ignoring_ctrl_c=True)
+    kernel = kernel_of(process)
     process.send_signal(signal.SIGINT)  # to this process only: the kernel has a session of its own
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
@@ -129,12 +140,10 @@ def test_control_c_in_mid_training(home):
     ]
     assert run.manifest.failure is None
     assert_nothing_half_written(run.path)
-    done = len(metrics(run))
-    assert done < STEPS
-    time.sleep(2)
-    assert len(metrics(run)) == done  # its kernel is gone, too
+    kernel.wait(timeout=10)
+    assert len(metrics(run)) < STEPS
     kept = [json.loads(line)["step"] for line in run.file("train/checkpoints.jsonl").read_text().splitlines()]
-    assert kept == [0, 16]
+    assert kept == [0, 10]
 
 
 SLOW_TO_END = r"""
@@ -219,8 +228,12 @@ def test_the_stub_is_killed_while_it_samples(home):
     backend = connect("stub")
     sampler = backend.service_client.create_sampling_client(base_model=backend.base_model()).result()
     params = types.SamplingParams(max_tokens=2000, temperature=1.0, seed=1, stop=[])
-    answer = sampler.sample(types.ModelInput.from_ints([1, 2, 3]), 4, params)
-    time.sleep(1)
+    prompt = types.ModelInput.from_ints([1, 2, 3])
+    sampler.sample(prompt, 1, types.SamplingParams(max_tokens=1)).result()  # the model is loaded now
+    answer, server = sampler.sample(prompt, 4, params), running_server(home / "stub")
+    assert server
+    while not status.fetch(server["url"], server["key"])["queued"]:
+        assert not answer.done()
     assert kill_stub(home)
     with pytest.raises(Exception, match="has ended"):
         answer.result(timeout=PATIENCE)

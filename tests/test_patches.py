@@ -32,7 +32,7 @@ def test_the_sdk_still_waits_for_a_server_that_has_ended_and_with_the_patch_does
         patched.get_server_capabilities().result(timeout=60)
     assert time.monotonic() - started < FAILS_AT_ONCE and "course run --resume" in caught.value.fix
     with pytest.raises(StillWaiting):
-        waiting.result(timeout=10)
+        waiting.result(timeout=3)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

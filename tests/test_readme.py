@@ -4,15 +4,20 @@ They run in a folder that looks like the project, next to files of the names tha
 not run is in NOT_RUN, with the reason; what only `make soak` runs is in SOAK. A new example is run by itself.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from helpers.course.main import main
 from helpers.files import read_json, read_jsonl
 from helpers.paths import ROOT
 from helpers.runs.chosen import read_profile
@@ -70,6 +75,8 @@ SOAK = (  # how examples of minutes begin, and those that need them: `make soak`
     "course report bookings-ranks",
     "course run --resume --name bookings-ranks-01",
 )
+# Single commands that start nothing: this process runs them.
+HERE = re.compile(r"course (run|sweep) .*--dry-run|course report(?!.*--open)")
 DESIGN = [
     "manifest.json",
     "report.html",
@@ -164,11 +171,28 @@ class Shell:
         ]
         while wanted not in self.printed:
             line = self.waiting.pop(0)
-            options = {"cwd": self.folder, "env": self.env, "timeout": 900}
-            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, **options)
-            assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-            self.printed[line] = done.stdout
+            status, out, err = (self.here if HERE.match(line) else self.bash)(line)
+            assert status == 0, f"{line}\n{out[-3000:]}{err[-3000:]}"
+            self.printed[line] = out
         return self.printed[wanted]
+
+    def bash(self, line: str) -> tuple[int, str, str]:
+        """Exit status, output and errors of a line."""
+        options = {"cwd": self.folder, "env": self.env, "timeout": 900}
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, **options)
+        return done.returncode, done.stdout, done.stderr
+
+    def here(self, line: str) -> tuple[int, str, str]:
+        """The same of a single `course` command, without a new process."""
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            patch.dict(os.environ, self.env, clear=True),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            status = main(shlex.split(line, comments=True)[1:])
+        return status, out.getvalue(), err.getvalue()
 
     def run(self, name: str) -> Path:
         return self.runs / name

@@ -11,7 +11,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,11 +23,10 @@ import tinker
 import uvicorn
 from browser_attack import Answering, attack, find_browser, serving
 from starlette.requests import Request
-from stub import OwnServer, Server, command
+from stub import Server, command
 
 from helpers import stub_folder
 from helpers.errors import CourseError
-from helpers.paths import ROOT
 from helpers.runs.run import new_run
 from helpers.stub_folder import own_key, running_server
 from helpers.stub_tinker import connections, state_folder
@@ -234,15 +232,8 @@ def test_a_file_can_be_fetched_only_while_its_checkpoint_is_published(server):
 # Connections
 
 
-class FewFiles(OwnServer):
-    """A server that may have 256 files open."""
-
-    def start(self, words: list[str]) -> None:
-        command = f'ulimit -n 256; exec "{sys.executable}" -m helpers.stub_tinker "$@"'
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(
-                ["bash", "-c", command, "stub", *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
-            )
+class FewFiles(Server):
+    files = 256
 
 
 def test_idle_connections_neither_stop_the_server_nor_fill_the_log(small_model, tmp_path):
@@ -265,7 +256,7 @@ def test_idle_connections_neither_stop_the_server_nor_fill_the_log(small_model, 
 def quick(monkeypatch):
     """A server with short times, whose only answer is `ok`. Gives its port."""
     for name in ("HEADER_SECONDS", "BODY_SECONDS", "IDLE_SECONDS"):
-        monkeypatch.setattr(connections, name, 1)
+        monkeypatch.setattr(connections, name, 0.3)
 
     async def app(scope, receive, send):
         while (await receive()).get("more_body"):
@@ -313,7 +304,8 @@ def test_a_client_that_drips_is_let_go(quick):
                 time.sleep(0.1)
 
 
-def test_headers_without_end_are_refused_at_64_kib(quick):
+def test_headers_without_end_are_refused_at_64_kib(quick, monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 20)  # it is their size that counts
     with socket.create_connection(("127.0.0.1", quick), timeout=20) as client:
         sent = 0
         with pytest.raises(OSError):

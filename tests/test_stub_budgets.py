@@ -14,6 +14,7 @@ import tinker
 import torch
 import zstandard
 from stub import Server, prompt
+from stub_memory import forget_peak, peak
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
@@ -146,17 +147,6 @@ def narrow(small_model, tmp_path_factory):
     assert "Traceback" not in server.log.read_text()
 
 
-def peak(server: Server) -> int:
-    with open(f"/proc/{server.process.pid}/status") as file:
-        return int(re.findall(r"VmHWM:\s+(\d+)", file.read())[0]) * 1024
-
-
-def forget_peak(server: Server) -> int:
-    with open(f"/proc/{server.process.pid}/clear_refs", "w") as file:
-        file.write("5")
-    return server.process.memory_info().rss
-
-
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_body_that_would_take_much_memory_is_refused(narrow, name):
     route, content, words = BOMBS[name]
@@ -213,8 +203,11 @@ def test_a_key_has_so_many_clients_and_no_more(narrow):
     service, other = narrow.connect("tml-many"), narrow.connect("tml-plain")
     lora = {"base_model": narrow.model, "rank": 1, "train_unembed": False}
     saved = service.create_lora_training_client(**lora).result().save_state("first").result().path
-    for _ in range(255):
-        service.create_lora_training_client(**lora).result()
+    asked = {"session_id": service.holder.get_session_id(), "base_model": narrow.model}
+    asked |= {"lora_config": {"rank": 1, "train_unembed": False}}
+    for number in range(1000, 1255):  # by hand: the SDK waits for each
+        body = json.dumps(asked | {"model_seq_id": number}).encode()
+        assert narrow.post("/api/v1/create_model", body, **{"X-API-Key": "tml-many"})[0] == 200
     for one_more in (
         lambda: service.create_lora_training_client(**lora),
         lambda: service.create_training_client_from_state(saved),
