@@ -19,17 +19,9 @@ from helpers.stub_tinker import losses, model
 from helpers.stub_tinker.cache import Step
 from helpers.stub_tinker.engine import best_precision
 from helpers.stub_tinker.jobs import SampleJob
-from helpers.stub_tinker.kernels import (
-    Attention,
-    Frozen,
-    LoraGroup,
-    LoraLinear,
-    RmsNorm,
-    Rotate,
-    SteadyLora,
-    SwiGlu,
-)
+from helpers.stub_tinker.kernels import Attention, Frozen, RmsNorm, Rotate, SwiGlu
 from helpers.stub_tinker.lora import Layout, LoraState
+from helpers.stub_tinker.lora_layer import LoraGroup, LoraLinear, SteadyLora
 from helpers.stub_tinker.sampling import Sampler
 from helpers.stub_tinker.training import forward_backward
 

@@ -18,7 +18,7 @@ from tinker.types.forward_backward_request import ForwardBackwardRequest
 from helpers.stub_tinker.access import Access
 from helpers.stub_tinker.calls import Running
 from helpers.stub_tinker.gate import Gate
-from helpers.stub_tinker.learners import PROGRESS, Learners
+from helpers.stub_tinker.learner_status import PROGRESS, Learners
 from helpers.stub_tinker.options import Roster
 from helpers.stub_tinker.server import application
 from helpers.stub_tinker.service import Service

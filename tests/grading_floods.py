@@ -19,7 +19,7 @@ from helpers.evaluate.grading import (
     check_final_answer,
     check_label,
     check_reasoning_steps,
-    check_text,
+    text_f1,
 )
 
 SIZE = 1000 * int(sys.argv[1])
@@ -67,7 +67,7 @@ GRADERS = {
     "calls": lambda text: check_calls(text, '{"name": "f", "arguments": {}}'),
     "wrapped calls": lambda text: check_calls(f"<tool_call>{text}</tool_call>", "x"),
     "fields": lambda text: check_fields(text, '{"a": 1}'),
-    "text": lambda text: check_text(text, "the red bike"),
+    "text": lambda text: text_f1(text, "the red bike"),
 }
 
 

@@ -32,7 +32,7 @@ SEEN = """(() => {
 def room(tmp_path_factory):
     folder = tmp_path_factory.mktemp("class")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("helpers.stub_tinker.learners.LATELY", 150)  # a slow machine is not a quiet learner
+        patch.setattr("helpers.stub_tinker.learner_status.LATELY", 150)  # slow is not quiet
         room = lesson(folder, make_base(folder / "base"))
         yield room
         room.close()

@@ -10,8 +10,8 @@ from test_training import TrainSettings
 from helpers import clock
 from helpers.clock import work_done, worked
 from helpers.train.log import TrainingLog
-from helpers.train.plan import Step
 from helpers.train.progress import Progress
+from helpers.train.schedule import Step
 
 
 @pytest.fixture

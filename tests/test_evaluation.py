@@ -16,7 +16,7 @@ from helpers.errors import BackendError, DataError
 from helpers.evaluate.completions import evaluate_completions
 from helpers.evaluate.evaluation import evaluate_model, score_outputs
 from helpers.evaluate.grading import check_answer
-from helpers.evaluate.grading.free_text import token_f1
+from helpers.evaluate.grading.free_text import text_f1, token_f1
 from helpers.evaluate.math_reasoning import evaluate_math_reasoning, majority_vote, pass_at_k
 from helpers.evaluate.paired import mcnemar, win_rate
 from helpers.evaluate.score import wilson_interval
@@ -351,3 +351,4 @@ def test_token_f1_is_that_of_squad():
         token_f1("答案是北京。", "北京") == pytest.approx(2 * 2 / (5 + 2)) and token_f1("北京！", "北京") == 1
     )
     assert token_f1("", "") == 1 and token_f1("", "Paris") == 0 and token_f1("Rome", "Paris") == 0
+    assert text_f1("ｒｅｄ bike<|im_end|>", "red bike") == 1 and text_f1("<|im_end|>", "red bike") == 0

@@ -23,9 +23,9 @@ from helpers.evaluate.grading import (
     check_final_answer,
     check_label,
     check_reasoning_steps,
-    check_text,
     final_answer,
     label_in,
+    text_f1,
 )
 from helpers.evaluate.grading.math.numerals import with_digits
 
@@ -97,7 +97,7 @@ def test_references_without_fields(output, reference, right):
 
 @pytest.mark.parametrize("text, reference, f1", SHARED_WORDS)
 def test_words_of_languages_with_and_without_spaces(text, reference, f1):
-    assert check_text(text, reference).evidence["f1"] == pytest.approx(f1)
+    assert text_f1(text, reference) == pytest.approx(f1)
 
 
 def test_evidence_names_the_faulty_steps():

@@ -197,7 +197,7 @@ def test_a_line_cut_in_the_middle_is_forgotten(tmp_path, capsys):
     from test_training import TrainSettings
 
     from helpers.train.log import TrainingLog
-    from helpers.train.plan import Step
+    from helpers.train.schedule import Step
 
     first = TrainingLog(tmp_path, TrainSettings())
     scores = {"accuracy": 0.1, "correct": 1, "total": 10}

@@ -13,8 +13,8 @@ from helpers.errors import CourseError, DataError
 from helpers.files import read_jsonl
 from helpers.paths import ROOT
 from helpers.train.log import TrainingLog
-from helpers.train.plan import Step, evaluation_steps, plan_steps
 from helpers.train.progress import Progress
+from helpers.train.schedule import Step, evaluation_steps, plan_steps
 
 
 class TrainSettings(BaseModel):

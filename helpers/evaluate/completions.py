@@ -12,13 +12,12 @@ from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
 from helpers.errors import DataError
 from helpers.evaluate.evaluation import Grader, check_test_data, evaluate_model
-from helpers.evaluate.grading import check_answer, check_final_answer
-from helpers.evaluate.grading.free_text import token_f1
+from helpers.evaluate.grading import check_answer, check_final_answer, text_f1
 
 METRICS: dict[str, Callable[[dict, dict], float]] = {
     "accuracy": lambda sample, example: float(sample["score"]),
     "exact_match": lambda sample, example: float(bool(check_answer(sample["output"], example["output"]))),
-    "f1": lambda sample, example: token_f1(sample["output"], example["output"]),
+    "f1": lambda sample, example: text_f1(sample["output"], example["output"]),
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.evaluate.measures import text_f1
+from helpers.evaluate.grading import text_f1
 from helpers.evaluate.score import Headline, Score
 from helpers.evaluate.tasks import Task, reference_of
 from helpers.text import red

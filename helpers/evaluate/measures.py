@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from helpers.evaluate.grading import check_text, label_in, read_fields
+from helpers.evaluate.grading import label_in, read_fields
 
 Pairs = list[tuple[str, str]]  # (answer, reference)
 
@@ -44,8 +44,3 @@ def field_measures(pairs: Pairs) -> dict[str, float]:
         "field_recall": same / wanted if wanted else 0.0,
         "field_f1": 2 * same / (found + wanted) if found + wanted else 0.0,
     }
-
-
-def text_f1(output: str, expected: str) -> float:
-    """F1 over the words that an answer shares with the reference, in [0, 1]."""
-    return check_text(output, expected).evidence["f1"]

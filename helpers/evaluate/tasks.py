@@ -35,9 +35,10 @@ from helpers.evaluate.grading import (
     normalise,
     read_calls,
     read_fields,
+    text_f1,
 )
 from helpers.evaluate.grading.verdict import Verdict
-from helpers.evaluate.measures import field_measures, label_measures, text_f1
+from helpers.evaluate.measures import field_measures, label_measures
 from helpers.evaluate.score import Headline, Mean, Score
 
 TASKS = ("math", "classification", "extraction", "calls", "text")

@@ -334,7 +334,7 @@ def stage_work(stage: str, settings: Mapping[str, Any], parts: dict[str, Part]) 
 
 
 def _train_work(own: Any, parts: dict[str, Part]) -> Work:
-    from helpers.train.plan import evaluation_steps, plan_steps
+    from helpers.train.schedule import evaluation_steps, plan_steps
 
     train, validation = parts["train"], parts["validation"]
     plan = plan_steps(train.records, own.batch_size, own.epochs, own.learning_rate, own.seed)

@@ -1,13 +1,9 @@
-"""The pieces of the forward and backward pass: products with frozen matrices, LoRA, norms, and the loss's
-logprobs.
-
-Each autograd node here keeps only what its backward needs, and adds the gradients of LoRA factors to their
-buffers itself.
+"""The pieces of the forward and backward pass: products with frozen matrices, norms, attention, and the
+loss's logprobs. Each autograd node here keeps only what its backward needs.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -138,49 +134,6 @@ def linear_trials(
     return Steady(lambda rows: run(rows, False), like=summed), summed
 
 
-@dataclass
-class LoraGroup:
-    """LoRA factors of one fused matrix, in compute precision, with the float32 buffers their gradients go to.
-
-    `a` is (n·r, in) for the n modules of the group; `b[i]` is (out_i, r).
-    """
-
-    a: torch.Tensor
-    b: list[torch.Tensor]
-    grad_a: torch.Tensor | None = None
-    grad_b: list[torch.Tensor] = field(default_factory=list)
-
-    def to(self, dtype: torch.dtype) -> "LoraGroup":
-        """The factors in another precision, without gradient buffers."""
-        return self if self.a.dtype == dtype else LoraGroup(self.a.to(dtype), [b.to(dtype) for b in self.b])
-
-    def delta(self, x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """s (x Aᵀ) Bᵀ, (rows, out), and s (x Aᵀ), (rows, n·r)."""
-        h = x @ self.a.T
-        if scale != 1:
-            h.mul_(scale)
-        rank = self.b[0].shape[1]
-        parts = [h[:, i * rank : (i + 1) * rank] @ b.T for i, b in enumerate(self.b)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), h
-
-
-class SteadyLora:
-    """A `LoraGroup` for sampling: one (out, n·r) matrix for all modules, zero where a module has no part,
-    since with few rows the number of products counts and not their size. Both are `Frozen`, and a row's delta
-    does not depend on the other rows.
-    """
-
-    def __init__(self, group: LoraGroup):
-        self._a, self._b = Frozen(group.a), Frozen(torch.block_diag(*group.b))
-
-    def delta(self, x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `LoraGroup.delta`."""
-        h = self._a.steady(x)
-        if scale != 1:
-            h.mul_(scale)
-        return self._b.steady(h), h
-
-
 class RmsNorm:
     """Root mean square norm over the last dimension, computed in float32, in the weight's precision."""
 
@@ -236,46 +189,6 @@ class Before(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         return ctx.step.pull(grads[0], *ctx.step.again(*ctx.saved_tensors)[1]), None
-
-
-class LoraLinear(torch.autograd.Function):
-    """y = f(x) Wᵀ + s (f(x) Aᵀ) Bᵀ, where f is the step before, if any. Backward returns dx, and adds dA and
-    dB to the group's own buffers. It computes f(x) again, which would be a quarter of what a pass keeps.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, x, before: RmsNorm | SwiGlu | None, frozen: Frozen, lora: LoraGroup | None, scale: float
-    ):
-        ctx.before, ctx.frozen, ctx.lora, ctx.scale = before, frozen, lora, scale
-        inner = before(x) if before else x
-        delta, h = lora.delta(inner, scale) if lora else (None, None)
-        ctx.save_for_backward(x if before or lora else None, h)
-        return frozen(inner, delta)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        (grad,) = grads
-        (x, h), delta = ctx.saved_tensors, None
-        inner, kept = ctx.before.again(x) if ctx.before else (x, ())
-        if ctx.lora is not None:
-            delta = LoraLinear._pull_lora(ctx.lora, ctx.scale, inner, h, grad)
-        grad = ctx.frozen.pull(grad, delta)
-        return (ctx.before.pull(grad, *kept) if ctx.before else grad), None, None, None, None
-
-    @staticmethod
-    def _pull_lora(lora: LoraGroup, scale: float, x, h, grad) -> torch.Tensor:
-        """Adds to the buffers of A and B; returns the part of dx that comes through them."""
-        rank, start = lora.b[0].shape[1], 0
-        grad_h = torch.empty_like(h)
-        for i, b in enumerate(lora.b):
-            part, columns = grad[:, start : start + len(b)], slice(i * rank, (i + 1) * rank)
-            lora.grad_b[i] += part.T @ h[:, columns]
-            torch.mm(part, b, out=grad_h[:, columns])
-            start += len(b)
-        grad_h.mul_(scale)
-        lora.grad_a += grad_h.T @ x
-        return grad_h @ lora.a
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from helpers.stub_tinker.kernels import LoraGroup, SteadyLora
+from helpers.stub_tinker.lora_layer import LoraGroup, SteadyLora
 from helpers.stub_tinker.model import ALPHA, ATTENTION_GROUPS, GROUPS, MLP_GROUPS, Config, module_shapes
 
 PREFIX = "base_model.model.model"

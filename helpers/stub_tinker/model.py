@@ -20,17 +20,15 @@ from helpers.stub_tinker.kernels import (
     Attention,
     Before,
     Frozen,
-    LoraGroup,
-    LoraLinear,
     RmsNorm,
     Rotate,
-    SteadyLora,
     SwiGlu,
     TargetLogprob,
     causal_weights,
     log_softmax,
     rotate,
 )
+from helpers.stub_tinker.lora_layer import LoraGroup, LoraLinear, SteadyLora
 from helpers.stub_tinker.packing import Packed
 from helpers.stub_tinker.pieces import attend_in_pieces
 from helpers.stub_tinker.steady import fill

@@ -11,7 +11,7 @@ from helpers.stub_tinker import checkpoints, sample_requests, samplers, sessions
 from helpers.stub_tinker.bodies import MAX_BODY, MAX_METADATA, MAX_SAMPLE, json_object
 from helpers.stub_tinker.calls import AS_JSON, AS_PROTO, BY_ITSELF, Call, Endpoint, clean, operation
 from helpers.stub_tinker.errors import BadRequest, RequestError, WriteError
-from helpers.stub_tinker.learners import PROGRESS, Told
+from helpers.stub_tinker.learner_status import PROGRESS, Told
 
 log = logging.getLogger("stub_tinker")
 

@@ -27,7 +27,7 @@ from helpers.stub_tinker.checkpoint_store import Store
 from helpers.stub_tinker.disk import Records
 from helpers.stub_tinker.engine import Base, Engine, best_precision
 from helpers.stub_tinker.errors import BadRequest
-from helpers.stub_tinker.learners import Learners
+from helpers.stub_tinker.learner_status import Learners
 from helpers.stub_tinker.lora import Adapter, Layout, LoraState
 from helpers.stub_tinker.model import Model
 from helpers.stub_tinker.openai_prompts import Renderers

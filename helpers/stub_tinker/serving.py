@@ -20,7 +20,7 @@ from helpers.stub_tinker.access import Access
 from helpers.stub_tinker.budgets import GIB
 from helpers.stub_tinker.calls import Running
 from helpers.stub_tinker.gate import Gate
-from helpers.stub_tinker.learners import Learners
+from helpers.stub_tinker.learner_status import Learners
 from helpers.stub_tinker.model import Config
 from helpers.stub_tinker.options import state_dir
 from helpers.stub_tinker.server import application

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from helpers.errors import CourseError, DataError
 from helpers.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
-from helpers.train.plan import Step
+from helpers.train.schedule import Step
 from helpers.train.trackers import trackers
 from helpers.train.training_client import changed_settings, make_training_client
 from helpers.train.whereabouts import tell

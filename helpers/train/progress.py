@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from helpers.clock import worked
 from helpers.train.log import TrainingLog
-from helpers.train.plan import Step
+from helpers.train.schedule import Step
 
 
 class Progress:

@@ -7,7 +7,6 @@
     check_label("Label: Billing.", "billing", ["billing", "other"])      # names that label and no other
     check_fields('{"city": "Rome", "nights": 3}', "nights: 3\\ncity: Rome")      # all fields, the same values
     check_calls('{"name": "f", "arguments": {"a": 1}}', reference)     # the same tool calls
-    check_text("a red bike", "the red bike", 0.5)               # shares enough words
 
 Each returns a `Verdict`: true or false in an `if`, and it says why. No text makes them raise or run away: one
 of 100 kB takes a second and 200 MB at most. Texts and numbers are bounded, and what is not plain arithmetic
@@ -16,7 +15,7 @@ goes to math-verify in a process with limits.
 
 from helpers.evaluate.grading.calls import check_calls, read_calls
 from helpers.evaluate.grading.fields import check_fields, read_fields
-from helpers.evaluate.grading.free_text import check_text
+from helpers.evaluate.grading.free_text import text_f1
 from helpers.evaluate.grading.labels import check_label, label_in
 from helpers.evaluate.grading.math.answers import check_answer, check_final_answer
 from helpers.evaluate.grading.math.completeness import check_completeness
@@ -34,10 +33,10 @@ __all__ = [
     "check_final_answer",
     "check_label",
     "check_reasoning_steps",
-    "check_text",
     "final_answer",
     "label_in",
     "normalise",
     "read_calls",
     "read_fields",
+    "text_f1",
 ]

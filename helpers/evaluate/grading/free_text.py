@@ -11,7 +11,6 @@ import unicodedata
 from collections import Counter
 
 from helpers.evaluate.grading.answer_text import short_runs, without_extras
-from helpers.evaluate.grading.verdict import Verdict
 
 # Scripts that put no spaces between words, or (Korean) few, and their marks above and below letters.
 _UNSPACED = (
@@ -21,18 +20,10 @@ _UNSPACED = (
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
-def check_text(model_output: str, expected_output: str, threshold: float = 0.5) -> Verdict:
-    """Whether an answer shares enough words with the reference; an empty one never does.
-
-    Args:
-        threshold: the F1 from which it is right.
-    """
+def text_f1(model_output: str, expected_output: str) -> float:
+    """F1 over the words that an answer shares with the reference, in [0, 1]; 0 for an empty answer."""
     answer, reference = short_runs(without_extras(model_output)).strip(), short_runs(expected_output)
-    if not answer:
-        return Verdict(False, "the answer is empty", None, expected_output[:500], {"f1": 0.0})
-    f1 = token_f1(*(unicodedata.normalize("NFKC", text) for text in (answer, reference)))
-    why = f"F1 {f1:.2f} with the reference; right from {threshold:g}"
-    return Verdict(f1 >= threshold, why, answer[:500], expected_output[:500], {"f1": f1})
+    return token_f1(*(unicodedata.normalize("NFKC", text) for text in (answer, reference))) if answer else 0.0
 
 
 def token_f1(model_output: str, expected_output: str) -> float:
