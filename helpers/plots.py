@@ -354,8 +354,8 @@ def accuracy_dots(rows: dict[str, dict[str, dict]], title: str = "") -> "Figure"
     """Right answers of several models, a dot with its 95% interval and its counts each.
 
     Args:
-        rows: by what a row is, such as a category or a run, then by the model's name: `accuracy`, `ci95`,
-            `correct`, `total`. A row may lack a model.
+        rows: by what a row is, such as a category or a run, then by the model's name ("" for no legend):
+            `accuracy`, `ci95`, `correct`, `total`. A row may lack a model.
     """
     models = list(dict.fromkeys(model for scores in rows.values() for model in scores))
     figure = new_figure(5.4, 1.3 + len(rows) * (0.24 * len(models) + 0.12))
@@ -387,7 +387,8 @@ def accuracy_dots(rows: dict[str, dict[str, dict]], title: str = "") -> "Figure"
     axes.set(xlim=(-3, 103), xlabel="right answers, % (bars: 95% interval)", title=title)
     for border in range(1, len(rows)):
         axes.axhline(border - 0.5, color="grey", linewidth=0.5)
-    figure.legend(loc="outside lower center", ncols=2)
+    if any(models):
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
