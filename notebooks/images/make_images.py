@@ -30,7 +30,7 @@ START, END = "<!-- numbers -->", "<!-- end of numbers -->"
 README, ALL = ROOT / "README.md", ROOT / "docs" / "measured.md"
 IN_README = (
     "problems",
-    "base model, test set",
+    "base model, best of three prompts, test set",
     "tuned model, test set",
     "merged model in `transformers`",
     "merged model in vLLM",
@@ -73,7 +73,7 @@ def _scores(run: Run, stages: dict[str, Any]) -> list[tuple[str, str]]:
             f"{sizes['train']} to train, {sizes['validation']} to choose a checkpoint, "
             f"{sizes['test']} to test",
         ),
-        ("base model, test set", _with_interval(evaluation.base)),
+        ("base model, best of three prompts, test set", _with_interval(evaluation.base)),
         *((f"… {row.name}", row.told(evaluation.task)) for row in evaluation.base_promptings),
         ("tuned model, test set", _with_interval(evaluation.tuned)),
         *(
