@@ -1,7 +1,7 @@
 """Give every grader long texts that degenerate models write: one piece over and over. Run as a process.
 
-Takes how many kB, of which 100 may take a second. Prints a line of JSON for each call that is too slow or
-raises, out of memory included, and then the count.
+Takes the size of a text in kB: one of 100 kB may take a second, others in proportion; each may take 200 MB.
+Prints a line of JSON for each call that is too slow or raises, out of memory included, and then the count.
 """
 
 import itertools

@@ -143,7 +143,7 @@ def test_control_c_in_mid_training(home):
     kernel.wait(timeout=10)
     assert len(metrics(run)) < STEPS
     kept = [json.loads(line)["step"] for line in run.file("train/checkpoints.jsonl").read_text().splitlines()]
-    assert kept == [0, 10]
+    assert kept[:2] == [0, 10] and kept[-1] < STEPS
 
 
 SLOW_TO_END = r"""

@@ -220,6 +220,7 @@ def test_distillation_comes_nearer_to_the_teacher(course_env, tmp_path, stub_bac
     assert all(kl[name] < kl["start"] for name in ("on-policy", "copying", "SFT"))
     steps = read_jsonl(started_run.file("13_distillation/weak/metrics.jsonl"))
     assert len(steps) == 3 and steps[-1]["teacher_kl"] < steps[0]["teacher_kl"]
+    assert {f"bookings {name}" for name in ("learned", "recovered", "SFT again")} <= scores.keys()
 
 
 def run_as_committed(name: str, env: dict[str, str], runs: Path) -> None:
@@ -268,6 +269,9 @@ def test_distillation_at_the_defaults(course_env, tmp_path):
         for what in (" KL", " right")
     )
     assert kl["SFT"] < kl["start"] and kl["copying"] < kl["start"]  # nats an answer
+    for loop in ("weak", "lost"):
+        steps = read_jsonl(tmp_path / f"latest/13_distillation/{loop}/metrics.jsonl")
+        assert steps[-1]["teacher_kl"] < steps[0]["teacher_kl"], loop  # nats a token
     assert right["learned"] < 0.7 * right["teacher"] and right["recovered"] > right["learned"]
     assert scores["bookings recovered"]["value"] > 0.8 * scores["bookings learned"]["value"]
 
@@ -293,22 +297,26 @@ def own_run(course_env, tmp_path_factory) -> Path:
 def test_broken_runs_show_what_is_wrong_with_them(course_env, tmp_path, taught_run, broken_runs):
     point_latest_at(taught_run.path)
     run_small("09_break_it", course_env, tmp_path)
-    check_broken_runs(tmp_path)
+    check_broken_runs(tmp_path, SMALL["09_break_it"]["problems"])
     assert os.readlink(tmp_path / "latest") == taught_run.name
 
 
 @pytest.mark.soak  # 8 minutes
 def test_broken_runs_at_the_defaults(own_run, course_env):
     run_as_committed("09_break_it", course_env, own_run)
-    check_broken_runs(own_run)
+    check_broken_runs(own_run, 16)
 
 
-def check_broken_runs(runs: Path) -> None:
-    """The directions that the text of notebook 09 states."""
+def check_broken_runs(runs: Path, asked: int) -> None:
+    """The directions that the text of notebook 09 states.
+
+    Args:
+        asked: capitals.
+    """
     results, histories, prompts = read_json(runs / "break-it/measured.json")
     loss, capitals = ({name: values[i] for name, values in results.items()} for i in (1, 2))
     assert loss["rate ÷ 10"] > 1.5 * loss["baseline"] and loss["rate × 10"] > loss["baseline"]
-    assert capitals["rate × 10"] < capitals["baseline"] <= capitals["rate ÷ 10"] + 3
+    assert capitals["rate × 10"] < capitals["baseline"] <= capitals["rate ÷ 10"] + max(1, asked // 5)
     for rank in ("rank 1", "rank 8"):
         assert loss[rank] < 0.7 * loss["rate ÷ 10"]
     assert loss["mask off"] > loss["baseline"]  # it counts the questions too

@@ -40,7 +40,7 @@ def in_batches(records: Sequence[Record], size: int) -> list[Sequence[Record]]:
 
 
 def until_tokens(records: Sequence[Record], tokens: float, renderer: Any) -> list[Record]:
-    """As many records as it takes to train on so many answer tokens: again from the first after the last."""
+    """As many records as it takes to train on so many answer tokens: starting again when they run out."""
     endless, chosen = cycle(records), []
     while tokens > 0:
         chosen.append(next(endless))
