@@ -9,9 +9,9 @@ from test_training import TrainSettings
 
 from helpers import clock
 from helpers.clock import work_done, worked
-from helpers.train.log import TrainingLog
 from helpers.train.progress import Progress
 from helpers.train.schedule import Step
+from helpers.train.training_log import TrainingLog
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from commands import assert_one_message, course, real_course, tree
 from runs_for_tests import make_run
 from tinker_cookbook.utils import cost_estimation
 
-from helpers.course.serve import SAMPLED, TRAINED
+from helpers.course.capacity import SAMPLED, TRAINED
 from helpers.files import read_json, read_toml, write_json
 from helpers.runs import estimate, prices
 from helpers.train.lineup import hosted_model

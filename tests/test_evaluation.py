@@ -17,8 +17,9 @@ from helpers.evaluate.completions import evaluate_completions
 from helpers.evaluate.evaluation import evaluate_model, score_outputs
 from helpers.evaluate.grading import check_answer
 from helpers.evaluate.grading.free_text import text_f1, token_f1
-from helpers.evaluate.math_reasoning import evaluate_math_reasoning, majority_vote, pass_at_k
+from helpers.evaluate.math_reasoning import evaluate_math_reasoning
 from helpers.evaluate.paired import mcnemar, win_rate
+from helpers.evaluate.pass_at_k import majority_vote, pass_at_k
 from helpers.evaluate.score import wilson_interval
 from helpers.files import read_jsonl
 

@@ -27,7 +27,7 @@ from helpers.evaluate.grading import (
     label_in,
     text_f1,
 )
-from helpers.evaluate.grading.math.numerals import with_digits
+from helpers.evaluate.grading.math.cjk_numerals import with_digits
 
 WAYS_TO_SAY = [
     "{}",

@@ -196,8 +196,8 @@ def test_control_c_says_nothing_of_the_kernel_that_it_ended(tmp_path, folder):
 def test_a_line_cut_in_the_middle_is_forgotten(tmp_path, capsys):
     from test_training import TrainSettings
 
-    from helpers.train.log import TrainingLog
     from helpers.train.schedule import Step
+    from helpers.train.training_log import TrainingLog
 
     first = TrainingLog(tmp_path, TrainSettings())
     scores = {"accuracy": 0.1, "correct": 1, "total": 10}

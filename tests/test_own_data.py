@@ -161,6 +161,7 @@ def test_named_columns(tmp_path, columns, instruction, expected):
         ("instruction=mail", "", ["columns", "instruction=text,output=label"]),
         ("output=stars", "", ["columns"]),
         ("question=mail,output=stars", "", ["'question=mail'", "fields are instruction, input, output"]),
+        ('"input=mail,output=stars', "", ["no list separated by commas", "double quote"]),
         ("instruction=mail,output=stars,output=who", "", ["'output'", "twice"]),
         ("instruction=mail,output=stars", "Rate it.", ["both", "input=mail"]),
         ("input=mail,output=stars", "", ["no instruction"]),

@@ -14,6 +14,7 @@ from commands import COURSE, course, set_ctrl_c
 from stub import train
 
 from helpers.course import serve as serve_class
+from helpers.course.capacity import capacity
 from helpers.course.check import check_later_key
 from helpers.errors import BackendError
 from helpers.net import free_port
@@ -234,8 +235,8 @@ def test_a_port_that_is_taken(served, capsys, tmp_path):
 
 
 def test_the_estimate_says_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr("helpers.memory.machine_memory", lambda: (8 * 2**30, 4 * 2**30))
-    fits, too_many = serve_class.capacity(11), serve_class.capacity(12)
+    monkeypatch.setattr("helpers.course.capacity.machine_memory", lambda: (8 * 2**30, 4 * 2**30))
+    fits, too_many = capacity(11), capacity(12)
     assert "enough for about 11 learners" in fits and "note:" not in fits
     assert "12 learners at once train notebook 02 in about 50 min on 2 cores" in too_many
     assert "note:   12 learners may need more memory" in too_many

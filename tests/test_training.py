@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from helpers.errors import CourseError, DataError
 from helpers.files import read_jsonl
 from helpers.paths import ROOT
-from helpers.train.log import TrainingLog
 from helpers.train.progress import Progress
 from helpers.train.schedule import Step, evaluation_steps, plan_steps
+from helpers.train.training_log import TrainingLog
 
 
 class TrainSettings(BaseModel):

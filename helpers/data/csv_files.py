@@ -116,8 +116,17 @@ def _reader(text: str, delimiter: str, strict: bool) -> Any:
 
 
 def split_cells(text: str) -> list[str]:
-    """One line separated by commas; a part with a comma in it stands in double quotes."""
-    return next(csv.reader([text], skipinitialspace=True), [])
+    """One line separated by commas; a part with a comma in it stands in double quotes.
+
+    Raises:
+        DataError: the quotes are wrong.
+    """
+    try:
+        return next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise DataError(
+            f"{text!r} is no list separated by commas: {error}", 'write each double quote in pairs: "a,b",c'
+        ) from error
 
 
 def _delimiter(path: Path, text: str) -> tuple[str, str]:

@@ -170,7 +170,7 @@ def _parts(
 
 
 def load_part(path: str | Path) -> list[dict[str, Any]]:
-    """Read a part that `save_split` wrote.
+    """Read a part that `Split.save` wrote.
 
     Raises:
         RunError: the file is missing or damaged.

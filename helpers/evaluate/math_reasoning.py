@@ -8,7 +8,6 @@ Steps are checked equation by equation. Where the reference states none, as in a
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from helpers.clock import worked
 from helpers.errors import DataError
 from helpers.evaluate.evaluation import Grader, check_test_data, sample_record, sequence_fields
 from helpers.evaluate.grading import check_completeness, check_final_answer, check_reasoning_steps
+from helpers.evaluate.pass_at_k import majority_vote, pass_at_k
 from helpers.evaluate.sampling import Sampling, sample_all
 from helpers.evaluate.score import Score
 from helpers.evaluate.tasks import reference_of
@@ -138,37 +138,3 @@ def _several(
         "pass_at_k": {k: sum(pass_at_k(num_samples, count, k) for count in right) / len(right) for k in ks},
         "majority_vote": votes.fields() | {"score": votes},
     }
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The chance that one of k answers is right, estimated without bias from more samples.
-
-    Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1: 1 - C(n-c, k) / C(n, k).
-
-    Raises:
-        DataError: k is not between 1 and the number of samples.
-    """
-    if not 1 <= k <= samples or not 0 <= correct <= samples:
-        raise DataError(
-            f"pass@{k} can't be had from {correct} right of {samples} samples", "sample at least k answers"
-        )
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def majority_vote(outputs: Sequence[str], grader: Grader = check_final_answer) -> str:
-    """The output whose answer most outputs give (the first at a tie); outputs without an answer don't vote.
-
-    Two answers are one when the grader takes one for the other: by value, `1/2` and `0.5` vote together. An
-    output has no answer if the grader would not even take it for itself.
-    """
-    groups: list[list[str]] = []
-    for output in outputs:
-        if not grader(output, output):
-            continue
-        for group in groups:
-            if grader(output, group[0]):
-                group.append(output)
-                break
-        else:
-            groups.append([output])
-    return max(groups, key=len)[0] if groups else ""

@@ -1,8 +1,8 @@
 """How much work a run would be, how long it takes on the stub, and what it costs hosted.
 
 Records, steps and tokens are counted from the data, in the way the notebooks do it. Times and costs are
-estimates: speeds were measured on one machine, and how long answers become is known only afterwards (here: as
-long as the reference answers).
+estimates (dollars: prices.py): speeds were measured on one machine, and how long answers become is known only
+afterwards (here: as long as the reference answers).
 """
 
 from collections.abc import Callable, Mapping

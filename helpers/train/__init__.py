@@ -10,10 +10,10 @@ for step in Progress(plan, log):
 """
 
 from helpers.train.backend import connect
-from helpers.train.log import TrainingLog
 from helpers.train.progress import Progress
 from helpers.train.renderers import answer_text, answer_tokens, build_datum, get_renderer, prompt_tokens
 from helpers.train.schedule import plan_steps
+from helpers.train.training_log import TrainingLog
 
 __all__ = [
     "Progress",

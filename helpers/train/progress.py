@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from helpers.clock import worked
-from helpers.train.log import TrainingLog
 from helpers.train.schedule import Step
+from helpers.train.training_log import TrainingLog
 
 
 class Progress:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.errors import ModelError
 from helpers.weights.base_model import read_config, torch_dtype, weight_shapes, weight_slices
-from helpers.weights.plan import exact_rows, row_blocks
+from helpers.weights.exact_sum import exact_rows, row_blocks
 
 if TYPE_CHECKING:
     import torch

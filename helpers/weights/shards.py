@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.files import write_json
 from helpers.weights.base_model import INDEX, read_config, shard_files, torch_dtype, weight_slices
-from helpers.weights.plan import exact_rows, plan_merge, row_blocks
+from helpers.weights.exact_sum import exact_rows, row_blocks
+from helpers.weights.plan import plan_merge
 
 if TYPE_CHECKING:
     from tinker_cookbook.weights._merge import MergeOp

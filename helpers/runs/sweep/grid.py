@@ -1,12 +1,11 @@
 """The settings of a sweep, a run each: every combination of a grid, or the rows of a file."""
 
-import csv
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from helpers.data.csv_files import read_table
+from helpers.data.csv_files import read_table, split_cells
 from helpers.errors import CourseError, DataError
 from helpers.files import parse_json, read_text
 from helpers.runs.chosen import parse_value
@@ -44,10 +43,9 @@ def grid_values(texts: list[str]) -> dict[str, list[Any]]:
 def _cells(text: str) -> list[str]:
     """The values of a list; one empty value if the text is none."""
     try:
-        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
-    except csv.Error:
+        return [cell.strip() for cell in split_cells(text)] or [""]
+    except DataError:
         return [""]
-    return [cell.strip() for cell in rows[0]] if rows and rows[0] else [""]
 
 
 def read_settings(path: str | Path) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ def best_row(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """
     if sweep.lesson:
         return None
-    from helpers.train.log import BEST as GOODNESS
+    from helpers.train.training_log import BEST as GOODNESS
 
     goodness = GOODNESS[best_metric(sweep)]
     return max(

@@ -3,8 +3,8 @@
 import re
 
 from helpers.evaluate.grading.math.arithmetic import CURRENCY, NUMBER
+from helpers.evaluate.grading.math.cjk_numerals import with_digits
 from helpers.evaluate.grading.math.number_words import NUMBER_WORDS
-from helpers.evaluate.grading.math.numerals import with_digits
 from helpers.evaluate.grading.math.plain_text import CJK
 from helpers.evaluate.grading.math.quantities import read_quantity, tidy_answer
 from helpers.evaluate.grading.math.units import unit_at

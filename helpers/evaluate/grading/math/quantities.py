@@ -14,8 +14,8 @@ from helpers.evaluate.grading.math.arithmetic import (
     scaled,
     value_of,
 )
+from helpers.evaluate.grading.math.cjk_numerals import with_digits
 from helpers.evaluate.grading.math.number_words import number_words, part_of_one
-from helpers.evaluate.grading.math.numerals import with_digits
 from helpers.evaluate.grading.math.plain_text import plain
 from helpers.evaluate.grading.math.units import UNITS, WORD, read_unit, unit_size
 
