@@ -127,7 +127,8 @@ def same(answer: Any, expected: Any, tolerance: float = 1e-6) -> bool:
 
 
 def as_number(answer: Any) -> float | None:
-    """The number that an answer is or writes; None if it is none."""
+    """The number that an answer is or writes, tensors of one number too; None if it is none."""
+    answer = answer.tolist() if hasattr(answer, "tolist") else answer
     text = str(answer).strip().lower().replace(",", "")
     percent, text = text.endswith("%"), text.removesuffix("%").strip()
     try:

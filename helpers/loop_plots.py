@@ -23,7 +23,7 @@ RL_PANELS = {
 
 DPO_PANELS = {
     "loss": {"dpo_loss": ""},
-    "share of pairs ranked right": {"accuracy": ""},
+    "share of pairs won": {"accuracy": ""},
     "beta × gain": {"chosen_reward": "chosen", "rejected_reward": "rejected"},
 }
 
