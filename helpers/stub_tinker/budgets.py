@@ -1,7 +1,7 @@
 """How much one key may hold, and all keys together: a request for more is refused before any of it is made.
 
 The memory that clients may use is one number. The rows below that count bytes in memory are shares of it,
-except those of requests being read.
+except those of requests being read. (How many learners a machine carries: `course/capacity.py`.)
 """
 
 import threading
